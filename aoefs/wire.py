@@ -1,0 +1,360 @@
+"""AoE version 1 on the wire: every field, flag and error code of the four commands.
+
+Owns the layout and nothing else: no socket, no clock, no policy.  ``encode_*`` build bytes, ``decode_*_untrusted``
+read bytes that anybody may have sent and raise ``FrameError`` and no other exception, whatever the bytes.
+
+What holds always:
+
+- Frames that we encode are at least 60 bytes (zero padded: virtual interfaces do not pad), reserved bytes are zero.
+- Frames that we decode may be shorter than 60 bytes (vblade on veth sends 26 to 36) and may have any trailing
+  garbage; a length in the frame is compared with the frame before it is used; reserved bytes are ignored.
+- All fields are big-endian but the LBA, which is little-endian (AoEr11 section 3.1).
+
+Offsets (AoEr11 section 2; the Ethernet header is counted)::
+
+     0  destination MAC (6)   6  source MAC (6)   12  ethertype 0x88A2 (2)
+    14  version (high nibble), flags (low nibble)          15  error
+    16  shelf, "major" (2)    18  slot, "minor" (1)        19  command
+    20  tag (4)               24  argument of the command
+
+Rejected: decoding into one class for all commands with optional fields (a reader could not say what is present),
+and length checks by frame size alone (Ethernet padding makes every short frame look longer than it is).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+from aoefs.errors import FrameError
+
+ETHERTYPE = 0x88A2
+VERSION = 1
+BROADCAST_MAC = b"\xff" * 6
+MIN_FRAME_BYTES = 60  # Ethernet minimum without the checksum
+SECTOR_BYTES = 512  # AoE knows no other sector (AoEr11 section 3.1)
+MAX_SECTORS = 255  # the sector count is one byte; 0 is never sent
+MAX_CONFIG_BYTES = 1024  # AoEr11 section 3.2
+CLIENT_TAG_BIT = 0x8000_0000  # set by user-space initiators: the Linux driver ignores answers that carry it
+
+_HEADER = struct.Struct("!6s6sHBBHBBI")
+_ATA = struct.Struct("<BBBBQ")  # flags, feature/error, count, command/status, 48-bit LBA and 2 reserved bytes
+_CONFIG = struct.Struct("!HHBBH")  # bufcnt, firmware, sector count, version|ccmd, string length
+_MASK = struct.Struct("!BBBB")  # reserved, mcmd, merror, directive count
+_DIRECTIVE = struct.Struct("!BB6s")  # reserved, dcmd, MAC
+_RESERVE = struct.Struct("!BB")  # rcmd, number of MACs
+
+HEADER_BYTES = _HEADER.size  # 24
+ATA_BYTES = HEADER_BYTES + _ATA.size  # 36
+CONFIG_BYTES = HEADER_BYTES + _CONFIG.size  # 32
+MASK_BYTES = HEADER_BYTES + _MASK.size  # 28
+RESERVE_BYTES = HEADER_BYTES + _RESERVE.size  # 26
+
+
+class AoeCommand(IntEnum):
+    """The command byte (AoEr11 section 2.3); 0xF0 to 0xFF are vendor commands."""
+
+    ATA = 0
+    CONFIG = 1
+    MASK = 2
+    RESERVE = 3
+
+
+class Flag(IntFlag):
+    """The low nibble of byte 14 (AoEr11 section 2.2)."""
+
+    RESPONSE = 0x08
+    ERROR = 0x04
+
+
+class ErrorCode(IntEnum):
+    """The error byte, meaningful with ``Flag.ERROR`` only (AoEr11 section 2.4)."""
+
+    UNRECOGNIZED_COMMAND = 1
+    BAD_ARGUMENT = 2
+    DEVICE_UNAVAILABLE = 3
+    CONFIG_STRING_PRESENT = 4
+    UNSUPPORTED_VERSION = 5
+    TARGET_RESERVED = 6
+
+
+class AtaFlag(IntFlag):
+    """AFlags of an ATA command (AoEr11 section 3.1)."""
+
+    LBA48 = 0x40  # "E": an extended (48-bit) command
+    DEVICE = 0x10  # "D": bit 4 of the device register
+    ASYNC = 0x02  # "A": the target may answer before the write is done; never set here
+    WRITE = 0x01  # "W": data go to the device
+
+
+class ConfigCommand(IntEnum):
+    """CCmd of a config query (AoEr11 section 3.2)."""
+
+    READ = 0  # always answered
+    TEST = 1  # answered if the string is equal
+    PREFIX = 2  # answered if the argument is a prefix of the string
+    SET = 3  # stored if empty so far, else error 4
+    FORCE_SET = 4  # stored
+
+
+class MaskCommand(IntEnum):
+    """MCmd of a MAC mask list command (AoEr11 section 3.3)."""
+
+    READ = 0
+    EDIT = 1
+
+
+class MaskDirective(IntEnum):
+    """DCmd of one directive of a mask edit (AoEr11 section 3.3)."""
+
+    NONE = 0
+    ADD = 1
+    DELETE = 2
+
+
+class MaskError(IntEnum):
+    """MError of a mask answer (AoEr11 section 3.3); the error flag stays clear."""
+
+    NONE = 0
+    UNSPECIFIED = 1
+    BAD_DIRECTIVE = 2
+    LIST_FULL = 3
+
+
+class ReserveCommand(IntEnum):
+    """RCmd of a reserve/release command (AoEr11 section 3.4)."""
+
+    READ = 0
+    SET = 1
+    FORCE_SET = 2
+
+
+class Address(NamedTuple):
+    """Shelf and slot of a target, written ``e0.0``; shelf 0 to 65534, slot 0 to 254 (the maxima are broadcast)."""
+
+    shelf: int
+    slot: int
+
+    def __str__(self) -> str:
+        return f"e{self.shelf}.{self.slot}"
+
+    @property
+    def is_target(self) -> bool:
+        """False for the two broadcast values, which no target may have."""
+        return 0 <= self.shelf < 0xFFFF and 0 <= self.slot < 0xFF
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``X.Y`` or ``eX.Y`` as a person or a file name gives it; ValueError says what is wrong."""
+        match = re.fullmatch(r"e?(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,3})", text, re.ASCII)
+        if match is None:
+            raise ValueError(f"'{text}' is not a target address: write shelf.slot, such as 0.1 or e0.1")
+        address = cls(int(match[1]), int(match[2]))
+        if not address.is_target:
+            raise ValueError(f"'{text}' is out of range: shelf 0 to 65534, slot 0 to 254 (65535 and 255 are broadcast)")
+        return address
+
+
+BROADCAST_ADDRESS = Address(0xFFFF, 0xFF)
+
+
+def format_mac(mac: bytes) -> str:
+    """``b'\\x02\\0\\0\\0\\0\\x01'`` as ``02:00:00:00:00:01``."""
+    return mac.hex(":")
+
+
+def parse_mac(text: str) -> bytes:
+    """Read ``02:00:00:00:00:01`` (also with ``-`` or nothing between the bytes); ValueError otherwise."""
+    if re.fullmatch(r"[0-9a-fA-F]{2}([:-]?[0-9a-fA-F]{2}){5}", text, re.ASCII) is None:
+        raise ValueError(f"'{text}' is not a MAC address: write it as 02:00:00:00:00:01")
+    return bytes.fromhex(re.sub("[:-]", "", text))
+
+
+def payload_sectors(mtu: int) -> int:
+    """Sectors of data that a frame holds on a link of this MTU (bytes): ``(mtu - 36) / 512``, at most 255.
+
+    36 counts the Ethernet header, which an MTU does not; all initiators and targets use this formula, so both
+    ends agree (1500 gives 2, 9000 gives 17).  0 means that the MTU is too small for AoE.
+    """
+    return max(0, min(MAX_SECTORS, (mtu - ATA_BYTES) // SECTOR_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The Ethernet and AoE header of one frame."""
+
+    destination: bytes
+    source: bytes
+    address: Address
+    command: int
+    tag: int
+    flags: int = 0
+    error: int = 0
+    version: int = VERSION
+
+    @property
+    def is_response(self) -> bool:
+        return bool(self.flags & Flag.RESPONSE)
+
+    @property
+    def is_error(self) -> bool:
+        return bool(self.flags & Flag.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class AtaArgument:
+    """Command 0, registers only; the data follow at offset 36.
+
+    ``feature`` is the error register in an answer, ``command`` the status register.  ``lba`` holds the six bytes
+    as they are: for LBA28 the upper nibble of byte 3 belongs to the device register.
+    """
+
+    flags: int
+    feature: int
+    count: int
+    command: int
+    lba: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigArgument:
+    """Command 1.  ``buffer_count`` messages, ``sectors`` per command (0 means 2), the config string."""
+
+    command: int = ConfigCommand.READ
+    string: bytes = b""
+    buffer_count: int = 0
+    firmware: int = 0
+    sectors: int = 0
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MaskArgument:
+    """Command 2.  On failure ``error`` is set and ``count`` is the index of the failed directive."""
+
+    command: int = MaskCommand.READ
+    directives: tuple[tuple[int, bytes], ...] = ()
+    error: int = MaskError.NONE
+    count: int | None = None  # None: the number of directives
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveArgument:
+    """Command 3.  No MACs with SET or FORCE_SET means release."""
+
+    command: int = ReserveCommand.READ
+    macs: tuple[bytes, ...] = ()
+
+
+# ── encode ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_header(header: Header) -> bytes:
+    """The first 24 bytes of a frame."""
+    return _HEADER.pack(
+        header.destination,
+        header.source,
+        ETHERTYPE,
+        header.version << 4 | header.flags,
+        header.error,
+        header.address.shelf,
+        header.address.slot,
+        header.command,
+        header.tag,
+    )
+
+
+def pad(frame: bytes) -> bytes:
+    """Zero padded to the Ethernet minimum."""
+    return frame.ljust(MIN_FRAME_BYTES, b"\0")
+
+
+def encode_ata(header: Header, ata: AtaArgument, data: bytes | memoryview = b"") -> bytes:
+    """A whole ATA frame, padded."""
+    registers = _ATA.pack(ata.flags, ata.feature, ata.count, ata.command, ata.lba & (1 << 48) - 1)
+    return pad(b"".join((encode_header(header), registers, data)))
+
+
+def encode_config(header: Header, config: ConfigArgument) -> bytes:
+    """A whole config query frame, padded.  ValueError for a string over 1024 bytes."""
+    if len(config.string) > MAX_CONFIG_BYTES:
+        raise ValueError(f"a config string has at most {MAX_CONFIG_BYTES} bytes, not {len(config.string)}")
+    versions = config.version << 4 | config.command
+    fixed = _CONFIG.pack(config.buffer_count, config.firmware, config.sectors, versions, len(config.string))
+    return pad(encode_header(header) + fixed + config.string)
+
+
+def encode_mask(header: Header, mask: MaskArgument) -> bytes:
+    """A whole MAC mask list frame, padded."""
+    count = len(mask.directives) if mask.count is None else mask.count
+    directives = b"".join(_DIRECTIVE.pack(0, command, mac) for command, mac in mask.directives)
+    return pad(encode_header(header) + _MASK.pack(0, mask.command, mask.error, count) + directives)
+
+
+def encode_reserve(header: Header, reserve: ReserveArgument) -> bytes:
+    """A whole reserve/release frame, padded."""
+    fixed = _RESERVE.pack(reserve.command, len(reserve.macs))
+    return pad(encode_header(header) + fixed + b"".join(reserve.macs))
+
+
+# ── decode ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fixed_untrusted(layout: struct.Struct, frame: bytes | memoryview, offset: int, what: str) -> tuple[int, ...]:
+    if len(frame) < offset + layout.size:
+        raise FrameError(f"{what}: {len(frame)} bytes, {offset + layout.size} needed")
+    return layout.unpack_from(frame, offset)
+
+
+def decode_header_untrusted(frame: bytes | memoryview) -> Header:
+    """The header of any AoE frame; the version is reported, not judged (vblade announces itself with 0)."""
+    if len(frame) < HEADER_BYTES:
+        raise FrameError(f"header: {len(frame)} bytes, {HEADER_BYTES} needed")
+    destination, source, ethertype, version_flags, error, shelf, slot, command, tag = _HEADER.unpack_from(frame)
+    if ethertype != ETHERTYPE:
+        raise FrameError(f"ethertype 0x{ethertype:04x} is not AoE")
+    flags, version = version_flags & 0x0F, version_flags >> 4
+    return Header(destination, source, Address(shelf, slot), command, tag, flags, error, version)
+
+
+def decode_ata_untrusted(frame: bytes | memoryview) -> AtaArgument:
+    """The registers of an ATA frame; the data are ``frame[36:]``, as many as the caller asked for."""
+    flags, feature, count, command, lba = _fixed_untrusted(_ATA, frame, HEADER_BYTES, "ATA argument")
+    return AtaArgument(flags, feature, count, command, lba & (1 << 48) - 1)
+
+
+def decode_config_untrusted(frame: bytes | memoryview) -> ConfigArgument:
+    """The argument of a config query or answer."""
+    bufcnt, firmware, sectors, versions, length = _fixed_untrusted(_CONFIG, frame, HEADER_BYTES, "config argument")
+    if length > MAX_CONFIG_BYTES:
+        raise FrameError(f"config string: length {length} is above {MAX_CONFIG_BYTES}")
+    if len(frame) < CONFIG_BYTES + length:
+        raise FrameError(f"config string: length {length}, {len(frame) - CONFIG_BYTES} bytes follow")
+    string = bytes(frame[CONFIG_BYTES : CONFIG_BYTES + length])
+    return ConfigArgument(versions & 0x0F, string, bufcnt, firmware, sectors, versions >> 4)
+
+
+def decode_mask_untrusted(frame: bytes | memoryview) -> MaskArgument:
+    """The argument of a mask list command or answer.
+
+    With ``MError`` set the count is the index of a failed directive and no list follows.
+    """
+    _, command, error, count = _fixed_untrusted(_MASK, frame, HEADER_BYTES, "mask argument")
+    if error:
+        return MaskArgument(command, (), error, count)
+    if len(frame) < MASK_BYTES + count * _DIRECTIVE.size:
+        raise FrameError(f"mask list: {count} directives do not fit into {len(frame)} bytes")
+    found = (_DIRECTIVE.unpack_from(frame, MASK_BYTES + index * _DIRECTIVE.size) for index in range(count))
+    return MaskArgument(command, tuple((directive, mac) for _, directive, mac in found), error, count)
+
+
+def decode_reserve_untrusted(frame: bytes | memoryview) -> ReserveArgument:
+    """The argument of a reserve/release command or answer."""
+    command, count = _fixed_untrusted(_RESERVE, frame, HEADER_BYTES, "reserve argument")
+    if len(frame) < RESERVE_BYTES + count * 6:
+        raise FrameError(f"reserve list: {count} MACs do not fit into {len(frame)} bytes")
+    macs = (bytes(frame[RESERVE_BYTES + index * 6 : RESERVE_BYTES + index * 6 + 6]) for index in range(count))
+    return ReserveArgument(command, tuple(macs))
