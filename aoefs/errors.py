@@ -60,6 +60,11 @@ class AtaError(RequestError):
         self.lba = lba
         self.write = write
 
+    @property
+    def is_abort(self) -> bool:
+        """The disk does not know the command, or may not carry it out."""
+        return bool(self.error & 0x04)
+
     def __str__(self) -> str:
         bits = ((0x80, "ICRC"), (0x40, "UNC"), (0x10, "IDNF"), (0x04, "ABRT"))
         names = "|".join(name for bit, name in bits if self.error & bit) or "no error bit"

@@ -50,6 +50,11 @@ def address_of(buffer: bytes | bytearray | memoryview | NDArray[Any]) -> int:
     return address
 
 
+def memory_at(address: int, size: int) -> bytes:
+    """A copy of ``size`` bytes that lie at ``address``, which the caller keeps alive."""
+    return ctypes.string_at(address, size)
+
+
 class MessageVector:
     """``slots`` messages of ``vectors`` pieces each.
 

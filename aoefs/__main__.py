@@ -1,0 +1,8 @@
+"""``python -m aoefs``."""
+
+import sys
+
+from aoefs.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

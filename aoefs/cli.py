@@ -1,0 +1,124 @@
+"""The command line: which command, and what a person gets to see when it goes wrong.
+
+Owns the table of commands and the exit codes: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C, 141 when the
+reader of the output went away.  A command is a module ``aoefs.<name>_command`` with ``add_arguments(parser)`` and
+``run(arguments) -> int``; only the module of the command that runs is ever imported, and it imports what is heavy
+(numpy, trio, pyfuse3, rich) inside ``run``.
+
+What holds always: an error is one line on stderr that starts with ``aoefs:``; a traceback needs ``-v``.
+
+Rejected: argparse subparsers (``aoefs MOUNTPOINT`` has no command word, and all modules would be imported for help).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from aoefs import __version__, options
+from aoefs.errors import UserError
+
+COMMANDS = {
+    "discover": "list the targets of the network without mounting",
+    "umount": "flush, unmount, and wait until the mount process is gone",
+    "status": "show the state of a mount",
+    "target": "export files and devices as AoE targets",
+    "demo": "try everything on this one machine",
+}
+
+_DESCRIPTION = """\
+Show every ATA-over-Ethernet disk of the local network as a file /MOUNTPOINT/eX.Y.
+
+commands (aoefs COMMAND --help says more):
+"""
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of one command, or for None of the mount."""
+    if command is None:
+        summaries = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+        parser = options.Parser(
+            prog="aoefs",
+            usage="aoefs [SOURCE] MOUNTPOINT [options]\n       aoefs COMMAND [options]",
+            description=_DESCRIPTION + summaries,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--version", action="version", version=f"aoefs {__version__}")
+        options.add_arguments(parser)
+        return parser
+    parser = options.Parser(prog=f"aoefs {command}", description=f"{COMMANDS[command].capitalize()}.")
+    _module(command).add_arguments(parser)
+    return parser
+
+
+class _Command(Protocol):
+    """What a command module has."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int: ...
+
+
+def _module(command: str) -> _Command:
+    return cast(_Command, importlib.import_module(f"aoefs.{command}_command"))
+
+
+def _run(argv: Sequence[str]) -> int:
+    command = argv[0] if argv and argv[0] in COMMANDS else None
+    try:
+        parser = build_parser(command)
+        if command is None:
+            arguments = parser.parse_intermixed_args(argv)
+            arguments.argv = list(argv)
+            _refuse_misplaced_command(arguments.paths)
+        else:
+            arguments = parser.parse_args(argv[1:])
+    except SystemExit as ended:  # --help and --version
+        return int(ended.code or 0)
+    from aoefs.daemon import log_to_stderr  # here: --help needs no logging
+
+    log_to_stderr(arguments.verbose)
+    return _module(command or "mount").run(arguments)
+
+
+def _refuse_misplaced_command(paths: list[str]) -> None:
+    """``aoefs -v status /mnt`` and ``aoefs dicsover`` are no mount points but mistakes that can be named."""
+    word = paths[0] if paths else "/"
+    if "/" in word or os.path.lexists(word):
+        return
+    import difflib
+
+    alike = [word] if word in COMMANDS else difflib.get_close_matches(word, COMMANDS)
+    if alike and (len(paths) == 1 or word in COMMANDS):
+        raise UserError(f"'{word}' is no directory: for the command write 'aoefs {alike[0]} ...'", exit_code=2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (by default that of the process) and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain once more at its end
+        return 141
+    except Exception as error:
+        if any(word in ("-v", "-vv", "--verbose") for word in argv):
+            import traceback
+
+            traceback.print_exc()
+        return _complain(f"unexpected {type(error).__name__}: {error} (-v says where)", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"aoefs: {' '.join(message.split())}", file=sys.stderr)
+    return code

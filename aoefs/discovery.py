@@ -1,0 +1,210 @@
+"""Who is there: config queries, hints, and the IDENTIFY that makes a target of a stranger.
+
+Owns what was asked and who is being looked at.  A *finding* is a (link, MAC) that answered a tagged config query and
+then IDENTIFY from exactly that MAC; only a finding changes anything.  Tasks: one per port that asks (at 0, 100, 300
+and 700 ms after a port came up, then every 60 s), and one per candidate under IDENTIFY, at most ``MAX_CANDIDATES``.
+
+What holds always:
+
+- An announcement, or any config answer whose tag is not ours, is a hint: it causes one unicast query with a tag of
+  ours, at most one a second for a (port, MAC, address) and ``MAX_HINTS`` a second in all.  Nothing in it is believed.
+- A tag of a query is good for ``ANSWER_WINDOW`` seconds.
+- Only config reads are ever broadcast: vblade executes a broadcast write.
+
+Rejected: creating a target from a config answer, as the Linux driver does (a file without a size, and a flood of
+forged answers makes a thousand of them), and the driver's tag 0 for queries (anybody knows it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from aoefs.ata import IDENTIFY_REGISTERS, Identity, check_result, decode_identify_untrusted
+from aoefs.errors import AtaError, FrameError
+from aoefs.path import Run
+from aoefs.port import Port
+from aoefs.tags import Exchange, TagTable
+from aoefs.wire import (
+    ATA_BYTES,
+    BROADCAST_ADDRESS,
+    BROADCAST_MAC,
+    VERSION,
+    Address,
+    AoeCommand,
+    ConfigArgument,
+    ConfigCommand,
+    Header,
+    decode_ata_untrusted,
+    decode_config_untrusted,
+    decode_header_untrusted,
+    encode_ata,
+    encode_config,
+)
+
+QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a port came up: one lost broadcast must not hide a disk
+QUERY_PERIOD = 60.0  # seconds, as the Linux driver
+ANSWER_WINDOW = 5.0  # seconds
+IDENTIFY_WAITS = (0.2, 0.4, 0.8, 1.6, 3.2)  # seconds for each try
+MAX_CANDIDATES = 256
+MAX_HINTS = 64  # unicast queries per second that hints may cause
+HINT_PERIOD = 1.0  # seconds between two queries that one (port, MAC, address) causes
+_WRONG_SHELF = 0xFFF  # DIP switches of real shelves set in reverse; the Linux driver refuses it too
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Somebody who answered a config query and IDENTIFY on ``port`` from ``mac``."""
+
+    address: Address
+    port: Port
+    mac: bytes
+    config: ConfigArgument
+    identity: Identity
+
+    @property
+    def sectors(self) -> int:
+        """Payload of the path: what the target takes (0 means 2, AoEr11 section 3.2) and the link carries."""
+        return max(1, min(self.config.sectors or 2, self.port.max_sectors))
+
+
+CandidateKey = tuple[Port, bytes, Address]
+
+
+class Discovery:
+    """See the module.  ``found(finding)`` is called for every finding, also for paths that are known already.
+
+    ``allow_mac`` names the only MACs to look at (empty: all).  Sync methods never block.
+    """
+
+    def __init__(
+        self,
+        tags: TagTable[Run | Exchange],
+        nursery: trio.Nursery,
+        found: Callable[[Finding], object],
+        allow_mac: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self.hints = 0
+        self.hints_dropped = 0
+        self.candidates_dropped = 0
+        self._tags = tags
+        self._nursery = nursery
+        self._found = found
+        self._allow_mac = allow_mac
+        self._candidates: set[CandidateKey] = set()
+        self._hinted: dict[CandidateKey, float] = {}
+        self._schedules: dict[Port, trio.CancelScope] = {}
+
+    # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, port: Port) -> None:
+        """Ask on ``port`` by the schedule, from its beginning; replaces the one that runs."""
+        self.stop(port)
+        scope = self._schedules[port] = trio.CancelScope()
+        self._nursery.start_soon(self._ask_by_schedule, port, scope, name=f"discovery on {port.interface}")
+
+    def stop(self, port: Port) -> None:
+        scope = self._schedules.pop(port, None)
+        if scope is not None:
+            scope.cancel()
+
+    async def _ask_by_schedule(self, port: Port, scope: trio.CancelScope) -> None:
+        with scope:
+            asked_at = 0.0
+            for at in QUERY_TIMES:
+                await trio.sleep(at - asked_at)
+                asked_at = at
+                self.ask(port)
+            while True:
+                await trio.sleep(QUERY_PERIOD)
+                self.ask(port)
+
+    def ask(self, port: Port, mac: bytes = BROADCAST_MAC, address: Address = BROADCAST_ADDRESS) -> None:
+        """Send one config query; whoever answers within ``ANSWER_WINDOW`` is looked at."""
+        exchange = Exchange(self._on_config_answer)
+        self._tags.open(exchange)
+        header = Header(mac, port.mac, address, AoeCommand.CONFIG, exchange.next_tag())
+        port.send_frame(encode_config(header, ConfigArgument()))
+        self._nursery.start_soon(self._forget_later, exchange, name="config query")
+
+    async def _forget_later(self, exchange: Exchange) -> None:
+        await trio.sleep(ANSWER_WINDOW)
+        self._tags.close(exchange)
+
+    # ── hearing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hint(self, port: Port, header: Header) -> None:
+        """A config answer with no tag of ours came: ask whoever seems to have sent it, if the rates allow."""
+        key = (port, header.source, header.address)
+        now = trio.current_time()
+        self.hints += 1
+        hinted = self._hinted
+        while hinted and next(iter(hinted.values())) + HINT_PERIOD <= now:
+            del hinted[next(iter(hinted))]
+        if key in hinted or len(hinted) >= MAX_HINTS or not self._may_exist(header):
+            self.hints_dropped += 1
+            return
+        hinted[key] = now
+        self.ask(port, header.source, header.address)
+
+    def _may_exist(self, header: Header) -> bool:
+        address = header.address
+        unicast = not header.source[0] & 1
+        allowed = not self._allow_mac or header.source in self._allow_mac
+        return unicast and allowed and address.is_target and address.shelf != _WRONG_SHELF
+
+    def _on_config_answer(self, port: Port, frame: bytes) -> None:
+        try:
+            header = decode_header_untrusted(frame)
+            config = decode_config_untrusted(frame)
+        except FrameError:
+            port.rx_unknown += 1
+            return
+        ours = header.is_response and not header.is_error and header.version == VERSION
+        good = header.command == AoeCommand.CONFIG and config.command == ConfigCommand.READ
+        key = (port, header.source, header.address)
+        if not (ours and good and self._may_exist(header)):
+            port.rx_unknown += 1
+        elif key in self._candidates:
+            pass  # under IDENTIFY already
+        elif len(self._candidates) >= MAX_CANDIDATES:
+            self.candidates_dropped += 1
+        else:
+            self._candidates.add(key)
+            self._nursery.start_soon(self._identify, key, config, name=f"IDENTIFY of {header.address}")
+
+    async def _identify(self, key: CandidateKey, config: ConfigArgument) -> None:
+        """Ask a candidate for its identity, from exactly the MAC that answered; silence drops it."""
+        port, mac, address = key
+        identities: list[Identity] = []
+        answered = trio.Event()
+
+        def on_answer(from_port: Port, frame: bytes) -> None:
+            try:
+                header = decode_header_untrusted(frame)
+                exact = (from_port, header.source, header.address) == key and header.command == AoeCommand.ATA
+                if not exact or header.is_error or not header.is_response or header.version != VERSION:
+                    raise FrameError("not the answer to this IDENTIFY")
+                check_result(decode_ata_untrusted(frame))
+                identities.append(decode_identify_untrusted(frame[ATA_BYTES:]))
+            except (FrameError, AtaError):
+                from_port.rx_unknown += 1
+            else:
+                answered.set()
+
+        exchange = Exchange(on_answer)
+        self._tags.open(exchange)
+        try:
+            for wait in IDENTIFY_WAITS:
+                header = Header(mac, port.mac, address, AoeCommand.ATA, exchange.next_tag())
+                port.send_frame(encode_ata(header, IDENTIFY_REGISTERS))
+                with trio.move_on_after(wait):
+                    await answered.wait()
+                    break
+        finally:
+            self._tags.close(exchange)
+            self._candidates.discard(key)
+        if identities:
+            self._found(Finding(address, port, mac, config, identities[0]))

@@ -1,0 +1,471 @@
+"""One target as the initiator sees it: a machine that turns Requests into Runs and answers into finished Requests.
+
+Pure: no socket, no clock, no trio.  A driver (``aoefs.engine``, or a test with a heap of frames) keeps this contract:
+
+1. ``submit(request, now)`` takes a Request; ``order`` (an OverlapGuard) has granted its range if it is a write.
+2. ``next_run(now)`` gives what the windows allow to send now, one batch on one path, until it gives None; what the
+   socket did not take goes back by ``unsent(run, first)``.
+3. An answer is first *received*: ``receive(run, first, count, now)`` updates RTT and window, so that more can be
+   sent; and then *completed*: ``complete(run, first, count)`` when it was good, ``refuse(run, index, error)`` when
+   not.  Between the two the answer may wait in the queue of a shard.
+4. ``next_timeout()`` says when to call ``handle_timeout(now)``.
+
+What holds always:
+
+- A sector's bit in ``request.todo`` is cleared only by an answer to a transmission of exactly that sector.
+- A request ends exactly once: when ``todo`` is 0, or with an error, or by ``abandon``.
+- The commands in flight on all paths together never exceed the target's buffer count (at least 1).
+- A write of which a copy may still travel keeps its range claimed until each copy was answered or a frame's lifetime
+  has passed since the last sending (late duplicates; nobody else has this guard).
+- When nothing was answered for ``deadsecs`` while something waited, the target is DOWN: what waits fails, new
+  requests fail at once.  ``deadsecs`` 0 means never.
+
+Rejected: a task per command (shared windows poked around awaits, hundreds of timers), RTT per MAC as the Linux driver
+has (the disk's time is in it), Commands as objects (see ``aoefs.request``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from aoefs.ata import Identity
+from aoefs.errors import RequestError, TargetError, TargetLost
+from aoefs.overlap import Claim, OverlapGuard
+from aoefs.path import Path, PathStatistics, Run
+from aoefs.request import NOTHING, Request, bits
+from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.wire import Address, ErrorCode
+
+DEFAULT_DEADSECS = 180.0  # as the Linux driver's aoe_deadsecs
+DEFAULT_MAXOUT = 64  # as the Linux driver's aoe_maxout
+SILENCE = 2.0  # seconds without an answer after which a target is asked for by config queries
+SCORN_BACKOFF = 2  # timeouts in a row after which a path is left alone while another one works
+
+
+class State(Enum):
+    """UP serves; DOWN fails at once until it is identified again; REPLACED is for ever (another disk answers)."""
+
+    UP = "up"
+    DOWN = "down"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatistics:
+    """A frozen picture of one target."""
+
+    name: str
+    address: Address
+    state: str
+    identity: Identity
+    config: bytes
+    bufcnt: int
+    in_flight: int
+    queued: int
+    reads: int
+    writes: int
+    read_bytes: int
+    write_bytes: int
+    flushes: int
+    errors: int
+    retransmits: int
+    rtt_us: float
+    dirty: bool
+    flush_supported: bool
+    paths: tuple[PathStatistics, ...]
+
+
+@dataclass(slots=True)
+class _Quarantine:
+    """A claim of an ended write that is kept while ``copies`` may still travel, at most until ``until`` (seconds)."""
+
+    claim: Claim
+    copies: list[Run]
+    until: float
+
+
+class Initiator:
+    """See the module.  ``bufcnt`` is the target's buffer count, ``maxout`` our own bound on commands in flight."""
+
+    def __init__(
+        self,
+        address: Address,
+        identity: Identity,
+        tags: TagTable[Run | Exchange],
+        *,
+        deadsecs: float = DEFAULT_DEADSECS,
+        maxout: int = DEFAULT_MAXOUT,
+    ) -> None:
+        self.address = address
+        self.name = str(address)
+        self.identity = identity
+        self.config = b""
+        self.state = State.UP
+        self.paths: list[Path] = []
+        self.order = OverlapGuard()
+        self.deadsecs = deadsecs
+        self.bufcnt = 1
+        self.in_flight = 0
+        self.flush_refused = False  # the target answered ABRT to its own flush command
+        self.dirty = False  # a write was acknowledged since the last good flush
+        self.ever_written = False
+        self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
+        self.commands_completed = 0
+        self._maxout = maxout
+        self._tags = tags
+        self._limit = 1
+        self._fresh: deque[Request] = deque()  # sectors that were never sent
+        self._again: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
+        self._waiting: dict[Request, None] = {}  # sent at least once and not ended, oldest first
+        self._quarantine: list[_Quarantine] = []
+        self._silent_since = 0.0  # the last answer, or when the first of what waits was submitted
+        self._next_path = 0
+
+    # ── paths ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add_path(self, link: object, interface: str, macs: tuple[bytes, bytes], sectors: int) -> Path:
+        """A path whose IDENTIFY matched: ``macs`` are ours and the target's, ``sectors`` is its payload."""
+        path = Path(link, interface, self.address, macs, sectors, self._limit)
+        path.lba48 = self.identity.lba48
+        self.paths.append(path)
+        return path
+
+    def set_bufcnt(self, bufcnt: int) -> None:
+        """Bounds what is in flight over all paths together, at least 1."""
+        self.bufcnt = bufcnt
+        self._limit = max(1, min(bufcnt, self._maxout))
+        for path in self.paths:
+            path.window.set_limit(self._limit)
+
+    def find_path(self, link: object, mac: bytes) -> Path | None:
+        for path in self.paths:
+            if path.mac == mac and path.link is link:
+                return path
+        return None
+
+    def drop_link(self, link: object, now: float) -> None:
+        """The link is gone: its paths go, and what flew on them goes out again elsewhere."""
+        for path in [path for path in self.paths if path.link is link]:
+            self.paths.remove(path)
+            for run in list(path.runs):
+                mask, run.flying = run.flying, 0
+                run.lost |= mask
+                self.in_flight -= mask.bit_count()
+                self._send_again(run, mask)
+            path.runs.clear()
+            path.in_flight = 0
+
+    # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, request: Request, now: float) -> None:
+        """Queue a request; it may end at once (with ``TargetLost``) when the target is down."""
+        if self.state is not State.UP:
+            request.error = TargetLost(f"{self.name} is {self.state.value}")
+            request.on_end(request)
+            return
+        if not (self._waiting or self._fresh):
+            self._silent_since = now
+        self._fresh.append(request)
+
+    def abandon(self, request: Request) -> None:
+        """Its owner waits no longer (cancelled): send nothing more of it; ``on_end`` is not called."""
+        if not request.ended:
+            request.error = TargetLost("abandoned")
+            self._forget(request)
+
+    @property
+    def busy(self) -> bool:
+        """Requests wait, or ranges are held back."""
+        return bool(self._fresh or self._again or self._waiting or self._quarantine)
+
+    def next_run(self, now: float) -> Run | None:
+        """The next batch that the windows allow; it counts as sent at ``now``."""
+        if not (self._fresh or self._again):
+            return None
+        room = self._limit - self.in_flight
+        if room <= 0:
+            return None
+        path = self._choose_path()
+        if path is None:
+            return None
+        work = self._next_work()
+        if work is None:
+            return None
+        request, sector, sectors = work
+        room = min(room, path.room, BLOCK_TAGS)
+        taken = min(sectors, room * path.sectors)
+        if sector == request.cursor:
+            request.cursor += taken
+            if request.cursor == request.sectors:
+                self._fresh.popleft()
+            resent = False
+        else:
+            if taken < sectors:
+                self._again.appendleft((request, sector + taken, sectors - taken))
+            resent = True
+        run = Run(request, path, sector, taken, path.sectors, now)
+        if resent and request.write:
+            request.copies.append(run)
+        self._tags.open(run)
+        path.on_sent(run)
+        self.in_flight += run.count
+        if request.first_sent_at is None:
+            request.first_sent_at = now
+            self._waiting[request] = None
+        return run
+
+    def _next_work(self) -> tuple[Request, int, int] | None:
+        """A piece to send again (taken off its queue), else the rest of the oldest fresh request (left there)."""
+        while self._again:
+            request, sector, sectors = self._again.popleft()
+            missing = request.todo >> sector & bits(0, sectors)
+            if request.ended or not missing:
+                continue
+            skip = (missing & -missing).bit_length() - 1
+            missing >>= skip
+            length = (~missing & missing + 1).bit_length() - 1
+            if skip + length < sectors:
+                self._again.appendleft((request, sector + skip + length, sectors - skip - length))
+            return request, sector + skip, length
+        while self._fresh:
+            request = self._fresh[0]
+            if not request.ended:
+                return request, request.cursor, request.sectors - request.cursor
+            self._fresh.popleft()
+        return None
+
+    def _choose_path(self) -> Path | None:
+        """Round robin over the paths that have room; a scorned one only when no other path is healthy."""
+        paths = self.paths
+        if len(paths) == 1:
+            return paths[0] if paths[0].room > 0 else None
+        healthy = [path for path in paths if path.healthy] or paths
+        for _ in healthy:
+            path = healthy[self._next_path % len(healthy)]
+            self._next_path += 1
+            if path.room > 0:
+                return path
+        return None
+
+    def unsent(self, run: Run, first: int) -> None:
+        """The socket took only the commands before ``first`` of a run just given out: the rest goes back in front."""
+        gone = run.flying & bits(first, run.count - first)
+        run.path.on_unsent(run, first)
+        self.in_flight -= gone.bit_count()
+        start, sectors = run.sectors_of(first, run.count - first)
+        if sectors:
+            self._again.appendleft((run.request, start, sectors))
+        self._settle(run)
+
+    def _settle(self, run: Run) -> None:
+        """Nothing of the run flies any more: forget its tags, or keep them for late answers only."""
+        if not run.flying:
+            if run.lost:
+                self._tags.remember(run)
+            else:
+                self._tags.close(run)
+
+    # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, run: Run, first: int, count: int, now: float) -> bool:
+        """Answers to ``count`` commands came: RTT and window.  False when all of them had been answered before."""
+        mask = bits(first, count)
+        fresh = run.flying & mask
+        late = run.lost & mask
+        if fresh:
+            self.in_flight -= fresh.bit_count()
+            run.path.on_answered(run, fresh, first + count - 1, now)
+        if late:
+            run.path.on_late(run, late, now)
+        self._settle(run)
+        if self._quarantine:
+            self._end_quarantine(now)
+        self._silent_since = now
+        return bool(fresh or late)
+
+    def complete(self, run: Run, first: int, count: int) -> bool:
+        """These answers are good and their data are in place; True when that ended the request."""
+        request = run.request
+        self.commands_completed += count
+        if request.error is not None:
+            return False
+        request.todo &= ~bits(*run.sectors_of(first, count))
+        if request.todo:
+            return False
+        size = len(request.buffer)
+        if request.write:
+            self.writes += 1
+            self.write_bytes += size
+            self.dirty = self.ever_written = True
+        else:
+            self.reads += 1
+            self.read_bytes += size
+        self._waiting.pop(request, None)
+        request.buffer = NOTHING
+        request.on_end(request)
+        return True
+
+    def refuse(self, run: Run, index: int, error: RequestError) -> None:
+        """The answer to one command is an error: the request fails with it at once.
+
+        AoE error 2 to a command of more sectors than one is answered by sending smaller ones, once per payload.
+        """
+        request = run.request
+        self.commands_completed += 1
+        if isinstance(error, TargetError) and error.code == ErrorCode.BAD_ARGUMENT and run.step > 1:
+            run.path.sectors = min(run.path.sectors, max(1, run.step // 2))
+            self._send_again(run, 1 << index)
+            return
+        self.fail(request, error)
+
+    def fail(self, request: Request, error: RequestError) -> None:
+        """End a request with an error (nothing happens when it has ended)."""
+        if request.ended:
+            return
+        self.errors += 1
+        request.error = error
+        self._forget(request)
+        request.on_end(request)
+
+    def _forget(self, request: Request) -> None:
+        """An ended request leaves the queues; what of it flies is a copy from now on."""
+        self._waiting.pop(request, None)
+        request.buffer = NOTHING
+        if request.cursor < request.sectors and request in self._fresh:
+            self._fresh.remove(request)
+        for path in self.paths:
+            for run in path.runs:
+                if run.request is request and run not in request.copies:
+                    request.copies.append(run)
+        request.copies = [run for run in request.copies if run.flying or run.lost]
+
+    def _send_again(self, run: Run, mask: int) -> None:
+        """Queue the sectors of the commands in ``mask`` once more; remember that copies of them travel."""
+        request = run.request
+        if run.lost and run not in request.copies:
+            request.copies.append(run)
+        self._settle(run)
+        if request.ended:
+            return
+        while mask:
+            first = (mask & -mask).bit_length() - 1
+            shifted = mask >> first
+            count = (~shifted & shifted + 1).bit_length() - 1
+            self._again.append((request, *run.sectors_of(first, count)))
+            mask &= ~bits(first, count)
+
+    # ── late duplicates ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def release(self, claim: Claim, requests: list[Request]) -> None:
+        """Give back the range of a write, made of ``requests``, that ended.
+
+        It stays claimed while a copy of the write may still travel.
+        """
+        copies = [run for request in requests for run in request.copies if run.flying or run.lost]
+        if not copies:
+            self.order.release(claim)
+            return
+        until = max(run.sent_at + run.path.frame_lifetime() for run in copies)
+        self._quarantine.append(_Quarantine(claim, copies, until))
+
+    def _end_quarantine(self, now: float) -> None:
+        kept: list[_Quarantine] = []
+        freed: list[Claim] = []
+        for held in self._quarantine:
+            held.copies = [run for run in held.copies if run.flying or run.lost]
+            if held.copies and held.until > now:
+                kept.append(held)
+            else:
+                freed.append(held.claim)
+        self._quarantine = kept
+        for claim in freed:
+            self.order.release(claim)
+
+    # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def next_timeout(self) -> float | None:
+        """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
+        timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
+        timeouts += [held.until for held in self._quarantine]
+        if self.deadsecs:
+            if self._waiting:
+                oldest = next(iter(self._waiting))
+                timeouts.append((oldest.first_sent_at or 0.0) + self.deadsecs)
+            elif self._fresh:
+                timeouts.append(self._silent_since + self.deadsecs)
+        return min(timeouts, default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        """Give up what is lost, expire requests, end quarantines; the driver sends afterwards."""
+        for path in self.paths:
+            for run, mask in path.give_up(now):
+                self.in_flight -= mask.bit_count()
+                self._send_again(run, mask)
+            if path.rtt.backoff >= SCORN_BACKOFF and path.healthy and len(self.paths) > 1:
+                path.healthy = False
+        if self._quarantine:
+            self._end_quarantine(now)
+        if self.deadsecs:
+            self._expire(now)
+
+    def _expire(self, now: float) -> None:
+        if (self._waiting or self._fresh) and now - self._silent_since >= self.deadsecs:
+            self.go_down(State.DOWN, TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
+            return
+        expired = []
+        for request in self._waiting:
+            if now - (request.first_sent_at or now) < self.deadsecs:
+                break
+            expired.append(request)
+        for request in expired:
+            self.fail(request, TargetLost(f"{self.name}: no answer for {self.deadsecs:g} s"))
+
+    def heard(self, now: float) -> None:
+        """The target answered something else than data."""
+        self._silent_since = now
+
+    def is_silent(self, now: float) -> bool:
+        """Down, or something waits and not one answer came for two seconds."""
+        if self.state is State.DOWN:
+            return True
+        return bool(self._waiting or self._fresh) and now - self._silent_since > SILENCE
+
+    def go_down(self, state: State, error: RequestError) -> None:
+        """Leave UP: all that waits fails with ``error``, in the order in which it came."""
+        self.state = state
+        for request in [*self._waiting, *self._fresh]:
+            self.fail(request, error)
+        self._fresh.clear()
+        self._again.clear()
+
+    def come_up(self) -> None:
+        """Identified again as the same disk."""
+        self.state = State.UP
+
+    # ── what others may know ──────────────────────────────────────────────────────────────────────────────────────
+
+    def statistics(self) -> TargetStatistics:
+        rtts = [path.rtt.srtt for path in self.paths if path.rtt.srtt]
+        return TargetStatistics(
+            name=self.name,
+            address=self.address,
+            state=self.state.value,
+            identity=self.identity,
+            config=self.config,
+            bufcnt=self.bufcnt,
+            in_flight=self.in_flight,
+            queued=len(self._fresh) + len(self._again),
+            reads=self.reads,
+            writes=self.writes,
+            read_bytes=self.read_bytes,
+            write_bytes=self.write_bytes,
+            flushes=self.flushes,
+            errors=self.errors,
+            retransmits=sum(path.retransmits for path in self.paths),
+            rtt_us=round(min(rtts, default=0.0) * 1e6, 1),
+            dirty=self.dirty,
+            flush_supported=self.identity.flush_opcode is not None and not self.flush_refused,
+            paths=tuple(path.statistics() for path in self.paths),
+        )

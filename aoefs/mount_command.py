@@ -1,0 +1,54 @@
+"""``aoefs MOUNTPOINT``: check everything that can be checked cheaply, then mount, in the background or here.
+
+The checks run in the parent, so that most mistakes are answered before anything heavy is imported, and again in the
+child, which is this same command in the foreground.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from aoefs import interfaces, mountpoint
+from aoefs.daemon import Ready, log, log_to_stderr, run_in_background
+from aoefs.errors import UserError
+from aoefs.options import MountOptions, mount_options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Mount; the exit code."""
+    ready = Ready.from_environment()
+    try:
+        options = mount_options(arguments)
+        log_to_stderr(options.verbose)
+        _check(options)
+        if not options.foreground:
+            return _mount_in_background(options, arguments.argv)
+        from aoefs import mount
+
+        return mount.run(options, ready)
+    except UserError as error:
+        if not ready.is_daemon:
+            raise
+        ready.fail(str(error), error.exit_code)
+        return error.exit_code
+    except Exception as error:
+        if not ready.is_daemon:
+            raise
+        ready.fail(f"unexpected {type(error).__name__}: {error} (-f -v says where)")
+        log.info("where it happened:", exc_info=True)  # on stderr with -v only, in the system log always
+        return 1
+
+
+def _check(options: MountOptions) -> None:
+    mountpoint.check(options.mountpoint)
+    mountpoint.require_fuse(allow_other=options.allow_other)
+    interfaces.require_packet_socket()
+    interfaces.choose(options.interfaces)
+
+
+def _mount_in_background(options: MountOptions, argv: list[str]) -> int:
+    try:
+        return run_in_background(argv)
+    except KeyboardInterrupt:
+        mountpoint.clear_dead(options.mountpoint)  # of a child that had to be killed
+        raise

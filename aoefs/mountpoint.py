@@ -1,0 +1,253 @@
+"""Mount points: what may be mounted on, what is mounted already, who keeps it busy, and unmounting.
+
+Owns the reading of /proc/self/mountinfo and of the other processes' /proc directories.  It works beside the daemon,
+never inside it: a mount is looked at from outside, as any other program does, so all of it also works on a mount
+whose daemon is dead.
+
+What holds always: nothing here touches a foreign file system (a hung NFS mount must not hang this); paths are
+compared as text, as /proc shows them.  A dead aoefs mount (its daemon was killed: ENOTCONN) is replaced without a
+question, since nothing can be in use there; every other mount is left alone.
+
+Rejected: fuser(1) and lsof(8) (not everywhere, and they stat every mount); the mount option auto_unmount (its helper
+can unmount the wrong thing, and a backup job may take the empty directory for the truth).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aoefs.errors import UserError
+
+FILE_SYSTEM_TYPE = "fuse.aoefs"
+STATUS_FILE = ".aoefs/status.json"
+
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_FUSE_DEVICE = "/dev/fuse"
+_FUSE_CONFIGURATION = "/etc/fuse.conf"
+
+
+class Mount(NamedTuple):
+    """One line of mountinfo: the absolute path, the type such as ``fuse.aoefs``, the source, ``major:minor``."""
+
+    path: str
+    type: str
+    source: str
+    device: str
+
+    @property
+    def is_dead(self) -> bool:
+        """True when it is one of ours and nobody serves it any more."""
+        if self.type != FILE_SYSTEM_TYPE:
+            return False
+        try:
+            os.stat(self.path)
+        except OSError as error:
+            return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        return False
+
+
+class Holder(NamedTuple):
+    """What keeps a mount busy: a process, or without ``pid`` something of the kernel's such as ``/dev/loop0``."""
+
+    pid: int | None
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.pid is None else f"{self.name} (pid {self.pid})"
+
+
+# ── what is mounted ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts of a mountinfo file (proc(5)), those on top last."""
+
+    def unescape(field: str) -> str:
+        return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+    mounts = []
+    for line in text.splitlines():
+        head, separator, tail = line.partition(" - ")
+        fields, kind = head.split(" "), tail.split(" ")
+        if separator and len(fields) >= 6 and len(kind) >= 2:
+            mounts.append(Mount(unescape(fields[4]), unescape(kind[0]), unescape(kind[1]), fields[2]))
+    return mounts
+
+
+def _mounts() -> list[Mount]:
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+
+
+def find_mount(path: str) -> Mount | None:
+    """The topmost mount whose mount point is exactly this path."""
+    path = os.path.realpath(path)
+    return next((mount for mount in reversed(_mounts()) if mount.path == path), None)
+
+
+def require_mount(path: str) -> Mount:
+    """The aoefs mount at this path, or a UserError that says what is there instead."""
+    mount = find_mount(path)
+    if mount is None:
+        raise UserError(f"{path} is not mounted")
+    if mount.type != FILE_SYSTEM_TYPE:
+        raise UserError(f"{path} is not an aoefs mount: {mount.type} is mounted there")
+    return mount
+
+
+def read_status(path: str) -> dict[str, Any]:
+    """The status of the mount at this path, from its own status file; OSError when it cannot be read."""
+    with open(os.path.join(path, STATUS_FILE), "rb") as file:
+        status: dict[str, Any] = json.load(file)
+    return status
+
+
+# ── what can be mounted on ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def clear_dead(path: str) -> Mount | None:
+    """Unmount dead aoefs mounts at this path; the mount that is there then."""
+    while (mount := find_mount(path)) is not None and mount.is_dead:
+        unmount(mount.path, lazy=True)
+    return mount
+
+
+def check(path: str) -> str:
+    """The resolved path, when something may be mounted there; else a UserError.
+
+    A dead aoefs mount is unmounted on the way.
+    """
+    mount = clear_dead(path)
+    if mount is not None and mount.type == "autofs":
+        return mount.path  # the automounter waits for exactly this mount, and a look inside would wait for it too
+    if mount is not None:
+        advice = f"'aoefs umount {path}' first" if mount.type == FILE_SYSTEM_TYPE else "choose another directory"
+        raise UserError(f"{path} is mounted already ({mount.type}): {advice}")
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+        empty = is_directory and not os.listdir(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: 'mkdir -p {path}' first") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be used as a mount point: {error.strerror}") from None
+    if not is_directory:
+        raise UserError(f"{path} is not a directory: name an empty directory")
+    if not empty:
+        raise UserError(f"{path} is not empty: name an empty directory")
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        raise UserError(f"{path} is not yours to mount on: you need write permission for it")
+    return os.path.realpath(path)
+
+
+def require_fuse(*, allow_other: bool = False) -> None:
+    """UserError unless this process can mount FUSE file systems (with ``allow_other`` if that is wanted)."""
+    try:
+        os.close(os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise UserError(
+            f"{_FUSE_DEVICE} is missing: 'modprobe fuse', or in a container --device {_FUSE_DEVICE}"
+        ) from None
+    except PermissionError:
+        raise UserError(
+            f"no permission for {_FUSE_DEVICE}: run as root, or in a container --device {_FUSE_DEVICE}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{_FUSE_DEVICE} does not work: {error.strerror}: is the fuse module loaded?") from None
+    if os.geteuid() == 0:
+        return  # root mounts without help
+    if shutil.which("fusermount3") is None:
+        raise UserError("fusermount3 is missing: install the package fuse3, or run as root")
+    if allow_other:
+        with contextlib.suppress(OSError):
+            if re.search(r"^\s*user_allow_other\b", Path(_FUSE_CONFIGURATION).read_text(), re.MULTILINE):
+                return
+        raise UserError(f"allow_other needs a line 'user_allow_other' in {_FUSE_CONFIGURATION}, or root")
+
+
+# ── who keeps it busy ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory + "/")
+
+
+def _process_uses(process: str, mount: Mount) -> bool:
+    """Whether a process (its /proc directory) has anything open in the mount, as far as we may see."""
+    links = [f"{process}/cwd", f"{process}/root"]
+    with contextlib.suppress(OSError):
+        links += [entry.path for entry in os.scandir(f"{process}/fd")]
+    for link in links:
+        with contextlib.suppress(OSError):
+            if _is_inside(os.readlink(link), mount.path):
+                return True
+    major, _, minor = mount.device.partition(":")
+    device = f" {int(major):02x}:{int(minor):02x} "
+    with contextlib.suppress(OSError), open(f"{process}/maps", errors="replace") as maps:
+        return any(device in line for line in maps)
+    return False
+
+
+def _process_holders(mount: Mount) -> Iterator[Holder]:
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid() or not _process_uses(f"/proc/{name}", mount):
+            continue
+        with contextlib.suppress(OSError):  # it may have ended just now
+            yield Holder(int(name), Path(f"/proc/{name}/comm").read_text(errors="replace").strip())
+
+
+def _kernel_holders(mount: Mount) -> Iterator[Holder]:
+    mounts = _mounts()
+    for loop in sorted(Path("/sys/block").glob("loop*")):
+        with contextlib.suppress(OSError):
+            backing = (loop / "loop" / "backing_file").read_text(errors="surrogateescape").rstrip("\n")
+            if _is_inside(backing, mount.path):
+                device = f"/dev/{loop.name}"
+                where = [other.path for other in mounts if other.source == device]
+                yield Holder(None, device + (f" (mounted on {where[0]})" if where else ""))
+    for other in mounts:
+        if other.path.startswith(mount.path + "/"):
+            yield Holder(None, f"the mount on {other.path}")
+
+
+def holders(mount: Mount) -> list[Holder]:
+    """What keeps the mount busy, as far as the rights of this process let it see."""
+    return [*_process_holders(mount), *_kernel_holders(mount)]
+
+
+# ── unmounting ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def unmount(path: str, *, lazy: bool = False) -> None:
+    """Unmount; ``lazy`` takes it out of the tree at once and lets what is open go on.
+
+    OSError as umount(2) gives, EBUSY while something is open.
+    """
+    if os.geteuid() == 0:
+        _umount2(path, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
+        return
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    except FileNotFoundError:
+        raise UserError("fusermount3 is missing: install the package fuse3, or run as root") from None
+    if result.returncode:
+        code = errno.EBUSY if os.strerror(errno.EBUSY).lower() in result.stderr.lower() else errno.EPERM
+        raise OSError(code, result.stderr.strip().removeprefix("fusermount3: ") or os.strerror(code), path)
+
+
+def _umount2(path: str, flags: int) -> None:
+    import ctypes  # here: only an unmount needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), flags):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)

@@ -1,0 +1,96 @@
+"""Which writes may be under way together: never two that touch one sector.
+
+Owns, for one target, the sector ranges that are claimed: by a write in flight, by a read-modify-write from its read
+to its last answer, or by an ended write of which a copy may still be travelling (design: late duplicates).  Pure:
+a claim that must wait is granted later, and its ``granted`` callback is called.
+
+What holds always: granted ranges are disjoint; claims that overlap are granted in the order they came, also past a
+claim that waits itself (a large write is not starved by small ones).
+
+Rejected: a lock object per sector (a 1 MiB write would take 2048), and ordering in the FUSE layer (a resent write
+is known only here, and the library's users need the same protection).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+
+
+class Claim:
+    """Sectors ``first`` to ``end`` (not included) of one target, wanted for a write."""
+
+    __slots__ = ("end", "first", "granted", "is_granted")
+
+    def __init__(self, first: int, end: int, granted: Callable[[], object] | None = None) -> None:
+        self.first = first
+        self.end = end
+        self.granted = granted
+        self.is_granted = False
+
+    def overlaps(self, other: Claim) -> bool:
+        return self.first < other.end and other.first < self.end
+
+
+def _first(claim: Claim) -> int:
+    return claim.first
+
+
+class OverlapGuard:
+    """The claims of one target: granted ones, sorted and disjoint, and those that wait, in order of arrival."""
+
+    __slots__ = ("_granted", "_waiting")
+
+    def __init__(self) -> None:
+        self._granted: list[Claim] = []
+        self._waiting: list[Claim] = []
+
+    def acquire(self, claim: Claim) -> bool:
+        """True: granted now.  False: it waits, and ``claim.granted()`` will be called."""
+        if self._is_free(claim) and not any(claim.overlaps(other) for other in self._waiting):
+            self._grant(claim)
+            return True
+        self._waiting.append(claim)
+        return False
+
+    def release(self, claim: Claim) -> None:
+        """Give a range back, or stop waiting for it; grants what waited for it, oldest first."""
+        if not claim.is_granted:
+            self._waiting.remove(claim)
+        else:
+            index = bisect_left(self._granted, claim.first, key=_first)
+            assert self._granted[index] is claim
+            del self._granted[index]
+            claim.is_granted = False
+        if self._waiting:
+            self._grant_waiting()
+
+    def _is_free(self, claim: Claim) -> bool:
+        granted = self._granted
+        if not granted:
+            return True
+        index = bisect_left(granted, claim.end, key=_first)  # the last one that starts before our end
+        return index == 0 or granted[index - 1].end <= claim.first
+
+    def _grant(self, claim: Claim) -> None:
+        insort(self._granted, claim, key=_first)
+        claim.is_granted = True
+
+    def _grant_waiting(self) -> None:
+        still: list[Claim] = []
+        ready: list[Claim] = []
+        for claim in self._waiting:
+            if self._is_free(claim) and not any(claim.overlaps(other) for other in still):
+                self._grant(claim)
+                ready.append(claim)
+            else:
+                still.append(claim)
+        self._waiting = still
+        for claim in ready:
+            if claim.granted is not None:
+                claim.granted()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is claimed and nobody waits."""
+        return not self._granted and not self._waiting

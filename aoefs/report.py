@@ -1,0 +1,80 @@
+"""Statistics as JSON objects: the fields that ``discover --json`` and ``status --json`` promise (design, section 5).
+
+Frozen records in, plain dicts out; nothing else reads the engine for a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import trio
+
+from aoefs.engine import EngineStatistics, open_engine
+from aoefs.initiator import TargetStatistics
+from aoefs.link import LinkStatistics
+from aoefs.path import PathStatistics
+from aoefs.wire import format_mac
+
+
+def path_report(path: PathStatistics, bufcnt: int) -> dict[str, object]:
+    return {**asdict(path), "mac": format_mac(path.mac), "bufcnt": bufcnt}
+
+
+def target_report(target: TargetStatistics) -> dict[str, object]:
+    """One target: who it is, how to reach it, and its counters since the mount (bytes, microseconds)."""
+    identity = target.identity
+    return {
+        "name": target.name,
+        "shelf": target.address.shelf,
+        "slot": target.address.slot,
+        "size": identity.size_bytes,
+        "model": identity.model,
+        "serial": identity.serial,
+        "firmware": identity.firmware,
+        "config": target.config.decode("utf-8", "backslashreplace"),
+        "state": target.state,
+        "paths": [path_report(path, target.bufcnt) for path in target.paths],
+        "reads": target.reads,
+        "writes": target.writes,
+        "read_bytes": target.read_bytes,
+        "write_bytes": target.write_bytes,
+        "flushes": target.flushes,
+        "errors": target.errors,
+        "retransmits": target.retransmits,
+        "in_flight": target.in_flight,
+        "queued": target.queued,
+        "rtt_us": target.rtt_us,
+        "dirty": target.dirty,
+        "flush_supported": target.flush_supported,
+    }
+
+
+def link_report(link: LinkStatistics) -> dict[str, object]:
+    return {**asdict(link), "mac": format_mac(link.mac)}
+
+
+def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, version: str) -> dict[str, object]:
+    """The object of ``status --json``."""
+    return {
+        "mountpoint": mountpoint,
+        "pid": pid,
+        "version": version,
+        "targets": [target_report(target) for target in statistics.targets],
+        "shards": [asdict(shard) for shard in statistics.shards],
+        "links": [link_report(link) for link in statistics.links],
+        "hints": statistics.hints,
+        "refused_identities": statistics.refused_identities,
+    }
+
+
+def discover_once(interfaces: Sequence[str], seconds: float) -> list[dict[str, object]]:
+    """What answers within ``seconds`` on these interfaces, as the JSON objects of ``aoefs discover --json``."""
+
+    async def run() -> list[dict[str, object]]:
+        async with open_engine(interfaces) as engine:
+            with trio.move_on_after(seconds):
+                await engine.first_discovery()
+            return [target_report(target) for target in engine.statistics().targets]
+
+    return trio.run(run)

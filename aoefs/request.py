@@ -1,0 +1,74 @@
+"""A Request: a range of sectors that somebody waits for, with one bit per sector that was not answered yet.
+
+Three nouns nest: a Request is carried by Runs (``aoefs.path``: one batch of its ATA commands, sent together on one
+path); a *transmission* is one tag of a run.  State is a bit, never an object, in Python integers: taking an answer
+for sixteen commands is a handful of integer operations, and what is still missing can be cut anew into commands of
+another size when it must go out again on a path with another payload.
+
+Rejected: a list of Command objects (each costs more than sending its frame), and a bit per command (a command's size
+belongs to the path that carries it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aoefs.errors import RequestError
+
+if TYPE_CHECKING:
+    from aoefs.path import Run
+
+NOTHING = memoryview(bytearray())  # the buffer of an ended request
+
+
+def bits(first: int, count: int) -> int:
+    """``count`` one bits, the lowest at position ``first``."""
+    return ((1 << count) - 1) << first
+
+
+class Request:
+    """``sectors`` sectors from ``lba``, to read into or to write from ``buffer``, which begins with sector ``lba``.
+
+    ``todo`` has a bit for each sector that was not answered yet; ``ended`` once it is 0 or ``error`` is set, and then
+    ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it.
+    """
+
+    __slots__ = (
+        "address",
+        "buffer",
+        "copies",
+        "cursor",
+        "error",
+        "first_sent_at",
+        "lba",
+        "on_end",
+        "sectors",
+        "todo",
+        "write",
+    )
+
+    def __init__(
+        self,
+        lba: int,
+        sectors: int,
+        buffer: memoryview,
+        *,
+        write: bool,
+        on_end: Callable[[Request], object],
+    ) -> None:
+        self.lba = lba
+        self.sectors = sectors
+        self.buffer = buffer
+        self.write = write
+        self.on_end = on_end
+        self.todo = bits(0, sectors)
+        self.cursor = 0  # sectors from here on were never sent
+        self.error: RequestError | None = None
+        self.first_sent_at: float | None = None
+        self.copies: list[Run] = []  # runs of which a command was given up and sent again
+        self.address = 0  # where buffer lies in memory, once a batch needed to know
+
+    @property
+    def ended(self) -> bool:
+        return not self.todo or self.error is not None

@@ -1,0 +1,524 @@
+"""The software target on real links: many exports, each of them on every link, frames in batches.
+
+Owns the links and the tasks; what an answer looks like belongs to ``aoefs.target``.  Tasks, all in the nursery of
+:meth:`Server.run`: one per link that receives, works and answers; one that hears of changes of interfaces (netlink)
+and announces the exports again; and one for each export that is being synced, whose fdatasync runs in a thread.
+
+A batch is what one recvmmsg brought.  The header of each message lands in one numpy table and its payload in one row
+of a second one.  A few array expressions find the *runs*: consecutive frames that read (or write) consecutive
+sectors of one export and that the machine would serve without a word.  A run is one preadv into the send buffer or
+one pwritev out of the receive buffer; then the request headers are turned into answer headers where they lie, and one
+sendmmsg sends them all.  Every other frame goes to :meth:`TargetMachine.handle_untrusted`, alone, and so does each
+frame of a run whose transfer failed: only the machine makes errors.  A few frames go a plain way, for numpy costs
+more than it saves below that.
+
+What holds always:
+
+- Runs and lone frames of a batch are executed in the order in which they came, and a batch is answered before the
+  next one is received: a read sees every write before it, whoever sent it.
+- A FLUSH is answered after a sync that began after it came; those that wait for one export share the next sync.
+- A batch is bounded, and so is the time between two checkpoints.
+- An answer that finds no room for ``_SEND_PATIENCE`` is dropped and counted, as the wire might have done.
+
+Reads and writes are made in the loop: they mostly meet the page cache, where a thread would cost several times the
+work.  The price: a read that has to wait for the disk, and any write with --sync, makes the other exports of this
+process wait as well.
+
+Rejected: a thread per export (two cores, one interpreter), io_uring (no ctypes-free way, and page-cache reads gain
+nothing), sending each run on its own (a system call per run).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from aoefs.ata import Status
+from aoefs.interfaces import Interface, InterfaceGone, InterfaceMonitor
+from aoefs.link import LINK_DOWN, Link, Role
+from aoefs.mmsg import MessageVector, address_of
+from aoefs.target import LBA28_MASK, READ_OPCODES, WRITE_OPCODES, FlushRequest, TargetMachine
+from aoefs.wire import ATA_BYTES, MAX_CONFIG_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
+
+log = logging.getLogger(__name__)
+
+_SLOTS = int(os.environ.get("SLOTS","64"))  # frames in a batch; as many as an initiator may have on its way by our default buffer count
+_PLAIN_FRAMES = int(os.environ.get("PLAIN","8"))  # up to here frame by frame beats numpy
+_BATCHES_PER_CHECKPOINT = 8
+_SEND_PATIENCE = 0.1  # seconds
+_PATIENCE = float(os.environ.get("PAT", "0.0002"))
+_SELECT_LIMIT = 1024
+_MAX_WAITING_FLUSHES = 1024  # of one export; an initiator has one or two
+_REPORTS_PER_SECOND = 5  # log lines about failing stores
+
+_ROW = 64  # bytes per header in the table: 36 used, 8 words of 8 bytes
+_ETHERTYPE_WORD = struct.unpack("<I", b"\x88\xa2" + bytes([VERSION << 4, 0]))[0]
+_REQUEST = struct.Struct("<6s6sIIIBBBBQ")  # a row: MACs, type to error, address and command, tag, registers
+_ANSWER = VERSION << 4 | Flag.RESPONSE
+_DONE = bytes([0, 0, Status.DRDY])  # error, sectors that are left, status
+_RESERVED = bytes(2)
+_WRITE_BIT = 0x10  # tells WRITE (EXT) from READ (EXT)
+_EXTENDED_BIT = 0x04
+
+
+class _Batch:
+    """The memory of one link's batches, laid out for frames of ``max_sectors``."""
+
+    def __init__(self, max_sectors: int) -> None:
+        self.max_sectors = max_sectors
+        # As wide as the largest data, so that full frames of a run lie one after another.
+        self.stride = max(max_sectors * SECTOR_BYTES, MAX_CONFIG_BYTES)
+        self.rows = np.zeros((_SLOTS, _ROW // 8), "<u8")
+        self.row_bytes = self.rows.view(np.uint8)
+        self.headers = self.row_bytes.reshape(-1).data
+        received = np.zeros(_SLOTS * self.stride, np.uint8)
+        self.received = received.data
+        to_send = np.zeros(_SLOTS * max(1, max_sectors) * SECTOR_BYTES, np.uint8)
+        self.to_send = to_send.data
+        self.to_send_address = address_of(to_send)
+        self._padding = np.zeros(MIN_FRAME_BYTES - ATA_BYTES, np.uint8)
+        self.padding_address = address_of(self._padding)
+
+        slots = np.arange(_SLOTS, dtype=np.uintp)
+        self.input = MessageVector(_SLOTS, 2)
+        self.output = MessageVector(_SLOTS, 2)
+        for vector in (self.input, self.output):
+            vector.base[:, 0] = address_of(self.rows) + slots * _ROW
+            vector.size[:, 0] = ATA_BYTES
+        self.input.base[:, 1] = address_of(received) + slots * self.stride
+        self.input.size[:, 1] = self.stride
+
+    def frame(self, slot: int) -> bytes:
+        """The received frame in one piece."""
+        length = int(self.input.length[slot])
+        header = self.headers[slot * _ROW : slot * _ROW + min(length, ATA_BYTES)]
+        start = slot * self.stride
+        return b"".join((header, self.received[start : start + max(0, length - ATA_BYTES)]))
+
+
+@dataclass(slots=True, eq=False)
+class _Port:
+    """One interface: its link, replaced when the interface was, and its batch memory, when the MTU changed."""
+
+    link: Link
+    batch: _Batch
+    running: bool = True
+    batches: int = 0
+    plain: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Flushes:
+    """The FLUSHes of one export that wait for a sync, with the port to answer on."""
+
+    waiting: list[tuple[_Port, FlushRequest]] = field(default_factory=list)
+    active: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatistics:
+    """Counters of one interface; ``plain`` frames did not go in a batch, ``dropped`` answers found no room."""
+
+    interface: str
+    running: bool
+    rx_frames: int
+    rx_dropped: int
+    tx_frames: int
+    batches: int
+    plain: int
+    dropped: int
+
+
+class ReportLimiter:
+    """Passes a few lines a second to the log and says how many it swallowed."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._count = 0
+        self._swallowed = 0
+
+    def __call__(self, line: str) -> None:
+        second = int(trio.current_time())
+        if second != self._second:
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count > _REPORTS_PER_SECOND:
+            self._swallowed += 1
+            return
+        if self._swallowed:
+            line += f" ({self._swallowed} lines like this were left out)"
+            self._swallowed = 0
+        log.error("%s", line)
+
+
+class Server:
+    """Serves ``machines`` on ``links`` (of ``Role.TARGET``) while :meth:`run` runs.  Closing the links is its work."""
+
+    def __init__(self, machines: Sequence[TargetMachine], links: Sequence[Link]) -> None:
+        self.machines = {machine.address: machine for machine in machines}
+        if len(self.machines) != len(machines):
+            raise ValueError("two exports have the same address")
+        # As in a row: shelf, slot and the command ATA.
+        self._by_word = {self._word(address): machine for address, machine in self.machines.items()}
+        self._ports = [_Port(link, _Batch(link.max_sectors)) for link in links]
+        self._flushes = {address: _Flushes() for address in self.machines}
+        self._limiter = trio.CapacityLimiter(max(1, len(machines)))  # no export waits for a thread
+
+    @staticmethod
+    def _word(address: Address) -> int:
+        word: int = struct.unpack("<I", struct.pack(">HBB", *address, 0))[0]
+        return word
+
+    def statistics(self) -> list[PortStatistics]:
+        """A frozen picture of each interface."""
+        pictures = []
+        for port in self._ports:
+            link = port.link.statistics()
+            pictures.append(
+                PortStatistics(
+                    interface=link.interface,
+                    running=port.running,
+                    rx_frames=link.rx_frames,
+                    rx_dropped=link.rx_dropped,
+                    tx_frames=link.tx_frames,
+                    batches=port.batches,
+                    plain=port.plain,
+                    dropped=port.dropped,
+                )
+            )
+        return pictures
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Announce every export, then serve until cancelled.  Started when the announcements are out."""
+        try:
+            # The monitor comes before the announcements: no change between the two is missed.
+            with InterfaceMonitor() as monitor:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    for port in self._ports:
+                        self._announce(port)
+                        nursery.start_soon(self._serve, port, name=f"target on {port.link.interface}")
+                    nursery.start_soon(self._watch, monitor, name="target interfaces")
+                    task_status.started()
+        finally:
+            for port in self._ports:
+                port.link.close()
+
+    async def sync_all(self) -> list[tuple[TargetMachine, OSError]]:
+        """Sync every store, one after another in a thread; those that failed."""
+        failed = []
+        for machine in self.machines.values():
+            try:
+                await trio.to_thread.run_sync(machine.store.sync)
+            except OSError as error:
+                failed.append((machine, error))
+        return failed
+
+    # ── interfaces ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _announce(self, port: _Port) -> None:
+        if port.link.max_sectors:
+            for machine in self.machines.values():
+                port.link.send(machine.announcement(mac=port.link.mac, max_sectors=port.link.max_sectors))
+
+    async def _watch(self, monitor: InterfaceMonitor) -> None:
+        async for news in monitor:
+            for port in self._ports:
+                if news.name != port.link.interface:
+                    continue
+                if isinstance(news, InterfaceGone):
+                    port.running = port.link.up = False
+                else:
+                    self._follow(port, news)
+
+    def _follow(self, port: _Port, interface: Interface) -> None:
+        """What an interface is now: its MTU, its end, its return, or another one that has taken its name."""
+        old = port.link
+        replaced = (interface.index, interface.mac) != (old.index, old.mac)
+        if replaced:
+            try:
+                port.link = Link(interface.name, role=Role.TARGET)
+            except OSError as error:  # changed again: the next news tells
+                log.warning("%s: %s", interface.name, error.strerror)
+                return
+            trio.lowlevel.notify_closing(old.socket)
+            old.close()
+        link = port.link
+        sectors = old.max_sectors
+        with contextlib.suppress(OSError):
+            link.refresh()
+        link.up = interface.up
+        announce = interface.running and (replaced or not port.running or link.max_sectors != sectors)
+        port.running = interface.running
+        if not link.max_sectors:
+            log.warning("%s: an MTU of %d holds no sector, nothing is served here", link.interface, link.mtu)
+        elif announce:
+            self._announce(port)
+
+    # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self, port: _Port) -> None:
+        batches = 0
+        while True:
+            link = port.link
+            if port.batch.max_sectors != link.max_sectors:
+                port.batch = _Batch(link.max_sectors)
+            try:
+                count = port.batch.input.receive(link.descriptor, _SLOTS)
+            except OSError as error:
+                if error.errno not in LINK_DOWN:
+                    raise
+                link.up = False  # told once; then the queue is empty until the interface is back
+                continue
+            if count:
+                batches += 1
+                await self._answer_batch(port, count)
+                if batches < _BATCHES_PER_CHECKPOINT:
+                    continue
+                batches = 0
+                await trio.lowlevel.checkpoint()
+            elif not self._wait_in_place(link):
+                batches = 0
+                with contextlib.suppress(trio.ClosedResourceError):  # the link was replaced
+                    await trio.lowlevel.wait_readable(link.descriptor)
+
+    def _wait_in_place(self, link: Link) -> bool:
+        """Wait a moment for the next frame without trio's turn, which would cost as much as the answers.
+
+        True when this link has frames; False when another one has, or none in time: back to trio then.
+        """
+        descriptors = [port.link.descriptor for port in self._ports]
+        if max(descriptors) >= _SELECT_LIMIT:
+            return False
+        return link.descriptor in select.select(descriptors, (), (), _PATIENCE)[0]
+
+    async def _answer_batch(self, port: _Port, count: int) -> None:
+        port.link.rx_frames += count
+        if not port.batch.max_sectors:
+            return
+        if count <= _PLAIN_FRAMES:
+            segments = self._work_plain(port, count)
+        else:
+            port.batches += 1
+            segments = self._work_batch(port, count)
+        for first, end in segments:
+            await self._send(port, first, end)
+
+    async def _send(self, port: _Port, first: int, end: int) -> None:
+        """Send the answers in the slots ``first`` to ``end``."""
+        link = port.link
+        while first < end:
+            try:
+                sent = port.batch.output.send(link.descriptor, end - first, first)
+            except OSError as error:
+                link.on_send_error(error)
+                if not isinstance(error, BlockingIOError):
+                    port.dropped += end - first
+                    return
+                with trio.move_on_after(_SEND_PATIENCE) as patience, contextlib.suppress(trio.ClosedResourceError):
+                    await trio.lowlevel.wait_writable(link.descriptor)
+                if patience.cancelled_caught or link is not port.link:
+                    port.dropped += end - first
+                    return
+            else:
+                link.tx_frames += sent
+                first += sent
+
+    def _work_plain(self, port: _Port, count: int) -> list[tuple[int, int]]:
+        """The work of a few frames, one by one; what is to be sent, as (first slot, end)."""
+        batch, mac = port.batch, port.link.mac
+        headers = batch.headers
+        port.plain += count
+        position = 0
+        segments = []
+        for slot in range(count):
+            row = slot * _ROW
+            length = int(batch.input.length[slot])
+            to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(headers, row)
+            end = position + sectors * SECTOR_BYTES
+            machine = self._by_word.get(word)
+            if (
+                machine is None
+                or to != mac
+                or kind != _ETHERTYPE_WORD
+                or sender[0] & 1
+                or not 1 <= sectors <= batch.max_sectors
+                or length < ATA_BYTES + (end - position if opcode & _WRITE_BIT else 0)
+                or not _transfer(batch, machine, opcode, lba, slot, slot + 1, position, end)
+            ):
+                self._handle(port, batch.frame(slot))
+                continue
+            if not opcode & _WRITE_BIT:
+                batch.output.base[slot, 1] = batch.to_send_address + position
+                batch.output.size[slot, 1] = end - position
+                position = end
+            headers[row : row + 6] = sender
+            headers[row + 6 : row + 12] = mac
+            headers[row + 14] = _ANSWER
+            headers[row + 25 : row + 28] = _DONE
+            headers[row + 34 : row + 36] = _RESERVED
+            segments.append((slot, slot + 1))
+        return segments if len(segments) < count else [(0, count)]
+
+    def _work_batch(self, port: _Port, count: int) -> list[tuple[int, int]]:
+        """The work of a batch; what is to be sent, as (first slot, end)."""
+        batch = port.batch
+        rows = batch.rows[:count]
+        registers = rows[:, 3]
+        words = rows[:, 2] & 0xFFFF_FFFF
+        sectors = registers >> 16 & 0xFF
+        opcodes = registers >> 24 & 0xFF
+        lbas = registers >> 32 | (rows[:, 4] & 0xFFFF) << 32
+        sizes = sectors * SECTOR_BYTES
+        # Not zero where a frame is not plainly ours: another destination or a group address as the source (the
+        # lowest bit of byte 6), another version or flags, no or too many sectors, too short.
+        odd = (rows[:, 0] & 0x1_FFFF_FFFF_FFFF) ^ int.from_bytes(port.link.mac, "little")
+        odd |= rows[:, 1] >> 32 ^ _ETHERTYPE_WORD
+        odd |= sectors - 1 >= batch.max_sectors  # unsigned: 0 becomes the largest number
+        odd |= batch.input.length[:count] < ATA_BYTES + sizes * (opcodes >> 4 & 1)
+        # Not zero where a frame does not continue the one before it.
+        change = (words[1:] ^ words[:-1]) | (opcodes[1:] ^ opcodes[:-1]) | (lbas[1:] - lbas[:-1] ^ sectors[:-1])
+        change |= odd[1:] | odd[:-1]
+
+        ends: NDArray[np.uint64] = np.cumsum(sizes)  # type: ignore[assignment]
+        starts = ends - sizes
+        batch.output.base[:count, 1] = starts + batch.to_send_address
+        batch.output.size[:count, 1] = sizes
+
+        boundaries = [*(np.flatnonzero(change) + 1).tolist(), count]
+        segments: list[tuple[int, int]] = []
+        segment = first = 0
+        for end in boundaries:
+            machine = None if odd[first] else self._by_word.get(int(words[first]))
+            if machine is None or not _transfer(
+                batch,
+                machine,
+                int(opcodes[first]),
+                int(lbas[first]),
+                first,
+                end,
+                int(starts[first]),
+                int(ends[end - 1]),
+                sizes,
+            ):
+                if segment < first:
+                    segments.append((segment, first))
+                segment = end
+                for slot in range(first, end):
+                    self._handle(port, batch.frame(slot))
+            first = end
+        if segment < count:
+            segments.append((segment, count))
+
+        answers = batch.row_bytes[:count]
+        answers[:, 0:6] = answers[:, 6:12]
+        answers[:, 6:12] = np.frombuffer(port.link.mac, np.uint8)
+        answers[:, 14] = _ANSWER
+        answers[:, 25:27] = 0
+        answers[:, 27] = Status.DRDY
+        answers[:, 34:36] = 0
+        return segments
+
+    def _handle(self, port: _Port, frame: bytes) -> None:
+        """Any frame, by the machines that it concerns."""
+        link = port.link
+        machine = (
+            self.machines.get(Address(int.from_bytes(frame[16:18], "big"), frame[18])) if len(frame) > 18 else None
+        )
+        for each in (machine,) if machine is not None else tuple(self.machines.values()):
+            answer = each.handle_untrusted(frame, mac=link.mac, max_sectors=link.max_sectors)
+            if isinstance(answer, FlushRequest):
+                self._flush(each, port, answer)
+            elif answer is not None and not link.send(answer):
+                port.dropped += 1
+
+    # ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _flush(self, machine: TargetMachine, port: _Port, request: FlushRequest) -> None:
+        flushes = self._flushes[machine.address]
+        if len(flushes.waiting) >= _MAX_WAITING_FLUSHES:
+            port.dropped += 1
+            return
+        flushes.waiting.append((port, request))
+        if not flushes.active:
+            flushes.active = True
+            self._nursery.start_soon(self._sync, machine, flushes, name=f"sync {machine.address}")
+
+    async def _sync(self, machine: TargetMachine, flushes: _Flushes) -> None:
+        """Sync until nobody waits.  Who comes during a sync waits for the next: his writes may have missed this one."""
+        while flushes.waiting:
+            served, flushes.waiting = flushes.waiting, []
+            failure = None
+            try:
+                await trio.to_thread.run_sync(machine.store.sync, limiter=self._limiter)
+            except OSError as error:
+                failure = error
+            for port, request in served:
+                if not port.link.send(machine.finish_flush(request, failure)):
+                    port.dropped += 1
+        flushes.active = False  # no await since the list was found empty
+
+
+def _transfer(
+    batch: _Batch,
+    machine: TargetMachine,
+    opcode: int,
+    lba: int,
+    first: int,
+    end: int,
+    start: int,
+    stop: int,
+    sizes: NDArray[np.uint64] | None = None,
+) -> bool:
+    """Read into the send buffer from ``start`` to ``stop``, or write that many bytes out of the slots ``first`` to
+    ``end`` (``sizes``: what each holds, None for one slot).  False when the frames have to go to the machine.
+
+    Not a word to anybody on failure: the machine tries again, frame by frame, and reports.
+    """
+    store = machine.store
+    limit = store.sectors
+    if not opcode & _EXTENDED_BIT:
+        lba &= LBA28_MASK
+        limit = min(limit, LBA28_MASK + 1)
+    size = stop - start
+    if lba + size // SECTOR_BYTES > limit:
+        return False
+    counters = machine.counters
+    if opcode in READ_OPCODES:
+        try:
+            if store.readv([batch.to_send[start:stop]], lba * SECTOR_BYTES) != size:
+                return False
+        except OSError:
+            return False
+        counters.reads += end - first
+        counters.read_sectors += size // SECTOR_BYTES
+        return True
+    if opcode not in WRITE_OPCODES or store.read_only:
+        return False
+    at = first * batch.stride
+    if sizes is None or size == (end - first) * batch.stride:
+        pieces = [batch.received[at : at + size]]
+    else:
+        lengths = sizes[first:end].tolist()
+        offsets = range(at, end * batch.stride, batch.stride)
+        pieces = [batch.received[at : at + length] for at, length in zip(offsets, lengths, strict=True)]
+    try:
+        if store.writev(pieces, lba * SECTOR_BYTES) != size:
+            return False
+    except OSError:
+        return False
+    counters.writes += end - first
+    counters.written_sectors += size // SECTOR_BYTES
+    batch.output.base[first:end, 1] = batch.padding_address
+    batch.output.size[first:end, 1] = MIN_FRAME_BYTES - ATA_BYTES
+    return True
