@@ -36,7 +36,7 @@ from aoefs.overlap import Claim, OverlapGuard
 from aoefs.path import Path, PathStatistics, Run
 from aoefs.request import NOTHING, Request, bits
 from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
-from aoefs.wire import Address, ErrorCode
+from aoefs.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 
 DEFAULT_DEADSECS = 180.0  # as the Linux driver's aoe_deadsecs
 DEFAULT_MAXOUT = 64  # as the Linux driver's aoe_maxout
@@ -144,6 +144,16 @@ class Initiator:
             if path.mac == mac and path.link is link:
                 return path
         return None
+
+    def is_from(self, link: object, header: Header) -> bool:
+        """An answer of this protocol to an ATA command, about this target, from one of its verified paths."""
+        return (
+            header.is_response
+            and header.version == VERSION
+            and header.command == AoeCommand.ATA
+            and header.address == self.address
+            and self.find_path(link, header.source) is not None
+        )
 
     def drop_link(self, link: object, now: float) -> None:
         """The link is gone: its paths go, and what flew on them goes out again elsewhere."""

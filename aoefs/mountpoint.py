@@ -50,7 +50,7 @@ class Mount(NamedTuple):
         if self.type != FILE_SYSTEM_TYPE:
             return False
         try:
-            os.stat(self.path)
+            os.statvfs(self.path)  # always asks the daemon; stat(2) goes on answering from the kernel's cache
         except OSError as error:
             return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
         return False

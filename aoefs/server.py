@@ -37,6 +37,7 @@ import select
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import trio
@@ -51,8 +52,10 @@ from aoefs.wire import ATA_BYTES, MAX_CONFIG_BYTES, MIN_FRAME_BYTES, SECTOR_BYTE
 
 log = logging.getLogger(__name__)
 
-_SLOTS = int(os.environ.get("SLOTS","64"))  # frames in a batch; as many as an initiator may have on its way by our default buffer count
-_PLAIN_FRAMES = int(os.environ.get("PLAIN","8"))  # up to here frame by frame beats numpy
+_SLOTS = int(
+    os.environ.get("SLOTS", "64")
+)  # frames in a batch; as many as an initiator may have on its way by our default buffer count
+_PLAIN_FRAMES = int(os.environ.get("PLAIN", "8"))  # up to here frame by frame beats numpy
 _BATCHES_PER_CHECKPOINT = 8
 _SEND_PATIENCE = 0.1  # seconds
 _PATIENCE = float(os.environ.get("PAT", "0.0002"))
@@ -390,7 +393,7 @@ class Server:
         change = (words[1:] ^ words[:-1]) | (opcodes[1:] ^ opcodes[:-1]) | (lbas[1:] - lbas[:-1] ^ sectors[:-1])
         change |= odd[1:] | odd[:-1]
 
-        ends: NDArray[np.uint64] = np.cumsum(sizes)  # type: ignore[assignment]
+        ends = np.cumsum(sizes)
         starts = ends - sizes
         batch.output.base[:count, 1] = starts + batch.to_send_address
         batch.output.size[:count, 1] = sizes
@@ -478,7 +481,7 @@ def _transfer(
     end: int,
     start: int,
     stop: int,
-    sizes: NDArray[np.uint64] | None = None,
+    sizes: NDArray[Any] | None = None,
 ) -> bool:
     """Read into the send buffer from ``start`` to ``stop``, or write that many bytes out of the slots ``first`` to
     ``end`` (``sizes``: what each holds, None for one slot).  False when the frames have to go to the machine.

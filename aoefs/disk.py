@@ -1,0 +1,263 @@
+"""One disk as its users see it: read, write and flush at any byte, whatever the size.
+
+Owns nothing but the waiting: a :class:`Disk` turns byte ranges into Requests of whole sectors, holds the range of a
+write while it is carried out, and sleeps until the machine (``aoefs.initiator``) says that a Request ended.
+
+What holds always:
+
+- Data or an exception: never a short read, never an acknowledged write that the target did not acknowledge.
+- Writes that overlap are carried out one after the other.  A partial sector is read, changed and written back with
+  its range held, so neighbours that write into one sector at the same time lose nothing.
+- Cancelling any call is safe: nothing of it is sent any more, and a write's range is given back only when no copy of
+  it can travel.
+
+Rejected: a trio.Event per request (it costs as much as sending a frame), and locks around partial sectors only (a
+whole-sector write would slip between the read and the write).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Protocol
+
+import trio
+
+from aoefs.ata import check_result, flush_registers
+from aoefs.errors import AtaError, FrameError, TargetError, TargetLost
+from aoefs.initiator import Initiator, State
+from aoefs.overlap import Claim
+from aoefs.path import Run
+from aoefs.port import Port
+from aoefs.request import Request
+from aoefs.tags import Exchange, TagTable
+from aoefs.wire import (
+    SECTOR_BYTES,
+    AoeCommand,
+    AtaArgument,
+    Header,
+    decode_ata_untrusted,
+    decode_header_untrusted,
+    encode_ata,
+)
+
+log = logging.getLogger("aoefs")
+
+MAX_REQUEST_SECTORS = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
+FIRST_WAIT = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
+MAX_WAIT = 8.0  # seconds
+
+
+class Driver(Protocol):
+    """What a disk needs of the engine."""
+
+    tags: TagTable[Run | Exchange]
+
+    def now(self) -> float: ...
+
+    def pump(self, target: Initiator) -> None: ...
+
+    def arm(self, target: Initiator) -> None: ...
+
+
+class _Wait:
+    """One task that waits for one thing; ``wake`` may come before the waiting began."""
+
+    __slots__ = ("_task", "woken")
+
+    def __init__(self) -> None:
+        self.woken = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def wake(self, _thing: object = None) -> None:
+        self.woken = True
+        if self._task is not None:
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        if self.woken:
+            return
+        self._task = trio.lowlevel.current_task()
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+class Disk:
+    """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model."""
+
+    def __init__(self, target: Initiator, driver: Driver) -> None:
+        self.target = target
+        self._driver = driver
+
+    @property
+    def size_bytes(self) -> int:
+        return self.target.identity.size_bytes
+
+    async def read(self, offset: int, size: int) -> memoryview:
+        """``size`` bytes from ``offset`` on (bytes, any alignment); both must lie within the target.
+
+        RequestError when a target or disk says no, or nobody answers within ``deadsecs``.
+        """
+        first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
+        self._check_range(first, end)
+        buffer = memoryview(bytearray((end - first) * SECTOR_BYTES))
+        await self._transfer(first, buffer, write=False)
+        skip = offset - first * SECTOR_BYTES
+        return buffer if size == len(buffer) else buffer[skip : skip + size]
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write ``data`` at ``offset`` (bytes, any alignment); returns when the target acknowledged all of it.
+
+        Writes that overlap are carried out one after the other; a partial sector is read, changed and written back
+        with its range held.  RequestError as for :meth:`read`; what was written before an error is not known.
+        """
+        first, end = offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)
+        self._check_range(first, end)
+        claim = Claim(first, end)
+        requests: list[Request] = []
+        if not self.target.order.acquire(claim):
+            await self._wait_for_claim(claim)
+        try:
+            buffer = memoryview(data)
+            if offset % SECTOR_BYTES or len(data) % SECTOR_BYTES:
+                buffer = await self._fill_edges(first, end, offset, data)
+            await self._transfer(first, buffer, write=True, requests=requests)
+        finally:
+            self.target.release(claim, requests)
+            self._driver.arm(self.target)
+
+    async def flush(self) -> None:
+        """Make what was acknowledged durable, with the command that the target announces (none: nothing to do).
+
+        RequestError when it fails or nobody answers; the target then stays dirty.  A target that does not know its
+        own command (ABRT) has no cache that we could flush; that is remembered and shown.
+        """
+        target = self.target
+        opcode = target.identity.flush_opcode
+        written = target.writes
+        if opcode is not None and not target.flush_refused:
+            target.dirty = True  # should it fail
+            try:
+                check_result(decode_ata_untrusted(await self.converse(flush_registers(opcode))))
+            except AtaError as error:
+                if not error.is_abort:
+                    target.errors += 1
+                    raise
+                target.flush_refused = True
+                log.warning("%s refuses its own flush command: what it caches cannot be made durable", target.name)
+            target.flushes += 1
+        if target.writes == written:
+            target.dirty = False
+
+    async def converse(self, registers: AtaArgument, data: bytes = b"") -> bytes:
+        """Send one lone ATA command until it is answered; the whole answering frame, not an AoE error.
+
+        It is sent again after max(1 s, RTO), doubling, by turns on all paths.  TargetError, TargetLost.
+        """
+        target = self.target
+        answers: list[tuple[Header, bytes]] = []
+        wait = _Wait()
+
+        def on_answer(port: Port, frame: bytes) -> None:
+            header = decode_header_untrusted(frame)
+            if not target.is_from(port, header):
+                raise FrameError("nobody whom this command was sent to")
+            if not header.is_error:  # an error may come without registers
+                decode_ata_untrusted(frame)
+            answers.append((header, frame))
+            wait.wake()
+
+        exchange = Exchange(on_answer)
+        self._driver.tags.open(exchange)
+        limit = target.deadsecs or math.inf
+        try:
+            with trio.move_on_after(limit):
+                pause = FIRST_WAIT
+                while target.state is State.UP and not answers:
+                    path = target.paths[exchange.sendings % len(target.paths)] if target.paths else None
+                    if path is not None:
+                        port: Port = path.link  # type: ignore[assignment]
+                        header = Header(path.mac, port.mac, target.address, AoeCommand.ATA, exchange.next_tag())
+                        port.send_frame(encode_ata(header, registers, data))
+                        pause = max(pause, path.rtt.rto)
+                    with trio.move_on_after(pause):
+                        await wait.wait()
+                    pause = min(pause * 2, MAX_WAIT)
+        finally:
+            self._driver.tags.close(exchange)
+        if not answers:
+            raise TargetLost(f"{target.name} did not answer command 0x{registers.command:02x}")
+        target.heard(self._driver.now())
+        header, frame = answers[0]
+        if header.is_error:
+            raise TargetError(header.error)
+        return frame
+
+    # ── transfers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _check_range(self, first: int, end: int) -> None:
+        if not 0 <= first < end <= self.target.identity.sectors:
+            raise ValueError(f"sectors {first} to {end} are not within {self.target.name}")
+
+    async def _transfer(
+        self,
+        lba: int,
+        buffer: memoryview,
+        *,
+        write: bool,
+        requests: list[Request] | None = None,
+    ) -> None:
+        """Read or write whole sectors, in pieces of at most ``MAX_REQUEST_SECTORS``, one after the other."""
+        step = MAX_REQUEST_SECTORS * SECTOR_BYTES
+        for start in range(0, len(buffer), step):
+            piece = buffer[start : start + step]
+            wait = _Wait()
+            request = Request(
+                lba + start // SECTOR_BYTES, len(piece) // SECTOR_BYTES, piece, write=write, on_end=wait.wake
+            )
+            if requests is not None:
+                requests.append(request)
+            self.target.submit(request, self._driver.now())
+            self._driver.pump(self.target)
+            try:
+                await wait.wait()
+            except trio.Cancelled:
+                self.target.abandon(request)
+                raise
+            if request.error is not None:
+                raise request.error
+
+    async def _wait_for_claim(self, claim: Claim) -> None:
+        """Wait until ``claim`` is granted; TargetLost when that takes longer than a request may wait."""
+        wait = _Wait()
+        claim.granted = wait.wake
+        granted = False
+        try:
+            with trio.move_on_after(self.target.deadsecs or math.inf):
+                await wait.wait()
+                granted = True
+        finally:
+            if not granted:
+                self.target.order.release(claim)
+        if not granted:
+            raise TargetLost(f"{self.target.name}: an earlier write to the same sectors is not over")
+
+    async def _fill_edges(self, first: int, end: int, offset: int, data: bytes | memoryview) -> memoryview:
+        """``data`` widened to whole sectors, with what the disk holds around it; the range must be claimed."""
+        whole = bytearray((end - first) * SECTOR_BYTES)
+        view = memoryview(whole)
+        head = offset - first * SECTOR_BYTES
+        tail = head + len(data)
+        edges = {0} if head else set()
+        if tail % SECTOR_BYTES:
+            edges.add(end - first - 1)
+        for sector in sorted(edges):
+            start = sector * SECTOR_BYTES
+            await self._transfer(first + sector, view[start : start + SECTOR_BYTES], write=False)
+        view[head:tail] = data
+        return view

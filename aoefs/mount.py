@@ -1,0 +1,212 @@
+"""A mount from its first interface to its last flush: one exit stack builds it and takes it down in reverse.
+
+Owns the order of things.  Up: engine and ports, then FUSE, then the first discovery, then "ready".  Down: the kernel
+has let go (``pyfuse3.main`` returned), flush every dirty target, close FUSE, stop the engine.
+
+Stopping by signal has two steps: the mount is taken out of the tree at once (lazily), open files are served until the
+last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal ends at once.  The
+exit code is 0 only if every flush succeeded.
+
+Rejected: ``pyfuse3.terminate`` alone (the user's later close would get ECONNABORTED), and flushing at release (the
+last one may never be delivered).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
+
+import pyfuse3
+import trio
+
+from aoefs import __version__, interfaces, mountpoint, tuning
+from aoefs.daemon import Ready
+from aoefs.disk import Disk
+from aoefs.engine import Change, Engine, Settings, open_engine
+from aoefs.errors import RequestError, UserError
+from aoefs.fs import AoeOperations
+from aoefs.interfaces import Interface, InterfaceMonitor
+from aoefs.options import MountOptions
+from aoefs.report import status_report
+from aoefs.wire import payload_sectors
+
+log = logging.getLogger("aoefs")
+
+GRACE = 10.0  # seconds for which open files are served after a signal
+FLUSH_GRACE = 10.0  # seconds that the last flush of one target may take
+MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
+MAX_WORKERS = tuning.MAX_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
+
+
+def run(options: MountOptions, ready: Ready) -> int:
+    """Mount, serve until unmounted, flush; the exit code.  UserError when it cannot begin."""
+    return trio.run(partial(Mount(options, ready).run))
+
+
+class Mount:
+    """One mount; see the module."""
+
+    def __init__(self, options: MountOptions, ready: Ready) -> None:
+        self._options = options
+        self._ready = ready
+        self._changes_in, self._changes_out = trio.open_memory_channel[tuple[Disk, Change]](4096)
+        self._unmounted = False
+
+    async def run(self) -> int:
+        options = self._options
+        names = [interface.name for interface in interfaces.choose(options.interfaces)]
+        async with AsyncExitStack() as stack:
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+            settings = Settings(
+                deadsecs=options.deadsecs,
+                maxout=options.maxout,
+                allow_mac=frozenset(options.allow_mac),
+                max_targets=options.max_targets,
+                on_change=self._on_change,
+                **({} if options.shards is None else {"shards": options.shards}),
+            )
+            try:
+                engine = await stack.enter_async_context(open_engine(names, settings))
+            except OSError as error:
+                raise UserError(f"{', '.join(names)}: {error.strerror}") from None
+            operations = AoeOperations(
+                engine,
+                partial(self._status, engine),
+                uid=options.uid,
+                gid=options.gid,
+                umask=options.umask,
+                read_only=options.read_only,
+                direct=options.direct,
+            )
+            self._open_fuse(operations)
+            stack.callback(self._close_fuse)
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
+            nursery.start_soon(self._tell_kernel, operations, name="invalidations")
+            nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
+            nursery.start_soon(self._become_ready, engine, names, name="ready")
+            await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
+            self._unmounted = True
+            with trio.CancelScope(shield=True):
+                clean = await self._flush_all(engine)
+            nursery.cancel_scope.cancel()
+        return 0 if clean else 1
+
+    # ── FUSE ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open_fuse(self, operations: AoeOperations) -> None:
+        options = self._options
+        words = {"fsname=" + (",".join(options.interfaces) or "any"), "subtype=aoefs"}
+        if options.read_only:
+            words.add("ro")
+        if options.allow_other:
+            words |= {"allow_other", "default_permissions"}
+        try:
+            pyfuse3.init(operations, options.mountpoint, words)
+        except RuntimeError as error:
+            raise UserError(f"{options.mountpoint}: cannot be mounted ({error})") from None
+
+    def _close_fuse(self) -> None:
+        """Unmount only what is still mounted, so that nothing mounted there meanwhile is hit."""
+        pyfuse3.close(unmount=not self._unmounted)
+
+    def _tune(self) -> None:
+        device = os.stat(self._options.mountpoint).st_dev
+        for complaint in (
+            tuning.set_read_ahead(device),
+            tuning.set_max_background(device),
+            tuning.become_io_flusher(),
+            tuning.avoid_oom_killer(),
+        ):
+            if complaint:
+                log.info("%s", complaint)
+
+    async def _become_ready(self, engine: Engine, names: list[str]) -> None:
+        await trio.to_thread.run_sync(self._tune)
+        await engine.first_discovery()
+        hint = None
+        if not engine.disks:
+            hint = f"mounted, but no target answers on {', '.join(names)} yet: files appear when one does"
+        self._ready.ok(hint)
+
+    def _status(self, engine: Engine) -> dict[str, object]:
+        return status_report(
+            engine.statistics(), mountpoint=self._options.mountpoint, pid=os.getpid(), version=__version__
+        )
+
+    # ── while it runs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_change(self, disk: Disk, change: Change) -> None:
+        try:
+            self._changes_in.send_nowait((disk, change))
+        except trio.WouldBlock:
+            log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
+
+    async def _tell_kernel(self, operations: AoeOperations) -> None:
+        async for disk, change in self._changes_out:
+            for call in operations.invalidations(disk, change):
+                try:
+                    await trio.to_thread.run_sync(call)
+                except OSError as error:
+                    log.debug("%s: invalidation: %s", disk.target.name, error)
+
+    async def _follow_interfaces(self, engine: Engine) -> None:
+        """Interfaces come, go, and change their MTU."""
+        with InterfaceMonitor() as monitor:
+            async for event in monitor:
+                port = engine.ports.get(event.name)
+                if not isinstance(event, Interface):
+                    if port is not None:
+                        log.warning("%s is gone", event.name)
+                        engine.drop_port(port)
+                elif port is not None:
+                    try:
+                        engine.port_changed(port, up=event.up and event.running)
+                    except OSError as error:
+                        log.warning("%s: %s", event.name, error.strerror)
+                elif self._is_wanted(event):
+                    try:
+                        engine.open_port(event.name)
+                    except OSError as error:
+                        log.warning("%s: %s", event.name, error.strerror)
+
+    def _is_wanted(self, interface: Interface) -> bool:
+        names = self._options.interfaces
+        usable = interface.ethernet and interface.up and payload_sectors(interface.mtu) > 0
+        return usable and (interface.name in names if names else not interface.master)
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _stop_on_signal(self, engine: Engine, signals: AsyncIterator[int]) -> None:
+        number = await anext(signals)
+        log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
+        await trio.to_thread.run_sync(self._unmount_lazily)
+        with trio.move_on_after(GRACE):
+            await anext(signals)
+            log.warning("a second signal: ending at once")
+        engine.fail_all()
+        pyfuse3.terminate()
+
+    def _unmount_lazily(self) -> None:
+        try:
+            mountpoint.unmount(self._options.mountpoint, lazy=True)
+        except (OSError, UserError) as error:
+            log.warning("%s", error)
+
+    async def _flush_all(self, engine: Engine) -> bool:
+        """Flush what is dirty; True when all of it is durable now."""
+        clean = True
+        for disk in engine.disks.values():
+            if not disk.target.dirty:
+                continue
+            try:
+                with trio.fail_after(FLUSH_GRACE):
+                    await disk.flush()
+            except (RequestError, trio.TooSlowError) as error:
+                clean = False
+                log.error("%s: the last flush failed: %s", disk.target.name, str(error) or "no answer")
+        return clean

@@ -1,0 +1,71 @@
+"""What the kernel lets us change for this mount and this process, where our rights allow it.
+
+Each function tries one thing and returns what it could not do, as a sentence for the log, or None; nothing here is
+needed for a mount to be right, only for it to be fast, or safe when memory is short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests of 1 MiB
+MAX_BACKGROUND = 64  # the kernel's default of 12 bounds the requests in flight of direct I/O
+_PR_SET_IO_FLUSHER = 57
+_FUSECTL = Path("/sys/fs/fuse/connections")
+
+
+def set_read_ahead(device: int) -> str | None:
+    """Raise the read-ahead of the mount whose ``st_dev`` is ``device``."""
+    bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        bdi.write_text(f"{READ_AHEAD_KB}\n")
+    except OSError as error:
+        return f"read-ahead stays at the kernel's default: {error.strerror} (sequential buffered reads are slower)"
+    return None
+
+
+def set_max_background(device: int) -> str | None:
+    """Raise the number of requests that the kernel keeps in flight."""
+    with contextlib.ExitStack() as cleanup:
+        try:
+            connections = _FUSECTL if any(_FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
+            connection = connections / str(os.minor(device))
+            (connection / "max_background").write_text(f"{MAX_BACKGROUND}\n")
+            (connection / "congestion_threshold").write_text(f"{MAX_BACKGROUND * 3 // 4}\n")
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "fusectl cannot be mounted"
+            return f"max_background stays at the kernel's default: {reason} (deep queues are slower)"
+    return None
+
+
+def _mounted_fusectl(cleanup: contextlib.ExitStack) -> Path:
+    """Containers often lack the control file system: mount it for a moment in a place of our own."""
+    place = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="aoefs-fusectl-"))
+    subprocess.run(["mount", "-t", "fusectl", "none", place], check=True, capture_output=True)
+    cleanup.callback(subprocess.run, ["umount", place], check=False, capture_output=True)
+    return Path(place)
+
+
+def become_io_flusher() -> str | None:
+    """Let this process allocate memory while the kernel writes dirty pages back through it (Linux 5.6).
+
+    Without it a loop device on one of our files can deadlock when memory is short.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        return f"PR_SET_IO_FLUSHER: {reason} (a loop mount may hang when memory is short)"
+    return None
+
+
+def avoid_oom_killer() -> str | None:
+    """Ask the OOM killer to look elsewhere: killing a disk frees little and breaks much."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("-1000\n")
+    except OSError as error:
+        return f"oom_score_adj: {error.strerror}"
+    return None
