@@ -1,8 +1,9 @@
 """Who is there: config queries, hints, and the IDENTIFY that makes a target of a stranger.
 
 Owns what was asked and who is being looked at.  A *finding* is a (link, MAC) that answered a tagged config query and
-then IDENTIFY from exactly that MAC; only a finding changes anything.  Tasks: one per port that asks (at 0, 100, 300
-and 700 ms after a port came up, then every 60 s), and one per candidate under IDENTIFY, at most ``MAX_CANDIDATES``.
+then IDENTIFY from exactly that MAC, with the payload that passes there; only a finding changes anything.  Tasks: one
+per port that asks (at 0, 100, 300 and 700 ms after a port came up, then every 60 s), and one per candidate under
+IDENTIFY, at most ``MAX_CANDIDATES``.
 
 What holds always:
 
@@ -17,13 +18,21 @@ forged answers makes a thousand of them), and the driver's tag 0 for queries (an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
-from aoefs.ata import IDENTIFY_REGISTERS, Identity, check_result, decode_identify_untrusted
-from aoefs.errors import AtaError, FrameError
+from aoefs.ata import (
+    FAILED,
+    IDENTIFY_REGISTERS,
+    Identity,
+    Opcode,
+    decode_identify_untrusted,
+    transfer_registers,
+)
+from aoefs.errors import FrameError
 from aoefs.path import Run
 from aoefs.port import Port
 from aoefs.tags import Exchange, TagTable
@@ -31,9 +40,11 @@ from aoefs.wire import (
     ATA_BYTES,
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
+    SECTOR_BYTES,
     VERSION,
     Address,
     AoeCommand,
+    AtaArgument,
     ConfigArgument,
     ConfigCommand,
     Header,
@@ -42,12 +53,17 @@ from aoefs.wire import (
     decode_header_untrusted,
     encode_ata,
     encode_config,
+    format_mac,
 )
+
+log = logging.getLogger("aoefs")
 
 QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a port came up: one lost broadcast must not hide a disk
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
 ANSWER_WINDOW = 5.0  # seconds
 IDENTIFY_WAITS = (0.2, 0.4, 0.8, 1.6, 3.2)  # seconds for each try
+MEASURE_WAITS = (0.05, 0.1, 0.2)  # seconds for each try with one size of frame
+SECOND_ANSWER = 0.01  # seconds for which a second disk may answer the same IDENTIFY
 MAX_CANDIDATES = 256
 MAX_HINTS = 64  # unicast queries per second that hints may cause
 HINT_PERIOD = 1.0  # seconds between two queries that one (port, MAC, address) causes
@@ -63,19 +79,15 @@ class Finding:
     mac: bytes
     config: ConfigArgument
     identity: Identity
-
-    @property
-    def sectors(self) -> int:
-        """Payload of the path: what the target takes (0 means 2, AoEr11 section 3.2) and the link carries."""
-        return max(1, min(self.config.sectors or 2, self.port.max_sectors))
+    sectors: int  # per frame, that pass on this path
 
 
 CandidateKey = tuple[Port, bytes, Address]
 
 
 class Discovery:
-    """See the module.  ``found(finding)`` is called for every finding, also for paths that are known already.
-
+    """See the module.  ``found(finding)`` is called for every finding, also for paths that are known already;
+    ``trusted_payload(port, mac, address)`` tells the sectors per frame of a path that need no measuring, else 0.
     ``allow_mac`` names the only MACs to look at (empty: all).  Sync methods never block.
     """
 
@@ -84,6 +96,8 @@ class Discovery:
         tags: TagTable[Run | Exchange],
         nursery: trio.Nursery,
         found: Callable[[Finding], object],
+        trusted_payload: Callable[[Port, bytes, Address], int],
+        *,
         allow_mac: frozenset[bytes] = frozenset(),
     ) -> None:
         self.hints = 0
@@ -92,6 +106,7 @@ class Discovery:
         self._tags = tags
         self._nursery = nursery
         self._found = found
+        self._trusted_payload = trusted_payload
         self._allow_mac = allow_mac
         self._candidates: set[CandidateKey] = set()
         self._hinted: dict[CandidateKey, float] = {}
@@ -176,35 +191,74 @@ class Discovery:
             self._nursery.start_soon(self._identify, key, config, name=f"IDENTIFY of {header.address}")
 
     async def _identify(self, key: CandidateKey, config: ConfigArgument) -> None:
-        """Ask a candidate for its identity, from exactly the MAC that answered; silence drops it."""
+        """Ask a candidate for its identity, and measure what passes; silence drops it."""
         port, mac, address = key
-        identities: list[Identity] = []
+        try:
+            frames = await self._ask_disk(key, IDENTIFY_REGISTERS, IDENTIFY_WAITS)
+            if not frames:
+                return
+            identity = decode_identify_untrusted(frames[0][ATA_BYTES:])
+            if any(decode_identify_untrusted(frame[ATA_BYTES:]) != identity for frame in frames):
+                log.warning("%s: two disks answer from %s: both are refused", address, format_mac(mac))
+                return
+            sectors = await self._measure(key, config, identity)
+        except FrameError:
+            port.rx_unknown += 1
+        else:
+            self._found(Finding(address, port, mac, config, identity, sectors))
+        finally:
+            self._candidates.discard(key)
+
+    async def _measure(self, key: CandidateKey, config: ConfigArgument, identity: Identity) -> int:
+        """Sectors per frame that pass both ways: at most what target and link take, halved while nothing comes back.
+
+        A READ of LBA 0 whose request is as long as its answer (the Linux driver's probe).  0 in a config answer
+        means 2 (AoEr11 section 3.2).
+        """
+        sectors = max(1, min(config.sectors or 2, key[0].max_sectors, identity.sectors))
+        if self._trusted_payload(*key) == sectors:
+            return sectors
+        while sectors > 1:
+            registers = transfer_registers(0, sectors, write=False, lba48=identity.lba48)
+            if await self._ask_disk(key, registers, MEASURE_WAITS, bytes(sectors * SECTOR_BYTES)):
+                break
+            sectors //= 2
+        return sectors
+
+    async def _ask_disk(
+        self, key: CandidateKey, registers: AtaArgument, waits: tuple[float, ...], data: bytes = b""
+    ) -> list[bytes]:
+        """Send a lone command until it is answered from exactly that port, MAC and address; the answering frames.
+
+        There are two when two disks answer from one place.  An error is an answer to a READ: it says that we are heard.
+        """
+        port, mac, address = key
+        frames: list[bytes] = []
         answered = trio.Event()
 
         def on_answer(from_port: Port, frame: bytes) -> None:
-            try:
-                header = decode_header_untrusted(frame)
-                exact = (from_port, header.source, header.address) == key and header.command == AoeCommand.ATA
-                if not exact or header.is_error or not header.is_response or header.version != VERSION:
-                    raise FrameError("not the answer to this IDENTIFY")
-                check_result(decode_ata_untrusted(frame))
-                identities.append(decode_identify_untrusted(frame[ATA_BYTES:]))
-            except (FrameError, AtaError):
-                from_port.rx_unknown += 1
-            else:
-                answered.set()
+            header = decode_header_untrusted(frame)
+            exact = (from_port, header.source, header.address) == key and header.command == AoeCommand.ATA
+            if not exact or not header.is_response or header.version != VERSION:
+                raise FrameError("not the answer to this command")
+            identify = registers.command == Opcode.IDENTIFY
+            failed = header.is_error or bool(decode_ata_untrusted(frame).command & FAILED)
+            if failed if identify else not failed and len(frame) < ATA_BYTES + len(data):
+                raise FrameError("not the data that were asked for")
+            frames.append(frame)
+            answered.set()
 
         exchange = Exchange(on_answer)
         self._tags.open(exchange)
         try:
-            for wait in IDENTIFY_WAITS:
+            for wait in waits:
                 header = Header(mac, port.mac, address, AoeCommand.ATA, exchange.next_tag())
-                port.send_frame(encode_ata(header, IDENTIFY_REGISTERS))
+                port.send_frame(encode_ata(header, registers, data))
                 with trio.move_on_after(wait):
                     await answered.wait()
                     break
+            if frames and not data:
+                await trio.sleep(SECOND_ANSWER)
         finally:
             self._tags.close(exchange)
-            self._candidates.discard(key)
-        if identities:
-            self._found(Finding(address, port, mac, config, identities[0]))
+        return frames

@@ -14,8 +14,8 @@ What holds always:
 - ``pump`` is the only place that sends runs; it is called after every input that may have opened a window.
 - The receiver does the least: match, RTT, window, send more, queue.  Completion is the shards' business.
 - A waiting call ends: with its data, with an error, or cancelled; then nothing of it is left in a queue.
-- Only a finding of the discovery creates a target or a path; another identity under the same address is refused
-  while the first one lives, and replaces it when it is gone.
+- Only a finding of the discovery creates a target or a path, or ends a silence.  Another disk under the same address
+  is refused while the first one lives elsewhere, and replaces it when it answers in its very place.
 
 Rejected: a timer per target (hundreds of re-armed deadlines; here the common re-arming only moves later and is free),
 and awaiting in ``pump`` (a full socket parks the target in the port's queue instead).
@@ -37,7 +37,7 @@ import trio
 from aoefs.ata import check_result
 from aoefs.discovery import Discovery, Finding
 from aoefs.disk import Disk
-from aoefs.errors import AtaError, FrameError, RequestError, TargetError, TargetLost
+from aoefs.errors import AtaError, FrameError, IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.initiator import DEFAULT_DEADSECS, DEFAULT_MAXOUT, Initiator, State, TargetStatistics
 from aoefs.link import LINK_DOWN, LinkStatistics
 from aoefs.path import Path, Run
@@ -59,7 +59,7 @@ log = logging.getLogger("aoefs")
 RECEIVE_BATCHES = 8  # batches of one port before the other tasks get a turn
 QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
 FIRST_DISCOVERY = 1.0  # seconds after which it is over anyhow
-SILENT_QUERIES = (2.0, 4.0, 8.0, 15.0)  # seconds between the queries for a silent target; the last one repeats
+SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
 
 
 class Change(Enum):
@@ -116,7 +116,9 @@ class Engine:
         self.refused_identities = 0
         self._nursery = nursery
         self.now = trio.lowlevel.current_clock().current_time
-        self._discovery = Discovery(self.tags, nursery, self._on_finding, settings.allow_mac)
+        self._discovery = Discovery(
+            self.tags, nursery, self._on_finding, self._trusted_payload, allow_mac=settings.allow_mac
+        )
         self._shards = Shards(settings.shards, nursery, self.pump)
         self._owners: dict[Path, Initiator] = {}
         self._blocked: dict[Port, dict[Initiator, None]] = {}  # targets that wait for room in a port's socket
@@ -143,6 +145,13 @@ class Engine:
         """The interface went up or down, or its MTU changed: measure and discover again."""
         port.refresh()
         port.up = up
+        for disk in self.disks.values():
+            for path in disk.target.paths:
+                if path.link is port:
+                    path.sectors = max(1, min(path.sectors, port.max_sectors))
+            if not up:
+                disk.target.leave_link(port)
+                self.pump(disk.target)
         if up:
             self._discovery.start(port)
         else:
@@ -153,12 +162,11 @@ class Engine:
         self._discovery.stop(port)
         del self.ports[port.interface]
         self._blocked.pop(port, None)
-        now = self.now()
         for disk in self.disks.values():
             target = disk.target
             for path in [path for path in target.paths if path.link is port]:
                 del self._owners[path]
-            target.drop_link(port, now)
+            target.drop_link(port)
             self.pump(target)
         port.close()
 
@@ -259,6 +267,7 @@ class Engine:
             sent = port.send_run(run)
             if sent < run.count:
                 target.unsent(run, sent)
+                run.path.sectors = max(1, min(run.path.sectors, port.max_sectors))  # the MTU may be what refused it
                 self._block(port, target)
                 break
         self.arm(target)
@@ -320,14 +329,22 @@ class Engine:
             await trio.sleep(1.0)
             now = self.now()
             for target in [disk.target for disk in self.disks.values()]:
-                if not target.is_silent(now):
+                if not target.is_silent:
                     asked.pop(target, None)
+                    self._probe_scorned(target)
                     continue
                 at, tries = asked.get(target, (now, 0))
                 if at <= now:
                     for port in self.ports.values():
                         self._discovery.ask(port, address=target.address)
                     asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
+
+    def _probe_scorned(self, target: Initiator) -> None:
+        """A path that was left alone comes back when its target is found there again, with frames of full size."""
+        for path in target.paths:
+            port: Port = path.link  # type: ignore[assignment]
+            if not path.healthy and port.up:
+                self._discovery.ask(port, path.mac, target.address)
 
     # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -344,7 +361,7 @@ class Engine:
             self._refresh(disk, finding)
         elif target.identity.same_unit(finding.identity) and target.find_path(finding.port, finding.mac) is not None:
             self._resize(disk, finding)
-        elif target.state is State.UP:
+        elif target.state is State.UP and target.find_path(finding.port, finding.mac) is None:
             self.refused_identities += 1
             log.warning(
                 "%s: %s on %s is another disk (serial %s, not %s) and is refused",
@@ -355,9 +372,17 @@ class Engine:
                 target.identity.serial,
             )
         else:
-            log.warning("%s is another disk now (serial %s)", finding.address, finding.identity.serial)
+            log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
             self._remove(disk)
             self._admit(finding)
+
+    def _trusted_payload(self, port: Port, mac: bytes, address: Address) -> int:
+        """Sectors per frame that are known to pass there and need no measuring; 0 when they do."""
+        disk = self.disks.get(address)
+        path = disk.target.find_path(port, mac) if disk is not None else None
+        if disk is None or path is None or disk.target.is_silent or not path.healthy:
+            return 0
+        return path.sectors
 
     def _admit(self, finding: Finding) -> None:
         """A new target, with its first path."""
@@ -389,11 +414,15 @@ class Engine:
                 finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
             )
             self._owners[path] = target
+        if path.sectors != finding.sectors:
+            log.info("%s: %d sectors per frame on %s", target.name, finding.sectors, path.interface)
         path.sectors = finding.sectors
         path.healthy = True
-        if target.state is State.DOWN:
-            target.come_up()
+        was_down = target.state is State.DOWN
+        if was_down or target.suspended:
+            target.come_up(self.now())
             log.info("%s is back", target.name)
+        if was_down:
             self.settings.on_change(disk, Change.RETURNED)
         self.pump(target)
 
@@ -408,7 +437,7 @@ class Engine:
     def _remove(self, disk: Disk) -> None:
         """Forget a target: what waits fails, its paths are no longer answered to."""
         target = disk.target
-        target.go_down(State.REPLACED, TargetLost(f"{target.name} is another disk now"))
+        target.go_down(State.REPLACED, IdentityChanged(f"{target.name} is another disk now"))
         for path in target.paths:
             self._owners.pop(path, None)
             path.link.forget(path)  # type: ignore[attr-defined]

@@ -17,6 +17,8 @@ What holds always:
 - The commands in flight on all paths together never exceed the target's buffer count (at least 1).
 - A write of which a copy may still travel keeps its range claimed until each copy was answered or a frame's lifetime
   has passed since the last sending (late duplicates; nobody else has this guard).
+- When nothing was answered for ``SILENCE`` seconds while something waited, the target is *suspended*: nothing more is
+  sent until it was identified again, since it may come back as another disk.
 - When nothing was answered for ``deadsecs`` while something waited, the target is DOWN: what waits fails, new
   requests fail at once.  ``deadsecs`` 0 means never.
 
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from aoefs.ata import Identity
-from aoefs.errors import RequestError, TargetError, TargetLost
+from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.overlap import Claim, OverlapGuard
 from aoefs.path import Path, PathStatistics, Run
 from aoefs.request import NOTHING, Request, bits
@@ -40,7 +42,7 @@ from aoefs.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 
 DEFAULT_DEADSECS = 180.0  # as the Linux driver's aoe_deadsecs
 DEFAULT_MAXOUT = 64  # as the Linux driver's aoe_maxout
-SILENCE = 2.0  # seconds without an answer after which a target is asked for by config queries
+SILENCE = 2.0  # seconds without an answer after which a target must be identified again before it gets more
 SCORN_BACKOFF = 2  # timeouts in a row after which a path is left alone while another one works
 
 
@@ -109,6 +111,7 @@ class Initiator:
         self.bufcnt = 1
         self.in_flight = 0
         self.flush_refused = False  # the target answered ABRT to its own flush command
+        self.suspended = False  # silent: nothing is sent until it is identified again
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
@@ -155,24 +158,27 @@ class Initiator:
             and self.find_path(link, header.source) is not None
         )
 
-    def drop_link(self, link: object, now: float) -> None:
-        """The link is gone: its paths go, and what flew on them goes out again elsewhere."""
-        for path in [path for path in self.paths if path.link is link]:
-            self.paths.remove(path)
-            for run in list(path.runs):
-                mask, run.flying = run.flying, 0
-                run.lost |= mask
-                self.in_flight -= mask.bit_count()
-                self._send_again(run, mask)
-            path.runs.clear()
-            path.in_flight = 0
+    def leave_link(self, link: object) -> None:
+        """The link is down: what flew on its paths goes out again elsewhere, if there is another one."""
+        for path in self.paths:
+            if path.link is link:
+                path.healthy = False
+                for run, mask in path.give_up_all():
+                    self.in_flight -= mask.bit_count()
+                    self._send_again(run, mask)
+
+    def drop_link(self, link: object) -> None:
+        """The link is gone, and its paths with it."""
+        self.leave_link(link)
+        self.paths = [path for path in self.paths if path.link is not link]
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: Request, now: float) -> None:
         """Queue a request; it may end at once (with ``TargetLost``) when the target is down."""
         if self.state is not State.UP:
-            request.error = TargetLost(f"{self.name} is {self.state.value}")
+            gone = IdentityChanged if self.state is State.REPLACED else TargetLost
+            request.error = gone(f"{self.name} is {self.state.value}")
             request.on_end(request)
             return
         if not (self._waiting or self._fresh):
@@ -185,14 +191,9 @@ class Initiator:
             request.error = TargetLost("abandoned")
             self._forget(request)
 
-    @property
-    def busy(self) -> bool:
-        """Requests wait, or ranges are held back."""
-        return bool(self._fresh or self._again or self._waiting or self._quarantine)
-
     def next_run(self, now: float) -> Run | None:
         """The next batch that the windows allow; it counts as sent at ``now``."""
-        if not (self._fresh or self._again):
+        if not (self._fresh or self._again) or self.suspended:
             return None
         room = self._limit - self.in_flight
         if room <= 0:
@@ -417,6 +418,8 @@ class Initiator:
                 path.healthy = False
         if self._quarantine:
             self._end_quarantine(now)
+        if (self._waiting or self._fresh) and now - self._silent_since > SILENCE:
+            self.suspended = True
         if self.deadsecs:
             self._expire(now)
 
@@ -436,11 +439,10 @@ class Initiator:
         """The target answered something else than data."""
         self._silent_since = now
 
-    def is_silent(self, now: float) -> bool:
-        """Down, or something waits and not one answer came for two seconds."""
-        if self.state is State.DOWN:
-            return True
-        return bool(self._waiting or self._fresh) and now - self._silent_since > SILENCE
+    @property
+    def is_silent(self) -> bool:
+        """Down, or suspended, or no path left: to be asked for by config queries."""
+        return self.state is State.DOWN or self.suspended or not self.paths
 
     def go_down(self, state: State, error: RequestError) -> None:
         """Leave UP: all that waits fails with ``error``, in the order in which it came."""
@@ -450,9 +452,13 @@ class Initiator:
         self._fresh.clear()
         self._again.clear()
 
-    def come_up(self) -> None:
-        """Identified again as the same disk."""
+    def come_up(self, now: float) -> None:
+        """Identified again as the same disk: what waits is sent at once."""
         self.state = State.UP
+        self.suspended = False
+        self._silent_since = now
+        for path in self.paths:
+            path.rtt.end_backoff()
 
     # ── what others may know ──────────────────────────────────────────────────────────────────────────────────────
 

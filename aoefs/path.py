@@ -224,6 +224,16 @@ class Path:
                 else:
                     self.window.on_loss(now, now)
                 self.rtt.on_timeout()
+        self._note_lost(lost)
+        return lost
+
+    def give_up_all(self) -> list[tuple[Run, int]]:
+        """The link is down: everything that flies here is lost."""
+        lost = [(run, run.flying) for run in self.runs]
+        self._note_lost(lost)
+        return lost
+
+    def _note_lost(self, lost: list[tuple[Run, int]]) -> None:
         for run, mask in lost:
             run.flying ^= mask
             run.lost |= mask
@@ -232,7 +242,6 @@ class Path:
             self.retransmits += count
             if not run.flying:
                 del self.runs[run]
-        return lost
 
     def frame_lifetime(self) -> float:
         """Seconds after its sending for which a copy of a frame may still arrive (design, late duplicates)."""

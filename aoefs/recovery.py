@@ -55,6 +55,11 @@ class RttEstimator:
         self.sample(min(rtt, MAX_RTO))
         self.longest = max(self.longest, rtt)
 
+    def end_backoff(self) -> None:
+        """The target is known to be there again: wait no longer than for any other answer."""
+        self.backoff = 0
+        self.rto = self._base_rto
+
     def on_timeout(self) -> None:
         """Nothing came within the RTO: double it (RFC 6298 section 5.5)."""
         self.backoff += 1
