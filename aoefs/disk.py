@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -36,9 +37,12 @@ from aoefs.wire import (
     AoeCommand,
     AtaArgument,
     Header,
+    ReserveArgument,
+    ReserveCommand,
     decode_ata_untrusted,
     decode_header_untrusted,
     encode_ata,
+    encode_reserve,
 )
 
 log = logging.getLogger("aoefs")
@@ -143,7 +147,7 @@ class Disk:
         if opcode is not None and not target.flush_refused:
             target.dirty = True  # should it fail
             try:
-                check_result(decode_ata_untrusted(await self.converse(flush_registers(opcode))))
+                check_result(decode_ata_untrusted(await self.command(flush_registers(opcode))))
             except AtaError as error:
                 if not error.is_abort:
                     target.errors += 1
@@ -154,10 +158,22 @@ class Disk:
         if target.writes == written:
             target.dirty = False
 
-    async def converse(self, registers: AtaArgument, data: bytes = b"") -> bytes:
-        """Send one lone ATA command until it is answered; the whole answering frame, not an AoE error.
+    async def reserve(self, macs: tuple[bytes, ...]) -> None:
+        """Keep all other initiators from this disk (AoEr11 section 3.4): ``macs`` are all of ours; none gives it back.
 
-        It is sent again after max(1 s, RTO), doubling, by turns on all paths.  TargetError, TargetLost.
+        TargetError 6 when somebody else holds it, 1 when the target knows no reservations.
+        """
+        argument = ReserveArgument(ReserveCommand.SET, macs)
+        await self._converse(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
+
+    async def command(self, registers: AtaArgument, data: bytes = b"") -> bytes:
+        """Carry out one lone ATA command; the whole answering frame.  TargetError, TargetLost."""
+        return await self._converse(AoeCommand.ATA, lambda header: encode_ata(header, registers, data))
+
+    async def _converse(self, command: AoeCommand, encode: Callable[[Header], bytes]) -> bytes:
+        """Send one lone command until it is answered; the whole answering frame, not an AoE error.
+
+        It is sent again after max(1 s, RTO), doubling, by turns on all paths.
         """
         target = self.target
         answers: list[tuple[Header, bytes]] = []
@@ -165,25 +181,25 @@ class Disk:
 
         def on_answer(port: Port, frame: bytes) -> None:
             header = decode_header_untrusted(frame)
-            if not target.is_from(port, header):
+            if not target.is_from(port, header, command):
                 raise FrameError("nobody whom this command was sent to")
-            if not header.is_error:  # an error may come without registers
+            if command is AoeCommand.ATA and not header.is_error:  # an error may come without registers
                 decode_ata_untrusted(frame)
             answers.append((header, frame))
             wait.wake()
 
         exchange = Exchange(on_answer)
         self._driver.tags.open(exchange)
-        limit = target.deadsecs or math.inf
         try:
-            with trio.move_on_after(limit):
+            with trio.move_on_after(target.deadsecs or math.inf):
                 pause = FIRST_WAIT
                 while target.state is State.UP and not answers:
                     path = target.paths[exchange.sendings % len(target.paths)] if target.paths else None
-                    if path is not None:
-                        port: Port = path.link  # type: ignore[assignment]
-                        header = Header(path.mac, port.mac, target.address, AoeCommand.ATA, exchange.next_tag())
-                        port.send_frame(encode_ata(header, registers, data))
+                    if path is not None and not target.suspended:
+                        port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
+                        port.send_frame(
+                            encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag()))
+                        )
                         pause = max(pause, path.rtt.rto)
                     with trio.move_on_after(pause):
                         await wait.wait()
@@ -191,7 +207,7 @@ class Disk:
         finally:
             self._driver.tags.close(exchange)
         if not answers:
-            raise TargetLost(f"{target.name} did not answer command 0x{registers.command:02x}")
+            raise TargetLost(f"{target.name} did not answer {command.name}")
         target.heard(self._driver.now())
         header, frame = answers[0]
         if header.is_error:

@@ -76,6 +76,7 @@ class Node:
     name: bytes
     disk: Disk
     opened: int = 0
+    writers: int = 0
 
     @property
     def target(self) -> Initiator:
@@ -87,6 +88,7 @@ class Handle:
     """An open file: of a disk, or a picture of the status taken at open."""
 
     node: Node | None
+    writing: bool = False
     flush_each_write: bool = False
     picture: bytes = b""
 
@@ -111,7 +113,8 @@ class AoeOperations(pyfuse3.Operations):
     """See the module.
 
     ``status()`` gives the object of ``.aoefs/status.json``; ``umask`` is taken from 0666 (files) and 0777
-    (directories); ``direct`` bypasses the kernel's page cache.
+    (directories); ``direct`` bypasses the kernel's page cache; ``reserve`` takes the reservation of what is opened for
+    writing, and gives it back at the last close.
     """
 
     def __init_subclass__(cls) -> None:
@@ -127,6 +130,7 @@ class AoeOperations(pyfuse3.Operations):
         umask: int,
         read_only: bool = False,
         direct: bool = False,
+        reserve: bool = False,
     ) -> None:
         super().__init__()
         self._engine = engine
@@ -135,6 +139,7 @@ class AoeOperations(pyfuse3.Operations):
         self._umask = umask
         self._read_only = read_only
         self._direct = direct
+        self._reserve = reserve
         self._mounted_ns = time.time_ns()
         self._nodes: dict[int, Node] = {}  # by inode number
         self._by_disk: dict[Disk, Node] = {}
@@ -272,17 +277,31 @@ class AoeOperations(pyfuse3.Operations):
             raise FUSEError(errno.ESTALE)
         if writing and self._read_only:
             raise FUSEError(errno.EROFS)
+        if writing and self._reserve and not node.writers:
+            try:
+                await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
+            except RequestError as error:
+                raise self._fail(node, "reservation", error) from None
         sync = self._direct and bool(flags & (os.O_SYNC | os.O_DSYNC))
-        number = self._add_handle(Handle(node, flush_each_write=sync))
+        number = self._add_handle(Handle(node, writing=writing, flush_each_write=sync))
         keep_cache = node.opened > 0  # other hosts may have written meanwhile
         node.opened += 1
+        node.writers += writing
         return FileInfo(fh=number, direct_io=self._direct, keep_cache=keep_cache)
 
     @_guarded
     async def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)
-        if handle.node is not None:
-            handle.node.opened -= 1
+        node = handle.node
+        if node is None:
+            return
+        node.opened -= 1
+        node.writers -= handle.writing
+        if handle.writing and self._reserve and not node.writers:
+            try:
+                await node.disk.reserve(())
+            except RequestError as error:
+                self._fail(node, "giving back the reservation", error)
 
     def _fail(self, node: Node, what: str, error: RequestError) -> FUSEError:
         """One log line with target, place and cause; the errno for the caller."""

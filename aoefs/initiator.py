@@ -148,12 +148,12 @@ class Initiator:
                 return path
         return None
 
-    def is_from(self, link: object, header: Header) -> bool:
-        """An answer of this protocol to an ATA command, about this target, from one of its verified paths."""
+    def is_from(self, link: object, header: Header, command: AoeCommand = AoeCommand.ATA) -> bool:
+        """An answer of this protocol to such a command, about this target, from one of its verified paths."""
         return (
             header.is_response
             and header.version == VERSION
-            and header.command == AoeCommand.ATA
+            and header.command == command
             and header.address == self.address
             and self.find_path(link, header.source) is not None
         )

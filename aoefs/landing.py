@@ -38,6 +38,7 @@ from aoefs.wire import ATA_BYTES, SECTOR_BYTES
 
 SLOTS = 64  # frames per system call
 _WORTH_PREDICTING = 3  # commands per run on average from which prediction pays
+_ENOUGH_RUNS = 8  # to look at before that average is believed
 _TAG = struct.Struct("!I")
 _OFFSETS = np.arange(BLOCK_TAGS, dtype=np.int64)
 
@@ -129,7 +130,7 @@ class Landing:
             count = min((~shifted & shifted + 1).bit_length() - 1, SLOTS - slot)
             predicted.append((run, first, count))
             slot += count
-            if slot == SLOTS:
+            if slot == SLOTS or (len(predicted) == _ENOUGH_RUNS and slot < _WORTH_PREDICTING * _ENOUGH_RUNS):
                 break
         if slot < _WORTH_PREDICTING * len(predicted):
             predicted = []

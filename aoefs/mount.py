@@ -81,6 +81,7 @@ class Mount:
                 umask=options.umask,
                 read_only=options.read_only,
                 direct=options.direct,
+                reserve=options.reserve,
             )
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
