@@ -17,7 +17,7 @@ from aoefs.wire import SECTOR_BYTES, AtaArgument, AtaFlag
 LBA28_SECTORS = 1 << 28
 LBA48_SECTORS = 1 << 48
 IDENTIFY_BYTES = 512
-_DEVICE_LBA = 0xE0 << 24  # LBA bit and the two obsolete bits, in lba3 of an LBA28 command
+DEVICE_LBA = 0xE0 << 24  # LBA bit and the two obsolete bits, in lba3 of an LBA28 command
 _DEVICE_IDENTIFY = 0xA0 << 24
 
 
@@ -46,7 +46,7 @@ class Status(IntFlag):
     ERR = 0x01
 
 
-FAILED = Status.BSY | Status.DF | Status.DRQ | Status.ERR
+FAILED = int(Status.BSY | Status.DF | Status.DRQ | Status.ERR)  # a plain int: enum arithmetic costs a microsecond
 
 
 class ErrorBit(IntFlag):
@@ -67,13 +67,19 @@ def check_result(ata: AtaArgument, *, lba: int | None = None, write: bool = Fals
         raise AtaError(ata.command, ata.feature, lba, write=write)
 
 
+# AFlags and opcode by (write, lba48), plain ints
+TRANSFERS = {
+    (False, False): (0, int(Opcode.READ)),
+    (True, False): (int(AtaFlag.WRITE), int(Opcode.WRITE)),
+    (False, True): (int(AtaFlag.LBA48), int(Opcode.READ_EXT)),
+    (True, True): (int(AtaFlag.LBA48 | AtaFlag.WRITE), int(Opcode.WRITE_EXT)),
+}
+
+
 def transfer_registers(lba: int, count: int, *, write: bool, lba48: bool) -> AtaArgument:
     """Registers of a READ or WRITE of ``count`` sectors (1 to 255) at ``lba`` (sectors)."""
-    if lba48:
-        opcode = Opcode.WRITE_EXT if write else Opcode.READ_EXT
-        return AtaArgument(AtaFlag.LBA48 | (AtaFlag.WRITE if write else 0), 0, count, opcode, lba)
-    opcode = Opcode.WRITE if write else Opcode.READ
-    return AtaArgument(AtaFlag.WRITE if write else 0, 0, count, opcode, lba | _DEVICE_LBA)
+    flags, opcode = TRANSFERS[write, lba48]
+    return AtaArgument(flags, 0, count, opcode, lba if lba48 else lba | DEVICE_LBA)
 
 
 IDENTIFY_REGISTERS = AtaArgument(0, 0, 1, Opcode.IDENTIFY, _DEVICE_IDENTIFY)

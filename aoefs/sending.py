@@ -14,7 +14,7 @@ import struct
 
 import numpy as np
 
-from aoefs.ata import transfer_registers
+from aoefs.ata import DEVICE_LBA, TRANSFERS, transfer_registers
 from aoefs.link import LINK_FULL, Link
 from aoefs.mmsg import MessageVector, address_of
 from aoefs.path import Path, Run
@@ -56,11 +56,12 @@ class Sending:
 
     def _send_plain(self, run: Run) -> int:
         request, path, send = run.request, run.path, self._link.socket.sendmsg
+        flags, opcode = TRANSFERS[request.write, path.lba48]
+        device = 0 if path.lba48 else DEVICE_LBA
         for index in range(run.count):
             start, sectors = run.sectors_of(index, 1)
-            registers = transfer_registers(request.lba + start, sectors, write=request.write, lba48=path.lba48)
-            tail = _TAIL.pack(run.tag + index, registers.flags, 0, sectors, registers.command)
-            head = path.request_head + tail + _LBA.pack(registers.lba)
+            tail = _TAIL.pack(run.tag + index, flags, 0, sectors, opcode)
+            head = path.request_head + tail + _LBA.pack(request.lba + start | device)
             data = (
                 request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else _PADDING
             )
@@ -81,7 +82,7 @@ class Sending:
         self._tags[:count] = _OFFSETS[:count] + run.tag
         lba = request.lba + run.sector
         if not run.path.lba48:
-            lba |= 0xE0 << 24
+            lba |= DEVICE_LBA
         np.multiply(_OFFSETS[:count], step, out=self._lbas[:count], casting="unsafe")
         self._lbas[:count] += np.uint64(lba)
         last = run.sectors - (count - 1) * step
