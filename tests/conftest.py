@@ -1,0 +1,42 @@
+"""What all tests share: the lab, async tests in trio, and the rule that a test announces the warnings it causes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+from pytest_trio.enable_trio_mode import *  # type: ignore[import-untyped]  # noqa: F403 (async tests run in trio)
+
+from tests.lab import Lab
+
+# A failure under CI must come back on the next run; by hand, every run tries other examples.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile("by-hand", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "by-hand")
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab at MTU 1500; ``@both_mtus`` (tests.lab) runs a test at 1500 and at 9000."""
+    with Lab(mtu=getattr(request, "param", 1500)) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def announce(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], None]]:
+    """``announce(pattern)``: this test makes something log a warning or worse that matches the pattern.
+
+    A warning that was not announced fails the test, and so does an announced one that did not come.
+    """
+    patterns: list[str] = []
+    yield patterns.append
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    logged = [record.getMessage() for record in records if record.levelno >= logging.WARNING]
+    surprises = [text for text in logged if not any(re.search(pattern, text) for pattern in patterns)]
+    missing = [pattern for pattern in patterns if not any(re.search(pattern, text) for text in logged)]
+    assert not surprises, f"logged without being announced: {surprises}"
+    assert not missing, f"announced, but not logged: {missing}; logged: {logged}"
