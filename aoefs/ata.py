@@ -166,7 +166,7 @@ def decode_identify_untrusted(block: bytes | memoryview) -> Identity:
         flush=bool(features & 1 << 12),
         flush_ext=bool(features & 1 << 13),
         write_cache=words[87] >> 14 == 1 and bool(words[85] & 1 << 5),
-        smart=bool(words[82] & 1) and words[82] != 0xFFFF,
+        smart=words[83] >> 14 == 1 and bool(words[82] & 1) and words[82] != 0xFFFF,  # 83 says whether 82 is valid
         trim=bool(words[169] & 1) and words[169] != 0xFFFF,
         max_trim_blocks=words[105],
         physical_sector_bytes=physical,

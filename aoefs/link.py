@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -129,7 +130,10 @@ class Link:
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
             sock.setblocking(False)
-            self.index = socket.if_nametoindex(interface)
+            try:
+                self.index = socket.if_nametoindex(interface)
+            except OSError as error:  # it comes without an errno
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), interface) from error
             self.mac = self._hardware_address(sock)
             _attach_filter(sock, role, self.mac)
             sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)

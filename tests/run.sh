@@ -1,0 +1,17 @@
+#!/bin/sh
+# All checks and tests on a fresh Debian or Ubuntu: install what is missing, then ruff, mypy and pytest.
+# Arguments go to pytest, such as -k link.
+set -eu
+cd "$(dirname "$0")/.."
+. examples/prepare.sh
+
+need_root
+# Targets, initiators and whatever uses a disk, each to check aoefs against.
+# shellcheck disable=SC2086 # a list
+install_packages $run_packages vblade aoetools user-mode-linux nbdkit libnbd-bin tshark fio qemu-utils \
+    xfsprogs btrfs-progs busybox-static cpio kmod util-linux procps psmisc strace tmux
+install_aoefs '.[test]'
+.venv/bin/ruff check
+.venv/bin/ruff format --check
+.venv/bin/mypy
+exec .venv/bin/python -m pytest "$@"
