@@ -58,7 +58,7 @@ log = logging.getLogger("aoefs")
 
 RECEIVE_BATCHES = 8  # batches of one port before the other tasks get a turn
 QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
-FIRST_DISCOVERY = 1.0  # seconds after which it is over anyhow
+FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
 
 
@@ -124,7 +124,8 @@ class Engine:
         self._blocked: dict[Port, dict[Initiator, None]] = {}  # targets that wait for room in a port's socket
         self._armed: dict[Initiator, float] = {}  # when the timer will look at a target
         self._timer_scope: trio.CancelScope | None = None
-        self._last_new_target: float | None = None
+        self._last_new_target = 0.0
+        self._found_one = trio.Event()
         self._started_at = self.now()
         nursery.start_soon(self._timer, name="timer")
         nursery.start_soon(self._watch, name="watch")
@@ -392,6 +393,7 @@ class Engine:
         )
         disk = self.disks[finding.address] = Disk(target, self)
         self._last_new_target = self.now()
+        self._found_one.set()
         self._refresh(disk, finding)
         log.info(
             "%s: %d bytes, %s, serial %s, on %s",
@@ -450,15 +452,12 @@ class Engine:
         for port in self.ports.values():
             self._discovery.start(port)
 
-    async def first_discovery(self) -> None:
-        """Wait until the first discovery is over: quiet after the last new target, or out of patience."""
-        while True:
-            until = self._started_at + FIRST_DISCOVERY
-            if self._last_new_target is not None:
-                until = min(until, self._last_new_target + QUIET_AFTER_TARGET)
-            if self.now() >= until:
-                return
-            await trio.sleep_until(until)
+    async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
+        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most."""
+        with trio.move_on_at(self._started_at + patience):
+            await self._found_one.wait()
+            while (quiet_at := self._last_new_target + QUIET_AFTER_TARGET) > self.now():  # noqa: ASYNC110 (it moves)
+                await trio.sleep_until(quiet_at)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(

@@ -1,6 +1,6 @@
 """sendmmsg(2) and recvmmsg(2): many frames for one system call, gathered from and scattered to where data belong.
 
-Owns the only ``ctypes`` and the only raw addresses of the project.  A :class:`MessageVector` is a fixed table of
+Owns all raw addresses of buffers, and ``ctypes`` on the hot path.  A :class:`MessageVector` is a fixed table of
 message slots with a fixed number of I/O vectors each; its addresses and lengths are numpy arrays, so that a whole
 batch is laid out by a few array expressions.
 

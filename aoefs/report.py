@@ -73,8 +73,7 @@ def discover_once(interfaces: Sequence[str], seconds: float) -> list[dict[str, o
 
     async def run() -> list[dict[str, object]]:
         async with open_engine(interfaces) as engine:
-            with trio.move_on_after(seconds):
-                await engine.first_discovery()
+            await engine.first_discovery(seconds)
             return [target_report(target) for target in engine.statistics().targets]
 
     return trio.run(run)
