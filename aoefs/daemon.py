@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,7 @@ from typing import IO
 
 READY_VARIABLE = "AOEFS_READY_FD"
 LOG_SOCKETS = ("/dev/log", "/run/systemd/journal/dev-log")
+LINES_PER_SECOND = 20  # of the log; more are counted and left out
 STOP_SECONDS = 3.0  # for a child that was interrupted to unmount again
 
 _FACILITY_DAEMON = 3
@@ -76,8 +78,34 @@ class StderrHandler(logging.Handler):
             print(f"aoefs: {self.format(record)}", file=sys.stderr, flush=True)
 
 
+class LogLimit(logging.Filter):
+    """Passes so many lines a second and says how many it swallowed: a broken disk or wire must not fill the log."""
+
+    def __init__(self, lines_per_second: int = LINES_PER_SECOND) -> None:
+        super().__init__()
+        self._lines_per_second = lines_per_second
+        self._second = -1
+        self._passed = 0
+        self._swallowed = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._passed = second, 0
+        self._passed += 1
+        if self._passed > self._lines_per_second:
+            self._swallowed += 1
+            return False
+        if self._swallowed:
+            record.msg = f"{record.getMessage()} (before this, {self._swallowed} lines were left out)"
+            record.args = None
+            self._swallowed = 0
+        return True
+
+
 def log_to(handler: logging.Handler) -> None:
     """Make this the one place where the log goes."""
+    handler.addFilter(LogLimit())
     for old in log.handlers[:]:
         log.removeHandler(old)
         old.close()

@@ -38,22 +38,20 @@ import select
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
 from aoefs.ata import Status
+from aoefs.batch import ROW_BYTES, SLOTS, Batch, transfer
 from aoefs.interfaces import Interface, InterfaceGone, InterfaceMonitor
 from aoefs.link import LINK_DOWN, Link, Role
-from aoefs.mmsg import MessageVector, address_of
-from aoefs.target import LBA28_MASK, READ_OPCODES, WRITE_OPCODES, FlushRequest, TargetMachine
-from aoefs.wire import ATA_BYTES, MAX_CONFIG_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
+from aoefs.target import FlushRequest, TargetMachine
+from aoefs.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
 
 log = logging.getLogger(__name__)
 
-_SLOTS = 64  # frames in a batch; as many as an initiator may have on its way by our default buffer count
 _PLAIN_FRAMES = 3  # up to here frame by frame beats numpy for a single run ...
 _MIXED_PLAIN_FRAMES = 8  # ... and up to here for anything else
 _PART_FRAMES = 4  # of a run, at least, for one call of the store and one sendmmsg ...
@@ -63,9 +61,7 @@ _SEND_PATIENCE = 0.1  # seconds
 _PATIENCE = 0.0002  # seconds to wait in place for the next frame: what an initiator on a LAN needs to react
 _SELECT_LIMIT = 1024  # descriptors that select(2) can take
 _MAX_WAITING_FLUSHES = 1024  # of one export; an initiator has one or two
-_REPORTS_PER_SECOND = 5  # log lines about failing stores
 
-_ROW = 64  # bytes per header in the table: 36 used, 8 words of 8 bytes
 _ETHERTYPE_WORD = struct.unpack("<I", b"\x88\xa2" + bytes([VERSION << 4, 0]))[0]
 _REQUEST = struct.Struct("<6s6sIIIBBBBQ")  # a row: MACs, type to error, address and command, tag, registers
 _ANSWER = VERSION << 4 | Flag.RESPONSE
@@ -76,64 +72,14 @@ _ANSWER_START = b"\x88\xa2" + bytes([_ANSWER, 0])
 # behind the registers.
 _RUN_MASK = np.array([~0 & (1 << 64) - 1, ~0 & (1 << 64) - 1, 0xFFFF_FFFF, ~0 & (1 << 64) - 1, 0xFFFF_FFFF], "<u8")
 _WRITE_BIT = 0x10  # tells WRITE (EXT) from READ (EXT)
-_EXTENDED_BIT = 0x04
 
 
 @functools.cache
 def _run_steps(sectors: int) -> NDArray[np.uint64]:
     """What row i of a run has more than row 0, but for the tag: i times ``sectors`` in the low half of its LBA."""
-    steps = np.zeros((_SLOTS, 5), "<u8")
-    steps[:, 3] = np.arange(_SLOTS, dtype=np.uint64) * (sectors << 32)
+    steps = np.zeros((SLOTS, 5), "<u8")
+    steps[:, 3] = np.arange(SLOTS, dtype=np.uint64) * (sectors << 32)
     return steps
-
-
-class _Batch:
-    """The memory of one link's batches, laid out for frames of ``max_sectors``."""
-
-    def __init__(self, max_sectors: int) -> None:
-        self.max_sectors = max_sectors
-        # As wide as the largest data, so that full frames of a run lie one after another.
-        self.stride = max(max_sectors * SECTOR_BYTES, MAX_CONFIG_BYTES)
-        self.rows = np.zeros((_SLOTS, _ROW // 8), "<u8")
-        self.row_bytes = self.rows.view(np.uint8)
-        self.row_words = self.rows.view("<u4")
-        self.headers = self.row_bytes.reshape(-1).data
-        received = np.zeros(_SLOTS * self.stride, np.uint8)
-        self.received = received.data
-        to_send = np.zeros(_SLOTS * max(1, max_sectors) * SECTOR_BYTES, np.uint8)
-        self.to_send = to_send.data
-        self.to_send_address = address_of(to_send)
-        self._padding = np.zeros(MIN_FRAME_BYTES - ATA_BYTES, np.uint8)
-        self.padding_address = address_of(self._padding)
-
-        slots = np.arange(_SLOTS, dtype=np.uintp)
-        self.input = MessageVector(_SLOTS, 2)
-        self.output = MessageVector(_SLOTS, 2)
-        for vector in (self.input, self.output):
-            vector.base[:, 0] = address_of(self.rows) + slots * _ROW
-            vector.size[:, 0] = ATA_BYTES
-        self.input.base[:, 1] = address_of(received) + slots * self.stride
-        self.input.size[:, 1] = self.stride
-
-        self.layout: tuple[int, bool] | None = None  # of the answers, by lay_out(); None: of another kind
-
-    def lay_out(self, size: int, *, write: bool) -> None:
-        """Let every slot send an answer to a READ of ``size`` bytes, one after another in memory, or to a WRITE."""
-        if self.layout != (size, write):
-            self.layout = (size, write)
-            if write:
-                self.output.base[:, 1] = self.padding_address
-                self.output.size[:, 1] = MIN_FRAME_BYTES - ATA_BYTES
-            else:
-                self.output.base[:, 1] = self.to_send_address + np.arange(_SLOTS, dtype=np.uintp) * size
-                self.output.size[:, 1] = size
-
-    def frame(self, slot: int) -> bytes:
-        """The received frame in one piece."""
-        length = int(self.input.length[slot])
-        header = self.headers[slot * _ROW : slot * _ROW + min(length, ATA_BYTES)]
-        start = slot * self.stride
-        return b"".join((header, self.received[start : start + max(0, length - ATA_BYTES)]))
 
 
 @dataclass(slots=True, eq=False)
@@ -141,7 +87,7 @@ class _Port:
     """One interface: its link, replaced when the interface was, and its batch memory, when the MTU changed."""
 
     link: Link
-    batch: _Batch
+    batch: Batch
     running: bool = False  # the exports were announced since it last came up
     batches: int = 0
     plain: int = 0
@@ -170,28 +116,6 @@ class PortStatistics:
     dropped: int
 
 
-class ReportLimiter:
-    """Passes a few lines a second to the log and says how many it swallowed."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._count = 0
-        self._swallowed = 0
-
-    def __call__(self, line: str) -> None:
-        second = int(trio.current_time())
-        if second != self._second:
-            self._second, self._count = second, 0
-        self._count += 1
-        if self._count > _REPORTS_PER_SECOND:
-            self._swallowed += 1
-            return
-        if self._swallowed:
-            line += f" ({self._swallowed} lines like this were left out)"
-            self._swallowed = 0
-        log.error("%s", line)
-
-
 class Server:
     """Serves ``machines`` on ``links`` (of ``Role.TARGET``) while :meth:`run` runs.  Closing the links is its work."""
 
@@ -201,7 +125,7 @@ class Server:
             raise ValueError("two exports have the same address")
         # As in a row: shelf, slot and the command ATA.
         self._by_word = {self._word(address): machine for address, machine in self.machines.items()}
-        self._ports = [_Port(link, _Batch(link.max_sectors)) for link in links]
+        self._ports = [_Port(link, Batch(link.max_sectors)) for link in links]
         self._flushes = {address: _Flushes() for address in self.machines}
         self._limiter = trio.CapacityLimiter(max(1, len(machines)))  # no export waits for a thread
 
@@ -307,9 +231,9 @@ class Server:
         while True:
             link = port.link
             if port.batch.max_sectors != link.max_sectors:
-                port.batch = _Batch(link.max_sectors)
+                port.batch = Batch(link.max_sectors)
             try:
-                count = port.batch.input.receive(link.descriptor, _SLOTS)
+                count = port.batch.input.receive(link.descriptor, SLOTS)
             except OSError as error:
                 if error.errno not in LINK_DOWN:
                     raise
@@ -411,7 +335,7 @@ class Server:
         for first in range(0, count, part):
             end = min(first + part, count)
             at = first * size
-            if not _transfer(batch, machine, opcode, lba + first * sectors, first, end, at, end * size):
+            if not transfer(batch, machine, opcode, lba + first * sectors, first, end, at, end * size):
                 for slot in range(first, count):
                     self._handle(port, batch.frame(slot))
                 return
@@ -428,7 +352,7 @@ class Server:
         position = 0
         segments = []
         for slot in range(count):
-            row = slot * _ROW
+            row = slot * ROW_BYTES
             length = int(batch.input.length[slot])
             to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(headers, row)
             end = position + sectors * SECTOR_BYTES
@@ -440,7 +364,7 @@ class Server:
                 or sender[0] & 1
                 or not 1 <= sectors <= batch.max_sectors
                 or length < ATA_BYTES + (end - position if opcode & _WRITE_BIT else 0)
-                or not _transfer(batch, machine, opcode, lba, slot, slot + 1, position, end)
+                or not transfer(batch, machine, opcode, lba, slot, slot + 1, position, end)
             ):
                 self._handle(port, batch.frame(slot))
                 continue
@@ -491,7 +415,7 @@ class Server:
         segment = first = 0
         for end in boundaries:
             machine = None if odd[first] else self._by_word.get(int(words[first]))
-            if machine is None or not _transfer(
+            if machine is None or not transfer(
                 batch,
                 machine,
                 int(opcodes[first]),
@@ -558,56 +482,3 @@ class Server:
                 if not port.link.send(machine.finish_flush(request, failure)):
                     port.dropped += 1
         flushes.active = False  # no await since the list was found empty
-
-
-def _transfer(
-    batch: _Batch,
-    machine: TargetMachine,
-    opcode: int,
-    lba: int,
-    first: int,
-    end: int,
-    start: int,
-    stop: int,
-    sizes: NDArray[Any] | None = None,
-) -> bool:
-    """Read into the send buffer from ``start`` to ``stop``, or write that many bytes out of the slots ``first`` to
-    ``end`` (``sizes``: what each holds, None when all hold the same).  False when the frames have to go to the machine.
-
-    Not a word to anybody on failure: the machine tries again, frame by frame, and reports.
-    """
-    store = machine.store
-    limit = store.sectors
-    if not opcode & _EXTENDED_BIT:
-        lba &= LBA28_MASK
-        limit = min(limit, LBA28_MASK + 1)
-    size = stop - start
-    if lba + size // SECTOR_BYTES > limit:
-        return False
-    counters = machine.counters
-    if opcode in READ_OPCODES:
-        try:
-            if store.readv([batch.to_send[start:stop]], lba * SECTOR_BYTES) != size:
-                return False
-        except OSError:
-            return False
-        counters.reads += end - first
-        counters.read_sectors += size // SECTOR_BYTES
-        return True
-    if opcode not in WRITE_OPCODES or store.read_only:
-        return False
-    at = first * batch.stride
-    if end - first == 1 or size == (end - first) * batch.stride:
-        pieces = [batch.received[at : at + size]]
-    else:
-        lengths = [size // (end - first)] * (end - first) if sizes is None else sizes[first:end].tolist()
-        offsets = range(at, end * batch.stride, batch.stride)
-        pieces = [batch.received[at : at + length] for at, length in zip(offsets, lengths, strict=True)]
-    try:
-        if store.writev(pieces, lba * SECTOR_BYTES) != size:
-            return False
-    except OSError:
-        return False
-    counters.writes += end - first
-    counters.written_sectors += size // SECTOR_BYTES
-    return True

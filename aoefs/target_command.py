@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import signal
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from aoefs import __version__
     from aoefs.export import FileStore
-    from aoefs.server import ReportLimiter, Server
+    from aoefs.server import Server
     from aoefs.target import DEFAULT_BUFFER_COUNT, TargetMachine
 
     with contextlib.ExitStack() as stack:
@@ -90,7 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
             if store.warning:
                 log.warning("%s", store.warning)
         links = [stack.enter_context(_open_link(interface)) for interface in interfaces]
-        report = ReportLimiter()
         machines = [
             TargetMachine(
                 address,
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
                 firmware=__version__,
                 buffer_count=DEFAULT_BUFFER_COUNT if buffer_count is None else buffer_count,
                 config_string=config_string,
-                report=report,
+                report=functools.partial(log.error, "%s"),
             )
             for address, store in stores.items()
         ]

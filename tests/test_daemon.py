@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from aoefs import daemon
-from aoefs.daemon import READY_VARIABLE, Ready, SyslogHandler
+from aoefs.daemon import READY_VARIABLE, LogLimit, Ready, SyslogHandler
 from tests import standin
 from tests.lab import COMMANDS, INITIATOR, Lab, Process, require, wait_until
 
@@ -233,3 +233,18 @@ def test_a_defect_after_the_mount_was_live_ends_with_code_1(lab: Lab) -> None:
     lab.run(INITIATOR, ["umount", path])
     assert process.wait(10) == 1
     assert process.output == "aoefs: unexpected ZeroDivisionError: after the mount (-v says where)\n"
+
+
+def test_a_flood_of_log_lines_is_cut_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("aoefs.daemon.time.monotonic", lambda: now)
+    limit = LogLimit(lines_per_second=3)
+
+    def line(text: str) -> logging.LogRecord:
+        return logging.LogRecord("aoefs", logging.ERROR, __file__, 1, "%s failed", (text,), None)
+
+    assert [limit.filter(line(str(number))) for number in range(10)] == [True] * 3 + [False] * 7
+    now = 1.0
+    record = line("next")
+    assert limit.filter(record)
+    assert record.getMessage() == "next failed (before this, 7 lines were left out)"

@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("parts of the core", {"recovery", "overlap", "tags"}),
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning"}),
-    ("links", {"mmsg", "link", "landing", "sending", "port"}),
+    ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     ("tasks", {"discovery", "disk", "engine", "shard", "server"}),
     ("faces", {"fs", "console", "report"}),
     ("commands", {"mount", "daemon"}),  # and every *_command
