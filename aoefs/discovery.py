@@ -252,6 +252,8 @@ class Discovery:
         self._tags.open(exchange)
         try:
             for wait in waits:
+                if port not in self._schedules:  # down, or gone meanwhile
+                    break
                 header = Header(mac, port.mac, address, AoeCommand.ATA, exchange.next_tag())
                 port.send_frame(encode_ata(header, registers, data))
                 with trio.move_on_after(wait):

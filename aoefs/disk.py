@@ -25,7 +25,7 @@ from typing import Protocol
 import trio
 
 from aoefs.ata import check_result, flush_registers
-from aoefs.errors import AtaError, FrameError, TargetError, TargetLost
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError, TargetLost
 from aoefs.initiator import Initiator, State
 from aoefs.overlap import Claim
 from aoefs.path import Run
@@ -52,25 +52,14 @@ FIRST_WAIT = 1.0  # seconds until a lone command is sent again, then doubling: a
 MAX_WAIT = 8.0  # seconds
 
 
-class Driver(Protocol):
-    """What a disk needs of the engine."""
+class Wait:
+    """One task that waits for one thing; ``wake`` may come before the waiting began.  ``error``: why it is in vain."""
 
-    tags: TagTable[Run | Exchange]
-
-    def now(self) -> float: ...
-
-    def pump(self, target: Initiator) -> None: ...
-
-    def arm(self, target: Initiator) -> None: ...
-
-
-class _Wait:
-    """One task that waits for one thing; ``wake`` may come before the waiting began."""
-
-    __slots__ = ("_task", "woken")
+    __slots__ = ("_task", "error", "woken")
 
     def __init__(self) -> None:
         self.woken = False
+        self.error: RequestError | None = None
         self._task: trio.lowlevel.Task | None = None
 
     def wake(self, _thing: object = None) -> None:
@@ -91,16 +80,37 @@ class _Wait:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
 
+class Driver(Protocol):
+    """What a disk needs of the engine."""
+
+    tags: TagTable[Run | Exchange]
+
+    def now(self) -> float: ...
+
+    def pump(self, target: Initiator) -> None: ...
+
+    def arm(self, target: Initiator) -> None: ...
+
+    def wait_in_place(self, target: Initiator, wait: Wait) -> None: ...
+
+
 class Disk:
     """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model."""
 
     def __init__(self, target: Initiator, driver: Driver) -> None:
         self.target = target
         self._driver = driver
+        self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
     @property
     def size_bytes(self) -> int:
         return self.target.identity.size_bytes
+
+    def interrupt(self, error: RequestError | None = None) -> None:
+        """The target went (``error``) or came back: whoever waits for something else than a Request looks again."""
+        for wait in self._waits:
+            wait.error = error
+            wait.wake()
 
     async def read(self, offset: int, size: int) -> memoryview:
         """``size`` bytes from ``offset`` on (bytes, any alignment); both must lie within the target.
@@ -148,8 +158,8 @@ class Disk:
             target.dirty = True  # should it fail
             try:
                 check_result(decode_ata_untrusted(await self.command(flush_registers(opcode))))
-            except AtaError as error:
-                if not error.is_abort:
+            except RequestError as error:
+                if not (isinstance(error, AtaError) and error.is_abort):
                     target.errors += 1
                     raise
                 target.flush_refused = True
@@ -177,7 +187,7 @@ class Disk:
         """
         target = self.target
         answers: list[tuple[Header, bytes]] = []
-        wait = _Wait()
+        wait = Wait()
 
         def on_answer(port: Port, frame: bytes) -> None:
             header = decode_header_untrusted(frame)
@@ -190,11 +200,14 @@ class Disk:
 
         exchange = Exchange(on_answer)
         self._driver.tags.open(exchange)
+        self._waits.add(wait)
         try:
             with trio.move_on_after(target.deadsecs or math.inf):
                 pause = FIRST_WAIT
-                while target.state is State.UP and not answers:
-                    path = target.paths[exchange.sendings % len(target.paths)] if target.paths else None
+                while target.state is State.UP and wait.error is None and not answers:
+                    wait.woken = False
+                    paths = [path for path in target.paths if path.healthy] or target.paths
+                    path = paths[exchange.sendings % len(paths)] if paths else None
                     if path is not None and not target.suspended:
                         port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
                         port.send_frame(
@@ -205,9 +218,10 @@ class Disk:
                         await wait.wait()
                     pause = min(pause * 2, MAX_WAIT)
         finally:
+            self._waits.discard(wait)
             self._driver.tags.close(exchange)
         if not answers:
-            raise TargetLost(f"{target.name} did not answer {command.name}")
+            raise wait.error or TargetLost(f"{target.name} did not answer {command.name}")
         target.heard(self._driver.now())
         header, frame = answers[0]
         if header.is_error:
@@ -232,7 +246,7 @@ class Disk:
         step = MAX_REQUEST_SECTORS * SECTOR_BYTES
         for start in range(0, len(buffer), step):
             piece = buffer[start : start + step]
-            wait = _Wait()
+            wait = Wait()
             request = Request(
                 lba + start // SECTOR_BYTES, len(piece) // SECTOR_BYTES, piece, write=write, on_end=wait.wake
             )
@@ -240,6 +254,8 @@ class Disk:
                 requests.append(request)
             self.target.submit(request, self._driver.now())
             self._driver.pump(self.target)
+            if not wait.woken:
+                self._driver.wait_in_place(self.target, wait)
             try:
                 await wait.wait()
             except trio.Cancelled:
@@ -249,19 +265,24 @@ class Disk:
                 raise request.error
 
     async def _wait_for_claim(self, claim: Claim) -> None:
-        """Wait until ``claim`` is granted; TargetLost when that takes longer than a request may wait."""
-        wait = _Wait()
+        """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""
+        target = self.target
+        wait = Wait()
         claim.granted = wait.wake
-        granted = False
+        self._waits.add(wait)
         try:
-            with trio.move_on_after(self.target.deadsecs or math.inf):
-                await wait.wait()
-                granted = True
+            with trio.move_on_after(target.deadsecs or math.inf):
+                while target.state is State.UP and wait.error is None and not claim.is_granted:
+                    wait.woken = False
+                    await wait.wait()
+        except trio.Cancelled:
+            target.order.release(claim)
+            raise
         finally:
-            if not granted:
-                self.target.order.release(claim)
-        if not granted:
-            raise TargetLost(f"{self.target.name}: an earlier write to the same sectors is not over")
+            self._waits.discard(wait)
+        if not claim.is_granted:
+            target.order.release(claim)
+            raise wait.error or TargetLost(f"{target.name}: an earlier write to the same sectors is not over")
 
     async def _fill_edges(self, first: int, end: int, offset: int, data: bytes | memoryview) -> memoryview:
         """``data`` widened to whole sectors, with what the disk holds around it; the range must be claimed."""

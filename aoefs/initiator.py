@@ -179,6 +179,7 @@ class Initiator:
         if self.state is not State.UP:
             gone = IdentityChanged if self.state is State.REPLACED else TargetLost
             request.error = gone(f"{self.name} is {self.state.value}")
+            request.buffer = NOTHING
             request.on_end(request)
             return
         if not (self._waiting or self._fresh):
@@ -201,7 +202,7 @@ class Initiator:
         path = self._choose_path()
         if path is None:
             return None
-        work = self._next_work()
+        work = self._next_work(fresh_first=path.rtt.backoff > 0)
         if work is None:
             return None
         request, sector, sectors = work
@@ -227,9 +228,12 @@ class Initiator:
             self._waiting[request] = None
         return run
 
-    def _next_work(self) -> tuple[Request, int, int] | None:
-        """A piece to send again (taken off its queue), else the rest of the oldest fresh request (left there)."""
-        while self._again:
+    def _next_work(self, *, fresh_first: bool) -> tuple[Request, int, int] | None:
+        """A piece to send again (taken off its queue), else the rest of the oldest fresh request (left there).
+
+        After a timeout, ``fresh_first``: a command that is never answered must not keep the others from being tried.
+        """
+        while self._again and not (fresh_first and self._fresh):
             request, sector, sectors = self._again.popleft()
             missing = request.todo >> sector & bits(0, sectors)
             if request.ended or not missing:
@@ -266,7 +270,7 @@ class Initiator:
         run.path.on_unsent(run, first)
         self.in_flight -= gone.bit_count()
         start, sectors = run.sectors_of(first, run.count - first)
-        if sectors:
+        if sectors > 0:
             self._again.appendleft((run.request, start, sectors))
         self._settle(run)
 
@@ -300,7 +304,7 @@ class Initiator:
         """These answers are good and their data are in place; True when that ended the request."""
         request = run.request
         self.commands_completed += count
-        if request.error is not None:
+        if request.ended:
             return False
         request.todo &= ~bits(*run.sectors_of(first, count))
         if request.todo:
@@ -325,8 +329,9 @@ class Initiator:
         """
         request = run.request
         self.commands_completed += 1
-        if isinstance(error, TargetError) and error.code == ErrorCode.BAD_ARGUMENT and run.step > 1:
-            run.path.sectors = min(run.path.sectors, max(1, run.step // 2))
+        _, sectors = run.sectors_of(index, 1)
+        if isinstance(error, TargetError) and error.code == ErrorCode.BAD_ARGUMENT and sectors > 1:
+            run.path.sectors = min(run.path.sectors, sectors // 2)
             self._send_again(run, 1 << index)
             return
         self.fail(request, error)
@@ -424,12 +429,12 @@ class Initiator:
             self._expire(now)
 
     def _expire(self, now: float) -> None:
-        if (self._waiting or self._fresh) and now - self._silent_since >= self.deadsecs:
+        if (self._waiting or self._fresh) and now >= self._silent_since + self.deadsecs:
             self.go_down(State.DOWN, TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
             return
         expired = []
         for request in self._waiting:
-            if now - (request.first_sent_at or now) < self.deadsecs:
+            if request.first_sent_at is None or now < request.first_sent_at + self.deadsecs:
                 break
             expired.append(request)
         for request in expired:
@@ -446,7 +451,8 @@ class Initiator:
 
     def go_down(self, state: State, error: RequestError) -> None:
         """Leave UP: all that waits fails with ``error``, in the order in which it came."""
-        self.state = state
+        if self.state is not State.REPLACED:
+            self.state = state
         for request in [*self._waiting, *self._fresh]:
             self.fail(request, error)
         self._fresh.clear()
@@ -454,6 +460,8 @@ class Initiator:
 
     def come_up(self, now: float) -> None:
         """Identified again as the same disk: what waits is sent at once."""
+        if self.state is State.REPLACED:
+            return
         self.state = State.UP
         self.suspended = False
         self._silent_since = now

@@ -12,7 +12,8 @@ predicted one lies in the wrong place (and may go on in the spill); it is copied
 What holds always:
 
 - A place belongs to a command that flies, of a request that has not ended, and to one slot of a batch only.  So a
-  wrong frame there is overwritten by the right one later, and never reaches a reader.
+  wrong frame there is overwritten by the right one later, and never reaches a reader.  A read of which a command was
+  sent twice has no places: the late answer to the first sending may have filled what the second one would spoil.
 - All wrong frames of a batch are copied out before one of them is moved to its place.
 - An entry is made only of an answer on the link and from the MAC that the command was sent to, with its tag, shelf,
   slot, command, and all of its data; everything else is an odd frame, for ``aoefs.engine`` to judge.
@@ -122,8 +123,9 @@ class Landing:
         predicted: list[Entry] = []
         slot = 0
         for run in expected:
+            request = run.request
             flying = run.flying & ~run.path.suspects(run)
-            if not flying or run.request.ended:
+            if not flying or request.ended or (request.copies and not request.write):
                 continue
             first = (flying & -flying).bit_length() - 1
             shifted = flying >> first

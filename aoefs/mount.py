@@ -23,7 +23,7 @@ from functools import partial
 import pyfuse3
 import trio
 
-from aoefs import __version__, interfaces, mountpoint, tuning
+from aoefs import __version__, interfaces, mountpoint, tuning, turns
 from aoefs.daemon import Ready
 from aoefs.disk import Disk
 from aoefs.engine import Change, Engine, Settings, open_engine
@@ -83,6 +83,8 @@ class Mount:
                 direct=options.direct,
                 reserve=options.reserve,
             )
+            if not options.plain_loop:
+                turns.install(partial(setattr, engine, "attend_to"))
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
             nursery = await stack.enter_async_context(trio.open_nursery())

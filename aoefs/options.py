@@ -42,7 +42,7 @@ class MountOptions:
     ``mountpoint`` is an absolute path; ``interfaces`` are names, none meaning every usable one; ``shards`` is None for
     as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
     flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``umask`` is
-    taken from mode 0666 of the files; ``verbose`` is 0, 1 (-v) or more.
+    taken from mode 0666 of the files; ``plain_loop`` turns ``aoefs.turns`` off; ``verbose`` is 0, 1 (-v) or more.
     """
 
     mountpoint: str
@@ -61,6 +61,7 @@ class MountOptions:
     allow_other: bool = False
     max_targets: int = 1024
     reserve: bool = False
+    plain_loop: bool = False
     verbose: int = 0
 
 
@@ -163,6 +164,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-targets", type=whole(1, MAX_TARGETS), metavar="N", help="show at most N targets (default 1024)")
     add("--reserve", action="store_true", help="reserve a target while it is open for writing")
+    add("--plain-loop", action="store_true", help="no short cuts around the event loop (to compare, or if in doubt)")
     add("--allow-other", action="store_true", help="let other users in, as the file modes allow")
     add("--uid", type=_user, metavar="USER", help="owner of the files (default: you)")
     add("--gid", type=_group, metavar="GROUP", help="group of the files (default: yours)")

@@ -8,8 +8,9 @@ A :class:`Path` owns the round-trip estimate, the congestion window, the order o
 
 **How a loss is seen** (RACK, RFC 8985, in the unit of runs).  Runs are kept in the order of sending.  The youngest
 transmission that was answered is the *witness*; every older one that is unanswered is suspect, and given up when the
-reordering window has passed.  When nothing at all comes for an RTO since the last answer, everything in flight is
-given up: the first time the window halves as for any loss (it was the tail of a burst), then it collapses to one.
+reordering window has passed.  When nothing at all comes for an RTO since the last answer, everything in flight that
+is older than a round trip is given up: the first time the window halves as for any loss (it was the tail of a burst),
+then it collapses to one.
 
 What holds always: ``in_flight`` equals the ``flying`` bits of all runs of the path; the first run of ``runs`` is the
 oldest one that flies.
@@ -146,6 +147,8 @@ class Path:
         gone = run.flying & bits(first, run.count - first)
         run.flying ^= gone
         self.in_flight -= gone.bit_count()
+        self.sent -= gone.bit_count()
+        run.order = self.sent
         if not run.flying:
             self.runs.pop(run, None)
 
@@ -214,17 +217,26 @@ class Path:
                 lost.append((run, suspects))
                 self.window.on_loss(run.sent_at, now)
         if not lost:
-            for run in self.runs:
-                if max(run.sent_at, self.last_answer_at) + self.rtt.rto > now:
-                    break
-                lost.append((run, run.flying))
-            if lost:
-                if self.rtt.backoff:
-                    self.window.collapse(now)
-                else:
-                    self.window.on_loss(now, now)
-                self.rtt.on_timeout()
+            lost = self._timed_out(now)
         self._note_lost(lost)
+        return lost
+
+    def _timed_out(self, now: float) -> list[tuple[Run, int]]:
+        """Nothing came for an RTO: all that flies but what was sent within the last round trip (RFC 8985, 6.3).
+
+        Waiting for an RTO of its own, each run would find it doubled by the one before.
+        """
+        oldest = next(iter(self.runs), None)
+        if oldest is None or max(oldest.sent_at, self.last_answer_at) + self.rtt.rto > now:
+            return []
+        rtt = self.rtt
+        spared = rtt.srtt + self.reorder.duration(rtt, self.last_answer_at) if rtt.srtt else rtt.rto
+        lost = [(run, run.flying) for run in self.runs if run is oldest or run.sent_at + spared <= now]
+        if rtt.backoff:
+            self.window.collapse(now)
+        else:
+            self.window.on_loss(now, now)
+        rtt.on_timeout()
         return lost
 
     def give_up_all(self) -> list[tuple[Run, int]]:

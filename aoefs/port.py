@@ -23,6 +23,7 @@ class Port(Protocol):
     """``interface`` is the link's name, ``mac`` ours, ``max_sectors`` the payload of its MTU, ``up`` its state."""
 
     interface: str
+    descriptor: int
     mac: bytes
     up: bool
     rx_unknown: int
@@ -65,6 +66,7 @@ class SocketPort:
         self._landing = Landing(self._link, tags)
         self._sending = Sending(self._link)
         self.interface = interface
+        self.descriptor = self._link.descriptor
         self.mac = self._link.mac
         self.receive = self._landing.receive
         self.forget = self._landing.forget

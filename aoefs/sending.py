@@ -39,7 +39,7 @@ class Sending:
         self._tags = self._headers[:, 20:24].view(">u4")[:, 0]
         self._counts = self._headers[:, 26]
         self._lbas = self._headers[:, 28:36].view("<u8")[:, 0]
-        self._shape: tuple[Path, bool, int] | None = None  # what the constant parts of the headers were made for
+        self._shape: tuple[Path, bool, int, bool] | None = None  # what the constant parts of the headers were made for
 
     def send(self, run: Run) -> int:
         """Put ``run`` on the wire; how many of its commands the socket took.
@@ -76,7 +76,7 @@ class Sending:
     def _send_vector(self, run: Run) -> int:
         request, count, step = run.request, run.count, run.step
         vector = self._vector
-        shape = (run.path, request.write, step)
+        shape = (run.path, request.write, step, run.path.lba48)
         if shape != self._shape:
             self._lay_out(*shape)
         self._tags[:count] = _OFFSETS[:count] + run.tag
@@ -103,14 +103,14 @@ class Sending:
             if request.write:
                 vector.size[count - 1, 1] = step * SECTOR_BYTES
 
-    def _lay_out(self, path: Path, write: bool, step: int) -> None:
+    def _lay_out(self, path: Path, write: bool, step: int, lba48: bool) -> None:
         """Fill what all headers of such runs have in common."""
-        registers = transfer_registers(0, step, write=write, lba48=path.lba48)
+        registers = transfer_registers(0, step, write=write, lba48=lba48)
         head = path.request_head + _TAIL.pack(0, registers.flags, 0, step, registers.command)
         self._headers[:, : len(head)] = np.frombuffer(head, np.uint8)
         self._vector.size[:, 0] = ATA_BYTES if write else MIN_FRAME_BYTES
         self._vector.size[:, 1] = step * SECTOR_BYTES if write else 0
-        self._shape = (path, write, step)
+        self._shape = (path, write, step, lba48)
 
 
 assert 20 + _TAIL.size + _LBA.size == ATA_BYTES

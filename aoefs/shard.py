@@ -139,9 +139,19 @@ class Shards:
 
     def put(self, answer: Answer) -> None:
         """To the shard of the answer's target; to shard 0 while that one does not run."""
-        address = answer.initiator.address
+        self._running(answer.initiator.address).put(answer)
+
+    def _running(self, address: Address) -> Shard:
         shard = self._shards[(address.shelf + address.slot) % len(self._shards)]
-        (shard if shard.active else self._shards[0]).put(answer)
+        return shard if shard.active else self._shards[0]
+
+    def complete_in_place(self, address: Address) -> None:
+        """Complete a batch of this target's shard now, for a caller that waits in place; it counts there."""
+        shard = self._running(address)
+        if shard.queue:
+            seen = shard.complete_batch()
+            if shard.number == 0:
+                self._start_missing(seen)
 
     def _start(self, shard: Shard) -> None:
         shard.active = True

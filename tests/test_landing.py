@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aoefs.ata import Identity, Status
@@ -311,7 +311,7 @@ BAD: dict[str, dict[str, object]] = {
     "another version": {"version": 2, "data": b"\x66" * 1024},
     "an AoE error": {"flags": Flag.RESPONSE | Flag.ERROR, "error": ErrorCode.BAD_ARGUMENT, "data": b"\x66" * 1024},
     "a failed status": {"status": Status.DRDY | Status.ERR, "data": b"\x66" * 1024},
-    "too few data": {"data": b"\x66" * 1023},
+    "too few data": {"data": b"\x66" * 511},
     "no data": {"data": b""},
     "an unknown tag": {"tag": 0x8000_0001, "data": b"\x66" * 1024},
     "the driver's tag": {"tag": 5, "data": b"\x66" * 1024},
@@ -427,28 +427,27 @@ def test_an_answer_from_another_link_of_the_same_target_is_odd(bench: Bench) -> 
     assert bytes(reader.buffer) == b"\xee" * 8 * SECTOR_BYTES
 
 
-def test_runs_that_were_predicted_in_vain_do_not_hide_the_others(bench: Bench) -> None:
-    """One target is silent: the answers of another one are still predicted after a while."""
+def test_a_silent_target_does_not_keep_the_answers_of_another_one_from_their_place(bench: Bench) -> None:
     silent, lively = bench.add_target(1, 1), bench.add_target(1, 2)
     bench.submit(silent, 0, 128)
     bench.send(silent)
-    seen = []
     for _ in range(4):
         reader = bench.submit(lively, 0, 32)
         (run,) = bench.send(lively)
-        seen.append(len(bench.receive([bench.answer(run, index) for index in range(16)])))
+        bench.receive([bench.answer(run, index) for index in range(16)])
         assert reader.ended == contents(lively.address, 0, 32)
-    assert seen[-1] == 1, "one entry: predicted"
+    assert not bench.odd
 
 
 # ── properties ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
-@given(st.randoms(use_true_random=False), st.integers(1, 3), st.sampled_from([0.0, 0.1, 0.4]))
+@settings(max_examples=150)
+@given(seed=st.integers(0, 1 << 32), targets=st.integers(1, 3), badness=st.sampled_from([0.0, 0.1, 0.4]))
 def test_whatever_comes_in_whatever_order_every_good_answer_lands_in_place(
-    chance: random.Random, targets: int, badness: float
+    seed: int, targets: int, badness: float
 ) -> None:
+    chance = random.Random(seed)
     with open_bench() as bench:
         machines = [bench.add_target(index, 0, step=chance.choice((1, 2))) for index in range(targets)]
         for _ in range(chance.randint(1, 6)):

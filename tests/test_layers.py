@@ -24,7 +24,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     ("tasks", {"discovery", "disk", "engine", "shard", "server"}),
-    ("faces", {"fs", "console", "report"}),
+    ("faces", {"fs", "console", "report", "turns"}),
     ("commands", {"mount", "daemon"}),  # and every *_command
     ("the command line", {"cli", "__main__"}),
 ]
