@@ -61,6 +61,7 @@ RECEIVE_BATCHES = 8  # batches of one port before the other tasks get a turn
 QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
 IN_PLACE = 0.0003  # seconds for which a caller may wait without the loop
 IN_PLACE_COMMANDS = 32  # in flight; with more, answers come in batches anyhow
+MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
 FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
 
@@ -185,10 +186,6 @@ class Engine:
                         break
             except trio.ClosedResourceError:
                 return
-            except OSError as error:
-                if error.errno not in LINK_DOWN:
-                    raise
-                port.up = False
 
     def wait_in_place(self, target: Initiator, wait: Wait) -> None:
         """Wait without the loop for an answer that is microseconds away: a whole trip through it costs more.
@@ -215,7 +212,13 @@ class Engine:
 
     def _receive_batch(self, port: Port) -> bool:
         """Take one batch of frames; False when there was nothing more."""
-        received, entries, odd = port.receive()
+        try:
+            received, entries, odd = port.receive()
+        except OSError as error:
+            if error.errno not in LINK_DOWN:
+                raise
+            port.up = False
+            return False
         if not received:
             return False
         now = self.now()
@@ -363,7 +366,7 @@ class Engine:
             for target in [disk.target for disk in self.disks.values()]:
                 if not target.is_silent:
                     asked.pop(target, None)
-                    self._probe_scorned(target)
+                    self._ask_again(target, now)
                     continue
                 at, tries = asked.get(target, (now, 0))
                 if at <= now:
@@ -371,11 +374,15 @@ class Engine:
                         self._discovery.ask(port, address=target.address)
                     asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
 
-    def _probe_scorned(self, target: Initiator) -> None:
-        """A path that was left alone comes back when its target is found there again, with frames of full size."""
+    def _ask_again(self, target: Initiator, now: float) -> None:
+        """Ask on paths of which we know too little: they are measured with frames of full size.
+
+        A scorned path comes back so; one that loses only large frames gets smaller ones.
+        """
+        stuck = target.is_stuck(now)
         for path in target.paths:
             port: Port = path.link  # type: ignore[assignment]
-            if not path.healthy and port.up:
+            if port.up and (stuck or not path.healthy):
                 self._discovery.ask(port, path.mac, target.address)
 
     # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -412,7 +419,9 @@ class Engine:
         """Sectors per frame that are known to pass there and need no measuring; 0 when they do."""
         disk = self.disks.get(address)
         path = disk.target.find_path(port, mac) if disk is not None else None
-        if disk is None or path is None or disk.target.is_silent or not path.healthy:
+        if disk is None or path is None or not path.healthy:
+            return 0
+        if disk.target.is_silent or disk.target.is_stuck(self.now()):
             return 0
         return path.sectors
 
@@ -443,6 +452,9 @@ class Engine:
         target.config = finding.config.string
         path = target.find_path(finding.port, finding.mac)
         if path is None:
+            if len(target.paths) >= MAX_PATHS:
+                log.warning("%s: %s is ignored: %d paths are the most", target.name, finding.mac.hex(":"), MAX_PATHS)
+                return
             path = target.add_path(
                 finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
             )

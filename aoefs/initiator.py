@@ -43,6 +43,7 @@ from aoefs.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 DEFAULT_DEADSECS = 180.0  # as the Linux driver's aoe_deadsecs
 DEFAULT_MAXOUT = 64  # as the Linux driver's aoe_maxout
 SILENCE = 2.0  # seconds without an answer after which a target must be identified again before it gets more
+STUCK = 1.0  # seconds that a request may take before the payload of its paths is measured again
 SCORN_BACKOFF = 2  # timeouts in a row after which a path is left alone while another one works
 
 
@@ -448,6 +449,12 @@ class Initiator:
     def is_silent(self) -> bool:
         """Down, or suspended, or no path left: to be asked for by config queries."""
         return self.state is State.DOWN or self.suspended or not self.paths
+
+    def is_stuck(self, now: float) -> bool:
+        """The oldest request waits for long although others are answered: large frames may no longer pass."""
+        for request in self._waiting:
+            return request.first_sent_at is not None and now - request.first_sent_at > STUCK
+        return False
 
     def go_down(self, state: State, error: RequestError) -> None:
         """Leave UP: all that waits fails with ``error``, in the order in which it came."""

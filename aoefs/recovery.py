@@ -15,7 +15,10 @@ from __future__ import annotations
 
 INITIAL_RTO = 0.2  # seconds, before the first sample: a spun-down disk is slower, and backoff finds it
 MIN_RTO = 0.01  # seconds: above the scheduling noise of both ends, below what a person notices
-MAX_RTO = 4.0  # seconds, backoff included: a target that comes back is noticed by then
+MAX_RTO = 4.0  # seconds: an answer that takes longer is a disk that spins up
+MAX_BACKOFF = 0.2  # seconds to which a backoff leads, or eight times the RTO without it if that is more
+REGROWTH = 8  # round trips in which a window grows from nothing to its limit: AoE's windows are small
+RESTART_WINDOW = 4  # commands after silence: with one, a burst of lost frames would cost a timeout each
 MIN_REORDER = 0.0005  # seconds: answers of one batch are seen together, finer order is not observable
 REORDER_DECAY = 10.0  # seconds without a late answer until a widened reordering window halves
 
@@ -61,9 +64,12 @@ class RttEstimator:
         self.rto = self._base_rto
 
     def on_timeout(self) -> None:
-        """Nothing came within the RTO: double it (RFC 6298 section 5.5)."""
+        """Nothing came within the RTO: double it (RFC 6298 section 5.5).
+
+        It need not grow for ever: a target that stays silent is suspended (``aoefs.initiator``) and only asked for.
+        """
         self.backoff += 1
-        self.rto = min(self.rto * 2, MAX_RTO)
+        self.rto = min(self.rto * 2, max(MAX_BACKOFF, min(8 * self._base_rto, MAX_RTO)))
 
 
 class CongestionWindow:
@@ -102,7 +108,7 @@ class CongestionWindow:
         self._credit += count
         if self._credit >= self.size:
             self._credit = 0
-            self.size += 1
+            self.size = min(self.size + max(1, self.limit // REGROWTH), self.limit)
 
     def on_loss(self, sent_at: float, now: float) -> bool:
         """A transmission of ``sent_at`` is lost: halve, once for all that was sent before the last reduction."""
@@ -117,9 +123,9 @@ class CongestionWindow:
         return True
 
     def collapse(self, now: float) -> None:
-        """Silence for more than one RTO: begin again with one command."""
+        """Silence for more than one RTO: begin again with a few commands."""
         self.on_loss(now, now)
-        self.size = 1
+        self.size = min(RESTART_WINDOW, self.size)
 
     def undo(self, sent_at: float) -> None:
         """What the last reduction took for lost was only late: take it back."""
