@@ -36,7 +36,7 @@ from aoefs.ata import Identity
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.overlap import Claim, OverlapGuard
 from aoefs.path import Path, PathStatistics, Run
-from aoefs.request import NOTHING, Request, bits
+from aoefs.request import NOTHING, Copy, Request, bits
 from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
 from aoefs.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 
@@ -85,7 +85,7 @@ class _Quarantine:
     """A claim of an ended write that is kept while ``copies`` may still travel, at most until ``until`` (seconds)."""
 
     claim: Claim
-    copies: list[Run]
+    copies: list[Copy]
     until: float
 
 
@@ -384,7 +384,7 @@ class Initiator:
         if not copies:
             self.order.release(claim)
             return
-        until = max(run.sent_at + run.path.frame_lifetime() for run in copies)
+        until = max(run.gone_at for run in copies)
         self._quarantine.append(_Quarantine(claim, copies, until))
 
     def _end_quarantine(self, now: float) -> None:

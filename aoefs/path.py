@@ -68,6 +68,11 @@ class Run:
         self.tag = 0
         self.order = 0  # place in the path's order of sending
 
+    @property
+    def gone_at(self) -> float:
+        """When a copy of a command can no longer arrive anywhere (seconds)."""
+        return self.sent_at + self.path.frame_lifetime()
+
     def sectors_of(self, first: int, count: int) -> tuple[int, int]:
         """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""
         start = first * self.step

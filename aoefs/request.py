@@ -12,12 +12,9 @@ belongs to the path that carries it).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from aoefs.errors import RequestError
-
-if TYPE_CHECKING:
-    from aoefs.path import Run
 
 NOTHING = memoryview(bytearray())  # the buffer of an ended request
 
@@ -25,6 +22,18 @@ NOTHING = memoryview(bytearray())  # the buffer of an ended request
 def bits(first: int, count: int) -> int:
     """``count`` one bits, the lowest at position ``first``."""
     return ((1 << count) - 1) << first
+
+
+class Copy(Protocol):
+    """A run of commands of the request, as far as it matters that they may still travel (``aoefs.path.Run``)."""
+
+    flying: int
+    lost: int
+
+    @property
+    def gone_at(self) -> float:
+        """When the last of them can no longer arrive anywhere (seconds)."""
+        ...
 
 
 class Request:
@@ -66,7 +75,7 @@ class Request:
         self.cursor = 0  # sectors from here on were never sent
         self.error: RequestError | None = None
         self.first_sent_at: float | None = None
-        self.copies: list[Run] = []  # runs of which a command was given up and sent again
+        self.copies: list[Copy] = []  # runs of which a command was given up and sent again
         self.address = 0  # where buffer lies in memory, once a batch needed to know
 
     @property
