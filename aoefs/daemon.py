@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -79,27 +80,31 @@ class StderrHandler(logging.Handler):
 
 
 class LogLimit(logging.Filter):
-    """Passes so many lines a second and says how many it swallowed: a broken disk or wire must not fill the log."""
+    """Passes so many lines of one kind (one format) a second and says how many it swallowed.
+
+    A broken disk must not fill the log, nor hide in it that it went down and came back.
+    """
 
     def __init__(self, lines_per_second: int = LINES_PER_SECOND) -> None:
         super().__init__()
         self._lines_per_second = lines_per_second
         self._second = -1
-        self._passed = 0
-        self._swallowed = 0
+        self._passed: Counter[str] = Counter()
+        self._swallowed: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        second = int(time.monotonic())
+        second, kind = int(time.monotonic()), str(record.msg)
         if second != self._second:
-            self._second, self._passed = second, 0
-        self._passed += 1
-        if self._passed > self._lines_per_second:
-            self._swallowed += 1
+            self._second = second
+            self._passed.clear()
+        self._passed[kind] += 1
+        if self._passed[kind] > self._lines_per_second:
+            self._swallowed[kind] += 1
             return False
-        if self._swallowed:
-            record.msg = f"{record.getMessage()} (before this, {self._swallowed} lines were left out)"
+        swallowed = self._swallowed.pop(kind, 0)
+        if swallowed:
+            record.msg = f"{record.getMessage()} (before this, {swallowed} such lines were left out)"
             record.args = None
-            self._swallowed = 0
         return True
 
 

@@ -244,7 +244,9 @@ def test_a_flood_of_log_lines_is_cut_and_counted(monkeypatch: pytest.MonkeyPatch
         return logging.LogRecord("aoefs", logging.ERROR, __file__, 1, "%s failed", (text,), None)
 
     assert [limit.filter(line(str(number))) for number in range(10)] == [True] * 3 + [False] * 7
+    back = logging.LogRecord("aoefs", logging.INFO, __file__, 1, "%s is back", ("e0.0",), None)
+    assert limit.filter(back), "another kind of line passes"
     now = 1.0
     record = line("next")
     assert limit.filter(record)
-    assert record.getMessage() == "next failed (before this, 7 lines were left out)"
+    assert record.getMessage() == "next failed (before this, 7 such lines were left out)"
