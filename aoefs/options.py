@@ -48,7 +48,6 @@ class MountOptions:
     mountpoint: str
     interfaces: tuple[str, ...] = ()
     foreground: bool = False
-    console: bool = False
     read_only: bool = False
     shards: int | None = None
     deadsecs: float = 180.0
@@ -149,7 +148,6 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add_interface_argument(parser)
     add = parser.add_argument
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
-    add("--console", action="store_true", help="stay in the foreground and show the live console")
     add("-r", "--read-only", action="store_true", help="never write to a target (also -o ro)")
     add("--shards", type=whole(1, 1024), metavar="N", help="completion shards (default: one for each usable CPU)")
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")
@@ -226,7 +224,7 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
     given |= {
         "mountpoint": os.path.abspath(paths[-1]),
         "interfaces": tuple(dict.fromkeys(interfaces)),
-        "foreground": arguments.foreground or arguments.console,
+        "foreground": arguments.foreground,
         "allow_mac": tuple(dict.fromkeys(arguments.allow_mac or ())),
         "uid": os.getuid() if arguments.uid is None else arguments.uid,
         "gid": os.getgid() if arguments.gid is None else arguments.gid,

@@ -70,9 +70,7 @@ def test_a_long_option_and_its_word_do_the_same(name: str, value: str | None, ef
 
 def test_every_field_of_the_record_can_be_set() -> None:
     settable = {effect[0] for _, _, effect in EVERY_OPTION}
-    assert set(MountOptions.__dataclass_fields__) - settable == {"mountpoint", "console"}
-    assert parse("/mnt", "-o", "console") == parse("/mnt", "--console")
-    assert parse("/mnt", "--console").foreground
+    assert set(MountOptions.__dataclass_fields__) - settable == {"mountpoint"}
 
 
 def test_the_standard_words_of_mount_mean_nothing() -> None:
