@@ -85,11 +85,15 @@ class Node:
 
 @dataclass(slots=True)
 class Handle:
-    """An open file: of a disk, or a picture of the status taken at open."""
+    """An open file: of a disk, or a picture of the status taken at open.
+
+    ``whole_writes``: the kernel makes EIO of a short count, as it does for O_DIRECT in cached mode.
+    """
 
     node: Node | None
     writing: bool = False
     flush_each_write: bool = False
+    whole_writes: bool = False
     picture: bytes = b""
 
 
@@ -283,7 +287,9 @@ class AoeOperations(pyfuse3.Operations):
             except RequestError as error:
                 raise self._fail(node, "reservation", error) from None
         sync = self._direct and bool(flags & (os.O_SYNC | os.O_DSYNC))
-        number = self._add_handle(Handle(node, writing=writing, flush_each_write=sync))
+        whole_writes = not self._direct and bool(flags & os.O_DIRECT)
+        handle = Handle(node, writing=writing, flush_each_write=sync, whole_writes=whole_writes)
+        number = self._add_handle(handle)
         keep_cache = node.opened > 0  # other hosts may have written meanwhile
         node.opened += 1
         node.writers += writing
@@ -341,6 +347,8 @@ class AoeOperations(pyfuse3.Operations):
                 await node.disk.flush()
         except RequestError as error:
             raise self._fail(node, "write", error) from None
+        if len(data) < len(buf) and handle.whole_writes:
+            raise FUSEError(errno.ENOSPC)  # all that fits is written, as dd expects of a disk
         return len(data)
 
     @_guarded

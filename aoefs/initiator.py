@@ -392,6 +392,8 @@ class Initiator:
         freed: list[Claim] = []
         for held in self._quarantine:
             held.copies = [run for run in held.copies if run.flying or run.lost]
+            if held.copies and held.until <= now:  # unless the path has turned out to be slower meanwhile
+                held.until = max(run.gone_at for run in held.copies)
             if held.copies and held.until > now:
                 kept.append(held)
             else:

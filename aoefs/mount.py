@@ -103,7 +103,7 @@ class Mount:
 
     def _open_fuse(self, operations: AoeOperations) -> None:
         options = self._options
-        words = {"fsname=" + (",".join(options.interfaces) or "any"), "subtype=aoefs"}
+        words = {"fsname=" + ("\\,".join(options.interfaces) or "any"), "subtype=aoefs"}
         if options.read_only:
             words.add("ro")
         if options.allow_other:

@@ -152,6 +152,7 @@ class Segment:
         return rate > 0.0 and self._random.random() < rate
 
     def _is_lost(self, frame: bytes, faults: Faults) -> bool:
+        self._burst_left = min(self._burst_left, faults.burst - 1 if faults.loss else 0)  # a burst ends with its phase
         if self._burst_left:
             self._burst_left -= 1
             return True

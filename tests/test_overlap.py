@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -30,7 +32,7 @@ def test_a_range_within_around_or_across_a_granted_one_waits() -> None:
         held = Claim(8, 16)
         guard.acquire(held)
         granted: list[int] = []
-        assert not guard.acquire(Claim(first, end, lambda granted=granted: granted.append(1)))
+        assert not guard.acquire(Claim(first, end, partial(granted.append, 1)))
         guard.release(held)
         assert granted == [1]
 
@@ -55,7 +57,7 @@ def test_one_release_grants_all_that_it_blocked() -> None:
     large = Claim(0, 8)
     guard.acquire(large)
     for sector in range(8):
-        assert not guard.acquire(Claim(sector, sector + 1, lambda sector=sector: order.append(sector)))
+        assert not guard.acquire(Claim(sector, sector + 1, partial(order.append, sector)))
     guard.release(large)
     assert order == list(range(8))
 

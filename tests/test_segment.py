@@ -85,6 +85,12 @@ def test_a_burst_takes_that_many_frames_in_a_row() -> None:
     assert all(len(row) % 5 == 0 for row in rows[:-1])  # two bursts may touch, the last may be cut off
 
 
+def test_a_burst_ends_with_the_phase_of_its_faults() -> None:
+    segment = Segment(schedule=[(1.0, Faults(loss=1.0, burst=5))])
+    assert segment.transmit(REQUESTS[0], 0.5) == []
+    assert segment.transmit(REQUESTS[1], 1.0) != []
+
+
 def test_a_chosen_frame_is_lost_and_no_other() -> None:
     segment = Segment()
     segment.lose = lambda sent: lba_of(sent) == 7
