@@ -80,6 +80,7 @@ class Finding:
     config: ConfigArgument
     identity: Identity
     sectors: int  # per frame, that pass on this path
+    full_sectors: int  # per frame, that target and link would take
 
 
 CandidateKey = tuple[Port, bytes, Address]
@@ -201,21 +202,21 @@ class Discovery:
             if any(decode_identify_untrusted(frame[ATA_BYTES:]) != identity for frame in frames):
                 log.warning("%s: two disks answer from %s: both are refused", address, format_mac(mac))
                 return
-            sectors = await self._measure(key, config, identity)
+            # 0 in a config answer means 2 (AoEr11 section 3.2)
+            full_sectors = max(1, min(config.sectors or 2, port.max_sectors, identity.sectors))
+            sectors = await self._measure(key, full_sectors, identity)
         except FrameError:
             port.rx_unknown += 1
         else:
-            self._found(Finding(address, port, mac, config, identity, sectors))
+            self._found(Finding(address, port, mac, config, identity, sectors, full_sectors))
         finally:
             self._candidates.discard(key)
 
-    async def _measure(self, key: CandidateKey, config: ConfigArgument, identity: Identity) -> int:
-        """Sectors per frame that pass both ways: at most what target and link take, halved while nothing comes back.
+    async def _measure(self, key: CandidateKey, sectors: int, identity: Identity) -> int:
+        """Sectors per frame that pass both ways: halved from ``sectors`` while nothing comes back.
 
-        A READ of LBA 0 whose request is as long as its answer (the Linux driver's probe).  0 in a config answer
-        means 2 (AoEr11 section 3.2).
+        A READ of LBA 0 whose request is as long as its answer (the Linux driver's probe).
         """
-        sectors = max(1, min(config.sectors or 2, key[0].max_sectors, identity.sectors))
         if self._trusted_payload(*key) == sectors:
             return sectors
         while sectors > 1:

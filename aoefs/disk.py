@@ -201,6 +201,8 @@ class Disk:
         exchange = Exchange(on_answer)
         self._driver.tags.open(exchange)
         self._waits.add(wait)
+        target.begin_lone_command(self._driver.now())
+        self._driver.arm(target)
         try:
             with trio.move_on_after(target.deadsecs or math.inf):
                 pause = FIRST_WAIT
@@ -218,6 +220,7 @@ class Disk:
                         await wait.wait()
                     pause = min(pause * 2, MAX_WAIT)
         finally:
+            target.end_lone_command()
             self._waits.discard(wait)
             self._driver.tags.close(exchange)
         if not answers:

@@ -60,9 +60,12 @@ log = logging.getLogger("aoefs")
 RECEIVE_BATCHES = 8  # batches of one port before the other tasks get a turn
 QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
 IN_PLACE = 0.0003  # seconds for which a caller may wait without the loop
+SELECT_LIMIT = 1024  # descriptors that select(2) can take; poll(2) counts in milliseconds only
 IN_PLACE_COMMANDS = 32  # in flight; with more, answers come in batches anyhow
 MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
 FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
+WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
+LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
 
 
@@ -171,8 +174,8 @@ class Engine:
         for disk in self.disks.values():
             target = disk.target
             for path in [path for path in target.paths if path.link is port]:
+                target.drop_path(path)
                 del self._owners[path]
-            target.drop_link(port)
             self.pump(target)
         port.close()
 
@@ -200,6 +203,8 @@ class Engine:
         if not 0 < path.rtt.srtt < IN_PLACE:
             return
         descriptors = [self.attend_to, port.descriptor]
+        if max(descriptors) >= SELECT_LIMIT:
+            return
         until = self.now() + IN_PLACE
         while not wait.woken and (left := until - self.now()) > 0:
             readable, _, _ = select.select(descriptors, (), (), left)
@@ -346,8 +351,10 @@ class Engine:
                 if timeout is None:
                     continue
                 if timeout <= now:
-                    was = target.state
+                    was, was_suspended = target.state, target.suspended
                     target.handle_timeout(now)
+                    if target.suspended and not was_suspended:
+                        self._ask_for(target)
                     if target.state is not was:
                         log.warning("%s is down: not one answer for %g s", target.name, target.deadsecs)
                         disk = self.disks[target.address]
@@ -360,29 +367,45 @@ class Engine:
     async def _watch(self) -> None:
         """Ask for targets that are silent, at growing distances; what comes back is a finding like any other."""
         asked: dict[Initiator, tuple[float, int]] = {}
+        narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to try again, and then
         while True:
             await trio.sleep(1.0)
             now = self.now()
             for target in [disk.target for disk in self.disks.values()]:
                 if not target.is_silent:
                     asked.pop(target, None)
-                    self._ask_again(target, now)
+                    self._ask_again(target, now, narrow)
                     continue
                 at, tries = asked.get(target, (now, 0))
                 if at <= now:
-                    for port in self.ports.values():
-                        self._discovery.ask(port, address=target.address)
+                    self._ask_for(target)
                     asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
 
-    def _ask_again(self, target: Initiator, now: float) -> None:
+    def _ask_for(self, target: Initiator) -> None:
+        """Ask everywhere for a silent target: it may come back with another MAC."""
+        for port in self.ports.values():
+            if port.up:
+                self._discovery.ask(port, address=target.address)
+
+    def _ask_again(self, target: Initiator, now: float, narrow: dict[Path, tuple[float, float]]) -> None:
         """Ask on paths of which we know too little: they are measured with frames of full size.
 
-        A scorned path comes back so; one that loses only large frames gets smaller ones.
+        A scorned path comes back so; one that loses only large frames gets smaller ones, and larger ones when they
+        pass again.
         """
         stuck = target.is_stuck(now)
         for path in target.paths:
             port: Port = path.link  # type: ignore[assignment]
-            if port.up and (stuck or not path.healthy):
+            if not port.up:
+                continue
+            at, pause = narrow.get(path, (now + WIDEN_AFTER, WIDEN_AFTER))
+            if path.sectors == path.full_sectors:
+                narrow.pop(path, None)
+            elif at <= now:
+                narrow[path] = (now + 2 * pause, 2 * pause)
+            else:
+                narrow[path] = (at, pause)
+            if stuck or not path.healthy or (path in narrow and at <= now):
                 self._discovery.ask(port, path.mac, target.address)
 
     # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -400,7 +423,7 @@ class Engine:
             self._refresh(disk, finding)
         elif target.identity.same_unit(finding.identity) and target.find_path(finding.port, finding.mac) is not None:
             self._resize(disk, finding)
-        elif target.state is State.UP and target.find_path(finding.port, finding.mac) is None:
+        elif target.state is State.UP and not self._is_last_path(target, finding):
             self.refused_identities += 1
             log.warning(
                 "%s: %s on %s is another disk (serial %s, not %s) and is refused",
@@ -414,6 +437,16 @@ class Engine:
             log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
             self._remove(disk)
             self._admit(finding)
+
+    def _is_last_path(self, target: Initiator, finding: Finding) -> bool:
+        """The finding, another disk, answers in the only place where the target was; elsewhere its path goes."""
+        path = target.find_path(finding.port, finding.mac)
+        if path is None or len(target.paths) == 1:
+            return path is not None
+        target.drop_path(path)
+        del self._owners[path]
+        self.pump(target)
+        return False
 
     def _trusted_payload(self, port: Port, mac: bytes, address: Address) -> int:
         """Sectors per frame that are known to pass there and need no measuring; 0 when they do."""
@@ -461,12 +494,13 @@ class Engine:
             self._owners[path] = target
         if path.sectors != finding.sectors:
             log.info("%s: %d sectors per frame on %s", target.name, finding.sectors, path.interface)
-        path.sectors = finding.sectors
+        path.sectors, path.full_sectors = finding.sectors, finding.full_sectors
         path.healthy = True
         was_down = target.state is State.DOWN
         if was_down or target.suspended:
+            if target.silence(self.now()) > LONG_SILENCE:  # else it may just be slow over what it was asked
+                disk.interrupt()
             target.come_up(self.now())
-            disk.interrupt()
             log.info("%s is back", target.name)
         if was_down:
             self.settings.on_change(disk, Change.RETURNED)
@@ -529,12 +563,10 @@ class Engine:
         disk.interrupt(error)
 
     def stop(self) -> None:
-        """Stopped: flush the queues of the shards, fail what waits and every later request, close the ports."""
+        """Stopped: flush the queues of the shards, fail what waits and every later request."""
         self._shards.flush()
         for disk in self.disks.values():
             self._put_down(disk)
-        for port in self.ports.values():
-            port.close()
 
 
 @asynccontextmanager
@@ -552,17 +584,22 @@ async def open_engine(interfaces: Iterable[str], settings: Settings | None = Non
         for port in ports:
             port.close()
         raise
+    engine: Engine | None = None
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        engine = Engine(nursery, settings or Settings(), tags)
-        for port in ports:
-            engine.add_port(port)
-        try:
-            yield engine
-        except Exception as error:
-            failure = error
-        finally:
-            engine.stop()
-            nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            engine = Engine(nursery, settings or Settings(), tags)
+            for port in ports:
+                engine.add_port(port)
+            try:
+                yield engine
+            except Exception as error:
+                failure = error
+            finally:
+                engine.stop()
+                nursery.cancel_scope.cancel()
+    finally:
+        for port in engine.ports.values() if engine is not None else ports:  # after the tasks that wait for them
+            port.close()
     if failure is not None:
         raise failure

@@ -76,7 +76,7 @@ class Node:
     name: bytes
     disk: Disk
     opened: int = 0
-    writers: int = 0
+    writers: int = 0  # handles that hold its reservation
 
     @property
     def target(self) -> Initiator:
@@ -144,6 +144,7 @@ class AoeOperations(pyfuse3.Operations):
         self._read_only = read_only
         self._direct = direct
         self._reserve = reserve
+        self._reserving = trio.Lock()  # a reservation given back must not overtake the next one taken
         self._mounted_ns = time.time_ns()
         self._nodes: dict[int, Node] = {}  # by inode number
         self._by_disk: dict[Disk, Node] = {}
@@ -281,18 +282,14 @@ class AoeOperations(pyfuse3.Operations):
             raise FUSEError(errno.ESTALE)
         if writing and self._read_only:
             raise FUSEError(errno.EROFS)
-        if writing and self._reserve and not node.writers:
-            try:
-                await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
-            except RequestError as error:
-                raise self._fail(node, "reservation", error) from None
+        if writing and self._reserve:
+            await self._take_reservation(node)
         sync = self._direct and bool(flags & (os.O_SYNC | os.O_DSYNC))
         whole_writes = not self._direct and bool(flags & os.O_DIRECT)
         handle = Handle(node, writing=writing, flush_each_write=sync, whole_writes=whole_writes)
         number = self._add_handle(handle)
         keep_cache = node.opened > 0  # other hosts may have written meanwhile
         node.opened += 1
-        node.writers += writing
         return FileInfo(fh=number, direct_io=self._direct, keep_cache=keep_cache)
 
     @_guarded
@@ -302,12 +299,26 @@ class AoeOperations(pyfuse3.Operations):
         if node is None:
             return
         node.opened -= 1
-        node.writers -= handle.writing
-        if handle.writing and self._reserve and not node.writers:
-            try:
-                await node.disk.reserve(())
-            except RequestError as error:
-                self._fail(node, "giving back the reservation", error)
+        if handle.writing and self._reserve:
+            await self._give_back_reservation(node)
+
+    async def _take_reservation(self, node: Node) -> None:
+        async with self._reserving:
+            if not node.writers:
+                try:
+                    await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
+                except RequestError as error:
+                    raise self._fail(node, "reservation", error) from None
+            node.writers += 1
+
+    async def _give_back_reservation(self, node: Node) -> None:
+        async with self._reserving:
+            node.writers -= 1
+            if not node.writers:
+                try:
+                    await node.disk.reserve(())
+                except RequestError as error:
+                    self._fail(node, "giving back the reservation", error)
 
     def _fail(self, node: Node, what: str, error: RequestError) -> FUSEError:
         """One log line with target, place and cause; the errno for the caller."""

@@ -126,6 +126,7 @@ class Initiator:
         self._quarantine: list[_Quarantine] = []
         self._silent_since = 0.0  # the last answer, or when the first of what waits was submitted
         self._next_path = 0
+        self._lone_commands = 0
 
     # ── paths ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,15 +164,18 @@ class Initiator:
         """The link is down: what flew on its paths goes out again elsewhere, if there is another one."""
         for path in self.paths:
             if path.link is link:
-                path.healthy = False
-                for run, mask in path.give_up_all():
-                    self.in_flight -= mask.bit_count()
-                    self._send_again(run, mask)
+                self._leave(path)
 
-    def drop_link(self, link: object) -> None:
-        """The link is gone, and its paths with it."""
-        self.leave_link(link)
-        self.paths = [path for path in self.paths if path.link is not link]
+    def _leave(self, path: Path) -> None:
+        path.healthy = False
+        for run, mask in path.give_up_all():
+            self.in_flight -= mask.bit_count()
+            self._send_again(run, mask)
+
+    def drop_path(self, path: Path) -> None:
+        """A path is gone: what flew there goes out again elsewhere."""
+        self._leave(path)
+        self.paths.remove(path)
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,9 +187,25 @@ class Initiator:
             request.buffer = NOTHING
             request.on_end(request)
             return
-        if not (self._waiting or self._fresh):
-            self._silent_since = now
+        self._begin_waiting(now)
         self._fresh.append(request)
+
+    @property
+    def _awaited(self) -> bool:
+        """Somebody waits for an answer of this target."""
+        return bool(self._waiting or self._fresh or self._lone_commands)
+
+    def _begin_waiting(self, now: float) -> None:
+        if not self._awaited:
+            self._silent_since = now
+
+    def begin_lone_command(self, now: float) -> None:
+        """A command outside of runs (FLUSH, for one) waits from now on: it counts for silence."""
+        self._begin_waiting(now)
+        self._lone_commands += 1
+
+    def end_lone_command(self) -> None:
+        self._lone_commands -= 1
 
     def abandon(self, request: Request) -> None:
         """Its owner waits no longer (cancelled): send nothing more of it; ``on_end`` is not called."""
@@ -408,12 +428,15 @@ class Initiator:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
         timeouts += [held.until for held in self._quarantine]
-        if self.deadsecs:
-            if self._waiting:
-                oldest = next(iter(self._waiting))
-                timeouts.append((oldest.first_sent_at or 0.0) + self.deadsecs)
-            elif self._fresh:
-                timeouts.append(self._silent_since + self.deadsecs)
+        if self.state is State.UP and self._awaited:
+            if not self.suspended:
+                timeouts.append(self._silent_since + SILENCE)
+            if self.deadsecs:
+                since = self._silent_since
+                oldest = next(iter(self._waiting), None)
+                if oldest is not None and oldest.first_sent_at is not None:
+                    since = min(since, oldest.first_sent_at)
+                timeouts.append(since + self.deadsecs)
         return min(timeouts, default=None)
 
     def handle_timeout(self, now: float) -> None:
@@ -426,13 +449,14 @@ class Initiator:
                 path.healthy = False
         if self._quarantine:
             self._end_quarantine(now)
-        if (self._waiting or self._fresh) and now - self._silent_since > SILENCE:
-            self.suspended = True
-        if self.deadsecs:
-            self._expire(now)
+        if self.state is State.UP and self._awaited:
+            if now >= self._silent_since + SILENCE:
+                self.suspended = True
+            if self.deadsecs:
+                self._expire(now)
 
     def _expire(self, now: float) -> None:
-        if (self._waiting or self._fresh) and now >= self._silent_since + self.deadsecs:
+        if now >= self._silent_since + self.deadsecs:
             self.go_down(State.DOWN, TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
             return
         expired = []
@@ -451,6 +475,10 @@ class Initiator:
     def is_silent(self) -> bool:
         """Down, or suspended, or no path left: to be asked for by config queries."""
         return self.state is State.DOWN or self.suspended or not self.paths
+
+    def silence(self, now: float) -> float:
+        """Seconds since the last answer, or since somebody began to wait for one."""
+        return now - self._silent_since
 
     def is_stuck(self, now: float) -> bool:
         """The oldest request waits for long although others are answered: large frames may no longer pass."""

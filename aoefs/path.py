@@ -87,6 +87,7 @@ class Path:
     __slots__ = (
         "answer_head",
         "answered",
+        "full_sectors",
         "healthy",
         "in_flight",
         "interface",
@@ -120,6 +121,7 @@ class Path:
         self.request_head = encode_header(Header(remote, local, address, AoeCommand.ATA, 0))[:20]
         self.answer_head = encode_header(Header(local, remote, address, AoeCommand.ATA, 0, Flag.RESPONSE))[:20]
         self.sectors = max(1, sectors)
+        self.full_sectors = self.sectors  # what target and link would take, if it passed
         self.rtt = RttEstimator()
         self.window = CongestionWindow(limit)
         self.reorder = ReorderWindow()

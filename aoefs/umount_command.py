@@ -11,6 +11,7 @@ polling /proc (a pid may be used again; a pidfd may not).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import select
@@ -84,7 +85,8 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
         except OSError as error:
             return error.strerror
         finally:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # a close flushes too, and would only say the same again
+                os.close(descriptor)
         return None
 
     failures = 0

@@ -254,7 +254,6 @@ async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autoju
         assert decode_ata_untrusted(await disk.command(registers)).count == 0xFF
 
 
-@pytest.mark.xfail(strict=True, reason="open: a lone command does not start the clock of silence")
 async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_before_its_answer_counts(
     autojump_clock: MockClock,
 ) -> None:

@@ -43,6 +43,7 @@ EVERY_OPTION = [
     ("allow-mac", "02-00-00-00-00-0a", ("allow_mac", (b"\2\0\0\0\0\n",))),
     ("max-targets", "5", ("max_targets", 5)),
     ("reserve", None, ("reserve", True)),
+    ("plain-loop", None, ("plain_loop", True)),
     ("allow-other", None, ("allow_other", True)),
     ("uid", "12", ("uid", 12)),
     ("uid", "root", ("uid", 0)),

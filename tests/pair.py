@@ -1,0 +1,445 @@
+"""The pure core back to back with the pure target: the smallest driver that keeps the core's contract.
+
+A :class:`Pair` holds initiators, target machines and the segments between them, and a virtual ``now``.  It does what
+``aoefs.engine`` and ``aoefs.disk`` do, frame by frame and with nothing clever: give out runs, encode, deliver, judge
+answers, receive, complete, call the timer, and ask a silent target once a second who it is.  Callbacks of the core
+never call back into it: what they cause is put among the ``calls`` of the same instant, as waking a task would.
+
+After every step the invariants of the core are checked (:func:`check_invariants`), and a driver that goes round
+without time moving is a failure.  :class:`Operation` is a read or write as a user sees it, :func:`check_history` the
+model of a disk that judges them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+from aoefs.ata import IDENTIFY_REGISTERS, check_result, decode_identify_untrusted, transfer_registers
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError
+from aoefs.initiator import Initiator
+from aoefs.overlap import Claim
+from aoefs.path import Run
+from aoefs.request import NOTHING, Request
+from aoefs.tags import Exchange, TagTable
+from aoefs.target import MemoryStore, TargetMachine
+from aoefs.wire import (
+    ATA_BYTES,
+    SECTOR_BYTES,
+    Address,
+    AoeCommand,
+    Header,
+    decode_ata_untrusted,
+    decode_header_untrusted,
+    encode_ata,
+)
+from tests.segment import Segment, is_answer
+
+LATENCY = 2.0**-13  # seconds one way; a power of two, so that sums are exact
+RTT = 2 * LATENCY
+LOCAL = bytes.fromhex("020000000001")
+REMOTE = bytes.fromhex("020000000002")
+STUCK = 2000  # steps without time moving
+QUERY_PAUSE = 1.0  # seconds between the queries for a silent target
+
+
+class Wire:
+    """A link of ours: its segment, our MAC on it, and the targets behind the one remote MAC."""
+
+    def __init__(self, name: str, segment: Segment, number: int) -> None:
+        self.name = name
+        self.segment = segment
+        self.local = LOCAL[:5] + bytes([0x10 + number])
+        self.remote = REMOTE[:5] + bytes([0x20 + number])
+        self.machines: list[TargetMachine] = []
+        self.max_sectors = 255
+
+
+class Operation:
+    """A read or a write of whole sectors: times (None: not yet), ``error``, and ``data`` that was read or written."""
+
+    def __init__(self, lba: int, data: bytearray, *, write: bool) -> None:
+        self.lba = lba
+        self.data = data
+        self.write = write
+        self.request: Request | None = None
+        self.asked_at: float | None = None
+        self.started_at: float | None = None  # submitted: a write before that waits for its range
+        self.ended_at: float | None = None
+        self.error: RequestError | None = None
+
+    @property
+    def sectors(self) -> int:
+        return len(self.data) // SECTOR_BYTES
+
+    @property
+    def good(self) -> bool:
+        return self.ended_at is not None and self.error is None
+
+    def __repr__(self) -> str:
+        kind = "write" if self.write else "read"
+        times = f"{self.asked_at} {self.started_at} {self.ended_at}"
+        return f"<{kind} {self.lba}+{self.sectors} {times} {self.error!r}>"
+
+
+class Sent:
+    """One transmission, as it went on the wire."""
+
+    def __init__(self, at: float, tag: int, wire: Wire, lba: int, sectors: int, *, write: bool) -> None:
+        self.at = at
+        self.tag = tag
+        self.wire = wire
+        self.lba = lba
+        self.sectors = sectors
+        self.write = write
+
+    def __repr__(self) -> str:
+        return f"<{self.at} {self.tag:#x} {self.lba}+{self.sectors} {'write' if self.write else 'read'}>"
+
+
+class Pair:
+    """See the module.  ``targets`` disks of ``sectors``, each behind all ``segments`` (one path each).
+
+    All targets of a segment are behind one MAC.  ``payload`` is in sectors.  Completion lags receiving by
+    ``shard_delay`` seconds.  ``quarantine=False`` disables the guard against late duplicates.
+    """
+
+    def __init__(
+        self,
+        *segments: Segment,
+        targets: int = 1,
+        sectors: int = 256,
+        payload: int = 2,
+        bufcnt: int = 16,
+        deadsecs: float = 0.0,
+        shard_delay: float = 0.0,
+        quarantine: bool = True,
+    ) -> None:
+        self.now = 0.0
+        self.shard_delay = shard_delay
+        self.quarantine = quarantine
+        self.tags: TagTable[Run | Exchange] = TagTable(0x1234)
+        self.wires = [
+            Wire(f"eth{number}", segment, number)
+            for number, segment in enumerate(segments or (Segment(latency=LATENCY),))
+        ]
+        self.initiators: list[Initiator] = []
+        self.stores: list[MemoryStore] = []
+        self.operations: list[list[Operation]] = [[] for _ in range(targets)]
+        self.sent: list[Sent] = []
+        self.strangers = 0  # frames that no command of ours waited for
+        self._calls: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self._asked: dict[Initiator, Exchange] = {}
+        for slot in range(targets):
+            store = MemoryStore(sectors)
+            machine = TargetMachine(Address(0, slot), store, serial=f"disk{slot}", buffer_count=max(1, bufcnt))
+            initiator = Initiator(machine.address, machine.identity, self.tags, deadsecs=deadsecs)
+            initiator.set_bufcnt(bufcnt)
+            for wire in self.wires:
+                wire.machines.append(machine)
+                initiator.add_path(wire, wire.name, (wire.local, wire.remote), payload)
+            self.initiators.append(initiator)
+            self.stores.append(store)
+
+    @property
+    def initiator(self) -> Initiator:
+        return self.initiators[0]
+
+    # ── what users do ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, lba: int, sectors: int, target: int = 0) -> Operation:
+        """Begin to read, now."""
+        operation = self._ask(lba, bytearray(sectors * SECTOR_BYTES), target, write=False)
+        self._submit(operation, target, None)
+        return operation
+
+    def write(self, lba: int, data: bytes, target: int = 0) -> Operation:
+        """Begin to write, now; it waits for its range as :class:`aoefs.disk.Disk` does."""
+        operation = self._ask(lba, bytearray(data), target, write=True)
+        claim = Claim(lba, lba + operation.sectors)
+        claim.granted = lambda: self.call(self.now, lambda: self._submit(operation, target, claim))
+        if self.initiators[target].order.acquire(claim):
+            self._submit(operation, target, claim)
+        return operation
+
+    def abandon(self, operation: Operation, target: int = 0) -> None:
+        """The user of a read that was submitted goes away."""
+        assert operation.request is not None
+        self.initiators[target].abandon(operation.request)
+
+    def _ask(self, lba: int, data: bytearray, target: int, *, write: bool) -> Operation:
+        operation = Operation(lba, data, write=write)
+        operation.asked_at = self.now
+        self.operations[target].append(operation)
+        return operation
+
+    def _submit(self, operation: Operation, target: int, claim: Claim | None) -> None:
+        initiator = self.initiators[target]
+        operation.started_at = self.now
+
+        def end(request: Request) -> None:
+            assert operation.ended_at is None, "a request ends once"
+            operation.ended_at = self.now
+            operation.error = request.error
+            if claim is not None:
+                self.call(self.now, release)
+
+        def release() -> None:
+            assert claim is not None
+            if self.quarantine:
+                initiator.release(claim, [request])
+            else:
+                initiator.order.release(claim)
+
+        request = Request(
+            operation.lba, operation.sectors, memoryview(operation.data), write=operation.write, on_end=end
+        )
+        operation.request = request
+        initiator.submit(request, self.now)
+        self.pump()
+
+    # ── the driver ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def call(self, at: float, action: Callable[[], object]) -> None:
+        """Do something at a time."""
+        heapq.heappush(self._calls, (at, next(self._numbers), action))
+
+    def pump(self) -> None:
+        """Send all that the windows allow, target by target, run by run."""
+        busy = True
+        while busy:
+            busy = False
+            for initiator in self.initiators:
+                run = initiator.next_run(self.now)
+                if run is not None:
+                    self._send(run)
+                    busy = True
+
+    def _send(self, run: Run) -> None:
+        wire, request = run.path.link, run.request
+        assert isinstance(wire, Wire)
+        address = next(target.address for target in self.initiators if run.path in target.paths)
+        for index in range(run.count):
+            start, sectors = run.sectors_of(index, 1)
+            lba = request.lba + start
+            header = Header(run.path.mac, wire.local, address, AoeCommand.ATA, run.tag + index)
+            registers = transfer_registers(lba, sectors, write=request.write, lba48=run.path.lba48)
+            data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
+            self.sent.append(Sent(self.now, run.tag + index, wire, lba, sectors, write=request.write))
+            wire.segment.send(encode_ata(header, registers, data), self.now)
+
+    def next_event(self) -> float | None:
+        """When something happens next; None: never."""
+        times = [wire.segment.next_delivery() for wire in self.wires]
+        times += [initiator.next_timeout() for initiator in self.initiators]
+        times += [self._calls[0][0] if self._calls else None]
+        return min((time for time in times if time is not None), default=None)
+
+    def step(self) -> bool:
+        """Move to the next event and carry it out; False when there is none."""
+        event = self.next_event()
+        if event is None:
+            return False
+        self.now = max(self.now, event)
+        while self._calls and self._calls[0][0] <= self.now:
+            heapq.heappop(self._calls)[2]()
+        for wire in self.wires:
+            for frame in wire.segment.deliver(self.now):
+                self._deliver(wire, frame)
+        for initiator in self.initiators:
+            timeout = initiator.next_timeout()
+            if timeout is not None and timeout <= self.now:
+                initiator.handle_timeout(self.now)
+            if initiator.is_silent and initiator.paths and initiator not in self._asked:
+                self._ask_who(initiator)
+        self.pump()
+        for initiator in self.initiators:
+            check_invariants(initiator)
+        return True
+
+    def run(self, until: float = float("inf"), *, done: Iterable[Operation] = ()) -> None:
+        """Step until ``until``, until all of ``done`` ended, or until nothing is left to happen."""
+        waiting = list(done)
+        limited = bool(waiting)
+        steps = 0
+        while not limited or (waiting := [operation for operation in waiting if operation.ended_at is None]):
+            event = self.next_event()
+            if event is None or event > until:
+                break
+            steps = steps + 1 if event <= self.now else 0
+            assert steps < STUCK, f"nothing moves at {self.now}"
+            self.step()
+        if not limited and until != float("inf"):
+            self.now = max(self.now, until)
+
+    def finish(self, *operations: Operation, within: float = 60.0) -> None:
+        """Run until these ended, at most ``within`` virtual seconds; all must be good."""
+        self.run(self.now + within, done=operations)
+        bad = [operation for operation in operations if not operation.good]
+        assert not bad, f"at {self.now}: {bad}"
+
+    def _ask_who(self, initiator: Initiator) -> None:
+        """IDENTIFY on all paths of a silent target, until it is not silent any more."""
+
+        def on_answer(wire: Wire, frame: bytes) -> None:
+            if not initiator.is_from(wire, decode_header_untrusted(frame)):
+                raise FrameError("nobody who was asked")
+            if initiator.identity.same_disk(decode_identify_untrusted(frame[ATA_BYTES:])) and initiator.is_silent:
+                initiator.come_up(self.now)
+
+        def ask() -> None:
+            if not initiator.is_silent:
+                self.tags.close(self._asked.pop(initiator))
+                return
+            for path in initiator.paths:
+                assert isinstance(path.link, Wire)
+                header = Header(path.mac, path.link.local, initiator.address, AoeCommand.ATA, exchange.next_tag())
+                path.link.segment.send(encode_ata(header, IDENTIFY_REGISTERS), self.now)
+            self.call(self.now + QUERY_PAUSE, ask)
+
+        exchange = self._asked[initiator] = Exchange(on_answer)
+        self.tags.open(exchange)
+        self.call(self.now, ask)
+
+    # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _deliver(self, wire: Wire, frame: bytes) -> None:
+        if is_answer(frame):
+            try:
+                self._judge(wire, frame)
+            except FrameError:
+                self.strangers += 1
+            return
+        for machine in wire.machines:
+            answer = machine.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
+            if answer is not None:
+                wire.segment.send(answer, self.now)
+
+    def _judge(self, wire: Wire, frame: bytes) -> None:
+        """What ``Engine._judge`` does: land the data, receive, and complete a little later."""
+        header = decode_header_untrusted(frame)
+        run = self.tags.find(header.tag)
+        if header.destination != wire.local or run is None:
+            raise FrameError("not for us")
+        if isinstance(run, Exchange):
+            run.on_answer(wire, frame)
+            return
+        initiator = next(target for target in self.initiators if target.address == run_address(run))
+        index = header.tag - run.tag
+        if index >= run.count or not initiator.is_from(wire, header):
+            raise FrameError("nobody whom this command was sent to")
+        request = run.request
+        start, sectors = run.sectors_of(index, 1)
+        error: RequestError | None = None
+        if header.is_error:
+            error = TargetError(header.error, request.lba + start)
+        else:
+            try:
+                check_result(decode_ata_untrusted(frame), lba=request.lba + start, write=request.write)
+            except AtaError as failure:
+                error = failure
+        if error is None and not request.write:
+            data = frame[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
+            if len(data) < sectors * SECTOR_BYTES:
+                raise FrameError("an answer with too few data is no answer")
+            if not request.ended and request.todo >> start & 1:
+                request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] = data
+        if not initiator.receive(run, index, 1, self.now):
+            raise FrameError("answered before")
+
+        def complete() -> None:
+            if error is None:
+                initiator.complete(run, index, 1)
+            else:
+                initiator.refuse(run, index, error)
+
+        if self.shard_delay:
+            self.call(self.now + self.shard_delay, complete)
+        else:
+            complete()
+
+
+def run_address(run: Run) -> Address:
+    """The target that a run was sent to, as its frames say."""
+    return decode_header_untrusted(run.path.request_head + bytes(4)).address
+
+
+# ── what must hold ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_invariants(initiator: Initiator) -> None:
+    """What the docstrings of ``aoefs.path`` and ``aoefs.initiator`` promise to hold always."""
+    for path in initiator.paths:
+        runs = list(path.runs)
+        assert path.in_flight == sum(run.flying.bit_count() for run in runs)
+        assert all(run.flying for run in runs), "a run without a command in flight is kept among the flying"
+        assert all(not run.flying & run.lost for run in runs)
+        orders = [run.order for run in runs]
+        assert orders == sorted(set(orders)), "runs are kept in the order of sending"
+        assert path.retransmits >= 0
+        assert 1 <= path.window.size <= path.window.limit
+    assert initiator.in_flight == sum(path.in_flight for path in initiator.paths)
+    granted = initiator.order._granted
+    assert all(a.end <= b.first for a, b in itertools.pairwise(granted)), "granted ranges are disjoint"
+
+
+def stamp(number: int, sectors: int = 1) -> bytes:
+    """Data that tells which write they come from, in every eight bytes."""
+    return number.to_bytes(8, "little") * (SECTOR_BYTES // 8 * sectors)
+
+
+def check_history(operations: Sequence[Operation]) -> None:
+    """Is there an order of these operations, per sector, in which each read returns the write before it?
+
+    Overlapping writes never run together, so those of a sector are in the order in which they started, and the disk
+    holds the last one.  The writes must carry stamps of their own (1 and up); the disk begins with zeros.  A failed
+    write may have happened or not.
+    """
+    for sector in {operation.lba + index for operation in operations for index in range(operation.sectors)}:
+        touching = [op for op in operations if op.started_at is not None and op.lba <= sector < op.lba + op.sectors]
+        writes = sorted((op for op in touching if op.write), key=_start)
+        for earlier, later in itertools.pairwise(writes):
+            assert earlier.ended_at is not None, f"{later!r} started within {earlier!r}"
+            assert earlier.ended_at <= _start(later)
+        places = {_sector(op, sector): place for place, op in enumerate(writes, 1)}
+        places[stamp(0)] = 0
+        seen: list[tuple[float, int]] = []  # (end, place) of earlier reads
+        for read in sorted((op for op in touching if not op.write and op.good), key=_start):
+            data = _sector(read, sector)
+            assert data in places, f"{read!r}: sector {sector} holds what nobody wrote there: {data[:8].hex()}"
+            place = places[data]
+            start, end = _start(read), read.ended_at or 0.0
+            oldest = max((p for p, w in enumerate(writes, 1) if w.good and (w.ended_at or 0.0) < start), default=0)
+            oldest = max([oldest, *(p for ended, p in seen if ended < start)])
+            newest = max((p for p, w in enumerate(writes, 1) if _start(w) <= end), default=0)
+            assert oldest <= place <= newest, f"{read!r}: sector {sector} holds write {place}, not {oldest} to {newest}"
+            seen.append((end, place))
+
+
+def _start(operation: Operation) -> float:
+    assert operation.started_at is not None
+    return operation.started_at
+
+
+def _sector(operation: Operation, sector: int) -> bytes:
+    first = (sector - operation.lba) * SECTOR_BYTES
+    return bytes(operation.data[first : first + SECTOR_BYTES])
+
+
+def check_at_rest(pair: Pair) -> None:
+    """Nothing of what ended is left behind but tags kept for late answers."""
+    for initiator in pair.initiators:
+        assert initiator.in_flight == 0
+        assert [*initiator._fresh, *initiator._waiting, *initiator._quarantine] == []
+        assert all(request.ended for request, _, _ in initiator._again)
+        assert initiator.order.idle
+        assert initiator.next_timeout() is None
+        for path in initiator.paths:
+            assert not path.runs
+    for operation in itertools.chain.from_iterable(pair.operations):
+        if operation.request is not None and operation.ended_at is not None:
+            assert operation.request.buffer is NOTHING
+    remembered = len(pair.tags._remembered)
+    assert len(pair.tags) == remembered, "a tag of nobody is still known"
