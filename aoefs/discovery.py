@@ -61,8 +61,8 @@ log = logging.getLogger("aoefs")
 QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a port came up: one lost broadcast must not hide a disk
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
 ANSWER_WINDOW = 5.0  # seconds
-IDENTIFY_WAITS = (0.2, 0.4, 0.8, 1.6, 3.2)  # seconds for each try
-MEASURE_WAITS = (0.05, 0.1, 0.2)  # seconds for each try with one size of frame
+IDENTIFY_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds for each try
+MEASURE_WAITS = (0.02, 0.04, 0.08, 0.16, 0.32)  # seconds for each try with one size of frame
 SECOND_ANSWER = 0.01  # seconds for which a second disk may answer the same IDENTIFY
 MAX_CANDIDATES = 256
 MAX_HINTS = 64  # unicast queries per second that hints may cause
@@ -188,8 +188,13 @@ class Discovery:
         elif len(self._candidates) >= MAX_CANDIDATES:
             self.candidates_dropped += 1
         else:
+            self.verify(key, config)
+
+    def verify(self, key: CandidateKey, config: ConfigArgument) -> None:
+        """Ask for the identity behind (port, MAC, address), which said ``config`` of itself, unless we do already."""
+        if key not in self._candidates:
             self._candidates.add(key)
-            self._nursery.start_soon(self._identify, key, config, name=f"IDENTIFY of {header.address}")
+            self._nursery.start_soon(self._identify, key, config, name=f"IDENTIFY of {key[2]}")
 
     async def _identify(self, key: CandidateKey, config: ConfigArgument) -> None:
         """Ask a candidate for its identity, and measure what passes; silence drops it."""

@@ -47,9 +47,11 @@ from aoefs.shard import Answer, Shards, ShardStatistics
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
     ATA_BYTES,
+    MAX_SECTORS,
     SECTOR_BYTES,
     Address,
     AoeCommand,
+    ConfigArgument,
     Header,
     decode_ata_untrusted,
     decode_header_untrusted,
@@ -354,7 +356,7 @@ class Engine:
                     was, was_suspended = target.state, target.suspended
                     target.handle_timeout(now)
                     if target.suspended and not was_suspended:
-                        self._ask_for(target)
+                        self._verify(target)
                     if target.state is not was:
                         log.warning("%s is down: not one answer for %g s", target.name, target.deadsecs)
                         disk = self.disks[target.address]
@@ -380,6 +382,16 @@ class Engine:
                 if at <= now:
                     self._ask_for(target)
                     asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
+
+    def _verify(self, target: Initiator) -> None:
+        """It was just suspended: see on its paths whether it is still there and still the same."""
+        for path in target.paths:
+            port: Port = path.link  # type: ignore[assignment]
+            if port.up:
+                config = ConfigArgument(
+                    string=target.config, buffer_count=target.bufcnt, sectors=min(path.full_sectors, MAX_SECTORS)
+                )
+                self._discovery.verify((port, path.mac, target.address), config)
 
     def _ask_for(self, target: Initiator) -> None:
         """Ask everywhere for a silent target: it may come back with another MAC."""
@@ -585,7 +597,7 @@ async def open_engine(interfaces: Iterable[str], settings: Settings | None = Non
             port.close()
         raise
     engine: Engine | None = None
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             engine = Engine(nursery, settings or Settings(), tags)
@@ -593,7 +605,9 @@ async def open_engine(interfaces: Iterable[str], settings: Settings | None = Non
                 engine.add_port(port)
             try:
                 yield engine
-            except Exception as error:
+            except trio.Cancelled:
+                raise
+            except BaseException as error:
                 failure = error
             finally:
                 engine.stop()

@@ -222,9 +222,13 @@ class AoeOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> EntryAttributes:
         """Sizes and times are taken and change nothing, as for a disk; owner and mode belong to the mount."""
-        if fields.update_mode or fields.update_uid or fields.update_gid:
+        entry = self._attributes(inode)
+        mode = fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(entry.st_mode)
+        uid = fields.update_uid and attr.st_uid != entry.st_uid
+        gid = fields.update_gid and attr.st_gid != entry.st_gid
+        if mode or uid or gid:
             raise FUSEError(errno.EPERM)
-        return self._attributes(inode)
+        return entry
 
     @_guarded
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:

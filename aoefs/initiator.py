@@ -17,8 +17,9 @@ What holds always:
 - The commands in flight on all paths together never exceed the target's buffer count (at least 1).
 - A write of which a copy may still travel keeps its range claimed until each copy was answered or a frame's lifetime
   has passed since the last sending (late duplicates; nobody else has this guard).
-- When nothing was answered for ``SILENCE`` seconds while something waited, the target is *suspended*: nothing more is
-  sent until it was identified again, since it may come back as another disk.
+- When nothing was answered for ``SILENCE`` seconds while something waited, or for ``SUSPEND_BACKOFF`` timeouts in a
+  row, the target is *suspended*: nothing more is sent until it was identified again, since it may come back as another
+  disk.
 - When nothing was answered for ``deadsecs`` while something waited, the target is DOWN: what waits fails, new
   requests fail at once.  ``deadsecs`` 0 means never.
 
@@ -43,6 +44,7 @@ from aoefs.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 DEFAULT_DEADSECS = 180.0  # as the Linux driver's aoe_deadsecs
 DEFAULT_MAXOUT = 64  # as the Linux driver's aoe_maxout
 SILENCE = 2.0  # seconds without an answer after which a target must be identified again before it gets more
+SUSPEND_BACKOFF = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
 STUCK = 1.0  # seconds that a request may take before the payload of its paths is measured again
 SCORN_BACKOFF = 2  # timeouts in a row after which a path is left alone while another one works
 
@@ -450,7 +452,8 @@ class Initiator:
         if self._quarantine:
             self._end_quarantine(now)
         if self.state is State.UP and self._awaited:
-            if now >= self._silent_since + SILENCE:
+            timeouts = min((path.rtt.backoff for path in self.paths if path.healthy), default=0)
+            if now >= self._silent_since + SILENCE or timeouts >= SUSPEND_BACKOFF:
                 self.suspended = True
             if self.deadsecs:
                 self._expire(now)

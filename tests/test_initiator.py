@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from aoefs.errors import AtaError, IdentityChanged, TargetError, TargetLost
-from aoefs.initiator import SILENCE, Initiator, State
+from aoefs.initiator import SILENCE, SUSPEND_BACKOFF, Initiator, State
 from aoefs.path import FRAME_LIFETIME, Run
 from aoefs.recovery import INITIAL_RTO, MIN_REORDER, MIN_RTO
 from aoefs.request import NOTHING, Request
@@ -315,13 +315,31 @@ def test_a_hole_across_requests_is_seen_by_order_too() -> None:
 
 def test_a_command_that_is_lost_again_and_again_backs_off() -> None:
     made = pair()
-    made.wires[0].segment.lose = Losing(is_request, 5)
+    made.wires[0].segment.lose = Losing(is_request, 4)
     made.finish(made.read(0, 1))
     times = [sent.at for sent in made.sent]
     assert [later - earlier for earlier, later in itertools.pairwise(times)] == pytest.approx(
-        [MIN_RTO, 2 * MIN_RTO, 4 * MIN_RTO, 8 * MIN_RTO, 16 * MIN_RTO]
+        [MIN_RTO, 2 * MIN_RTO, 4 * MIN_RTO, 8 * MIN_RTO]
     )
-    assert len({sent.tag for sent in made.sent}) == 6
+    assert len({sent.tag for sent in made.sent}) == 5
+
+
+def test_after_five_timeouts_in_a_row_nothing_is_sent_before_the_target_is_identified_again() -> None:
+    made = pair()
+    request, ended = ask(8)
+    made.initiator.submit(request, 1.0)
+    sendings = 0
+    while not made.initiator.suspended:
+        sendings += len(drain(made.initiator, 1.0))
+        due = made.initiator.next_timeout()
+        assert due is not None
+        assert due < 1.0 + SILENCE
+        made.initiator.handle_timeout(due)
+    assert sendings == SUSPEND_BACKOFF
+    assert not drain(made.initiator, 1.0)
+    made.initiator.come_up(2.0)
+    assert drain(made.initiator, 2.0)
+    assert not ended
 
 
 def test_before_the_first_answer_the_initial_rto_holds() -> None:

@@ -1,0 +1,86 @@
+"""The examples do what they show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from aoefs import cli
+from tests.lab import COMMANDS, INITIATOR, Lab, require
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+READ_SECTORS = [Path(sys.executable), EXAMPLES / "read_sectors.py"]
+
+
+def test_sectors_are_read_without_a_mount(lab: Lab) -> None:
+    disk = lab.image("disk", 1 << 20)
+    lab.vblade(3, 4, disk)
+    for lba, count in ((0, 1), (1000, 3), (2047, 1)):
+        answer = lab.run(INITIATOR, [*READ_SECTORS, "aoe0", "3.4", lba, count])
+        rows = [line.split("  |")[0].split("  ") for line in answer.stdout.splitlines()]
+        assert [int(row[0], 16) for row in rows] == list(range(lba * 512, (lba + count) * 512, 16))
+        data = b"".join(bytes.fromhex("".join(row[1:])) for row in rows)
+        assert data == disk.read_bytes()[lba * 512 : (lba + count) * 512]
+        assert answer.stderr == "e3.4: Coraid EtherDrive vblade, serial " + answer.stderr.split("serial ")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["aoe0", "9.9", "0", "1"], "e9.9 does not answer on aoe0"),
+        (["aoe0", "3.4", "2047", "2"], "sectors 2047 to 2048 are not all within e3.4"),
+        (["nowhere", "3.4", "0", "1"], "nowhere: No such device"),
+        (["aoe0", "3.4", "0"], "usage: .*"),
+        (["aoe0", "3.4", "0", "0"], "usage: .*"),
+        (["aoe0", "65535.4", "0", "1"], "usage: .*"),
+    ],
+)
+def test_reading_sectors_that_are_not_there_is_one_line(lab: Lab, arguments: list[str], says: str) -> None:
+    lab.vblade(3, 4, lab.image("disk", 1 << 20))
+    answer = lab.run(INITIATOR, [*READ_SECTORS, *arguments], check=False)
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert re.fullmatch(rf"(read_sectors\.py: )?{says}", answer.stderr.splitlines()[-1])
+    assert "Traceback" not in answer.stderr
+
+
+def test_the_walk_through_with_vblade_and_ext4_works_and_cleans_up(tmp_path: Path) -> None:
+    require("ip", "nsenter", "vblade", "mkfs.ext4", "e2fsck", "mountpoint", "/dev/fuse", "/dev/loop-control")
+    path = f"{COMMANDS}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PATH": path}
+    script = subprocess.Popen(
+        [EXAMPLES / "vblade-mkfs.sh"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    out, err = script.communicate(timeout=120)
+    assert script.returncode == 0, err
+    assert "Coraid EtherDrive vblade" in out
+    assert out.endswith("done: the file system is whole\n")
+    assert list(tmp_path.iterdir()) == []
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    namespaces = os.listdir("/run/netns") if Path("/run/netns").exists() else []
+    assert not [name for name in namespaces if name.startswith(f"aoefs-example-{script.pid}-")]
+
+
+def test_scripts_can_be_run_and_are_good_shell() -> None:
+    for script in (*EXAMPLES.glob("*.sh"), *(ROOT / "tests").glob("*.sh")):
+        if script.name != "prepare.sh":  # which is read by the others
+            assert os.access(script, os.X_OK), script
+        subprocess.run(["sh", "-n", script], check=True)
+
+
+def test_the_readme_has_the_real_help() -> None:
+    readme = (ROOT / "README.md").read_text()
+    environment = {**os.environ, "COLUMNS": "116"}
+    answer = subprocess.run(
+        [sys.executable, "-m", "aoefs", "--help"], env=environment, capture_output=True, text=True, check=True
+    )
+    options = answer.stdout[answer.stdout.index("  -i IF") :].rstrip()
+    assert textwrap.indent(options, "  ") in readme, "paste COLUMNS=116 aoefs --help into README.md again"
+    assert all(f"aoefs {command}" in readme for command in cli.COMMANDS)
