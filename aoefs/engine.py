@@ -195,8 +195,7 @@ class Engine:
     def wait_in_place(self, target: Initiator, wait: Wait) -> None:
         """Wait without the loop for an answer that is microseconds away: a whole trip through it costs more.
 
-        Only while nothing else wants to be done: another request in ``attend_to`` ends it, as does an answer to
-        somebody else, or ``IN_PLACE`` seconds.
+        Another request in ``attend_to`` ends it, or ``IN_PLACE`` seconds: by so much other tasks are late at most.
         """
         if self.attend_to is None or len(target.paths) != 1 or target.in_flight > IN_PLACE_COMMANDS:
             return

@@ -11,7 +11,6 @@ polling /proc (a pid may be used again; a pidfd may not).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import os
 import select
@@ -69,24 +68,25 @@ def _say(message: str) -> None:
 def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
     """Flush all targets at the same time; how many failed.
 
-    A target that is down is passed over when nothing of it waits to be flushed: it cannot lose anything.
+    A target that is up and has nothing to flush is only opened and closed: should the kernel hold pages of it that a
+    map left dirty, the close writes and flushes them; else it asks the target nothing, which may just have died.  One
+    that is down is passed over when nothing of it waits to be flushed: it cannot lose anything.
     """
-    names = [target["name"] for target in status["targets"] if target["state"] == "up" or target.get("dirty", True)]
+    dirty = {target["name"]: target.get("dirty", True) for target in status["targets"]}
+    names = [target["name"] for target in status["targets"] if target["state"] == "up" or dirty[target["name"]]]
 
     def flush(name: str) -> str | None:
         try:
             descriptor = os.open(os.path.join(mount.path, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if dirty[name]:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             return None  # gone in the meantime
         except OSError as error:
             return error.strerror
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            return error.strerror
-        finally:
-            with contextlib.suppress(OSError):  # a close flushes too, and would only say the same again
-                os.close(descriptor)
         return None
 
     failures = 0

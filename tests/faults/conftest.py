@@ -1,0 +1,25 @@
+"""A lab whose cable is a faulty wire."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.forwarder import Wire
+from tests.lab import INITIATOR, TARGET, Lab
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab without any cable yet; ``indirect`` parameters give its MTU (1500)."""
+    with Lab(mtu=getattr(request, "param", 1500), pairs=0) as made:
+        yield made
+
+
+@pytest.fixture
+def wire(lab: Lab) -> Iterator[Wire]:
+    """``aoe0`` of the initiator and ``aoe0`` of the target, joined by a faulty wire that is good at first."""
+    with contextlib.closing(Wire(lab, INITIATOR, TARGET)) as made:
+        yield made

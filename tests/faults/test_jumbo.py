@@ -1,0 +1,64 @@
+"""A path that loses large frames only, as behind a switch without jumbo frames."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.live import Worker, log_of, mount_until, opened, path_of, pattern, read, target_of, write
+from tests.forwarder import Misdeeds, Wire
+from tests.lab import Lab, wait_until
+from tests.segment import Faults
+
+SIZE = 8 << 20
+JUMBO = pytest.mark.parametrize("lab", [9000], indirect=True)
+NO_JUMBO = Misdeeds(Faults(longest=1514))
+
+
+@JUMBO
+def test_a_path_without_jumbo_frames_is_measured_before_it_is_used(lab: Lab, wire: Wire) -> None:
+    wire.misbehave(NO_JUMBO)
+    disk = lab.image("disk", SIZE)
+    lab.vblade(0, 0, disk)
+    mount = mount_until(lab, "e0.0")
+    assert path_of(mount)["sectors"] == 2
+    with opened(mount.here / "e0.0") as file:
+        assert read(file, 1 << 20) == disk.read_bytes()[: 1 << 20]
+    found = path_of(mount)
+    assert found["retransmits"] == 0
+    wire.faults()
+    wait_until(lambda: path_of(mount)["sectors"] == 17, 25, "a larger payload is tried")
+
+
+@JUMBO
+@pytest.mark.parametrize("direction", ["both", "out", "back"])
+def test_a_path_that_stops_carrying_jumbo_frames_steps_down_and_io_goes_on(
+    lab: Lab, wire: Wire, direction: str
+) -> None:
+    disk = lab.image("disk", SIZE)
+    lab.vblade(0, 0, disk)
+    mount = mount_until(lab, "e0.0")
+    contents = disk.read_bytes()
+    with opened(mount.here / "e0.0") as file:
+
+        def work(step: int) -> None:
+            offset = step % 4 << 20
+            assert read(file, 1 << 20, offset) == contents[offset : offset + (1 << 20)]
+            write(file, pattern(step, 65536), 6 << 20)
+            assert read(file, 65536, 6 << 20) == pattern(step, 65536)
+
+        with Worker(work) as worker:
+            worker.wait_for_steps(4)
+            assert path_of(mount)["sectors"] == 17
+            if direction == "both":
+                wire.misbehave(NO_JUMBO)
+            else:
+                wire.misbehave(**{direction: NO_JUMBO})
+            worker.wait_for_steps(4)
+            assert path_of(mount)["sectors"] < 17
+            wire.faults()
+            worker.wait_for_steps(1)
+            if direction == "both":  # once is enough
+                wait_until(lambda: path_of(mount)["sectors"] == 17, 25, "a larger payload is tried again")
+                worker.wait_for_steps(2)
+    assert target_of(mount)["errors"] == 0
+    assert "sectors per frame" in log_of(mount)

@@ -1,0 +1,74 @@
+"""Lost frames on a live mount: no error, no wrong byte, and one lost frame costs little."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from tests.faults.live import mount_until, opened, path_of, read, target_of, verify_with_fio
+from tests.forwarder import Wire
+from tests.lab import Lab, both_mtus, require
+
+SIZE = 8 << 20
+
+
+@pytest.mark.parametrize("kind", ["vblade", "ours"])
+@pytest.mark.parametrize("loss", [0.01, 0.05, 0.2])
+def test_random_writes_verify_however_many_frames_are_lost(lab: Lab, wire: Wire, kind: str, loss: float) -> None:
+    require("fio")
+    disk = lab.image("disk", SIZE, seed=None)
+    if kind == "vblade":
+        lab.vblade(0, 0, disk)
+    else:
+        lab.target(f"0.0={disk}")
+    mount = mount_until(lab, "e0.0")
+    wire.faults(loss=loss)
+    verify_with_fio(lab, mount.file("e0.0"), size="1M" if loss > 0.1 else "4M")
+    report = wire.report()
+    assert min(report["out"].lost, report["back"].lost) > 0
+    found = target_of(mount)
+    assert found["errors"] == 0
+    assert found["retransmits"] >= (report["out"].lost + report["back"].lost) / 2
+    assert found["state"] == "up"
+
+
+@both_mtus
+def test_everything_at_once_loses_and_changes_no_byte(lab: Lab, wire: Wire) -> None:
+    require("fio")
+    disk = lab.image("disk", SIZE)
+    lab.vblade(0, 0, disk)
+    mount = mount_until(lab, "e0.0")
+    wire.faults(loss=0.005, burst=3, duplicate=0.05, reorder=0.05, reorder_by=0.003, jitter=0.0003, corrupt=0.01)
+    copy = lab.directory / "copy"
+    lab.run("initiator", ["dd", f"if={mount.file('e0.0')}", f"of={copy}", "bs=1M", "iflag=direct"])
+    assert hashlib.sha256(copy.read_bytes()).digest() == hashlib.sha256(disk.read_bytes()).digest()
+    verify_with_fio(lab, mount.file("e0.0"), size="2M")
+    for direction in wire.report().values():
+        assert min(direction.lost, direction.duplicated, direction.reordered, direction.corrupted) > 0, direction
+    assert target_of(mount)["errors"] == 0
+
+
+@both_mtus
+def test_one_lost_frame_in_a_large_read_is_the_only_one_that_is_sent_again(lab: Lab, wire: Wire) -> None:
+    """It costs little: nothing but the lost ones goes out twice, and not by the RTO of a silent target."""
+    disk = lab.image("disk", SIZE)
+    lab.target(f"0.0={disk}")
+    mount = mount_until(lab, "e0.0")
+    with opened(mount.here / "e0.0", os.O_RDONLY | os.O_DIRECT) as file:
+        for _ in range(4):
+            read(file, 1 << 20)
+        wire.faults(loss=0.002)
+        for index in range(32):
+            offset = index % 8 << 20
+            assert read(file, 1 << 20, offset) == disk.read_bytes()[offset : offset + (1 << 20)]
+        report = wire.report()
+        wire.faults()
+        read(file, 1 << 20)
+    lost = report["out"].lost + report["back"].lost
+    found = path_of(mount)
+    assert lost > 0
+    assert lost <= found["retransmits"] <= lost + 64, (lost, found)  # a tail lost in whole may repeat one window
+    assert found["rto_us"] < 100_000
+    assert found["window"] > 1

@@ -1,0 +1,122 @@
+"""Two cables to one target: what happens to one of them is no error and no business of the other."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.faults.live import Worker, mount_until, opened, path_of, pattern, read, set_link, target_of, write
+from tests.forwarder import BLACK_HOLE, NOTHING_WRONG, Wire
+from tests.lab import INITIATOR, TARGET, Lab, wait_until
+
+SIZE = 8 << 20
+
+
+@pytest.fixture
+def second(lab: Lab, wire: Wire) -> Iterator[Wire]:
+    """``aoe1`` of both sides."""
+    with contextlib.closing(Wire(lab, INITIATOR, TARGET, seed=2)) as made:
+        yield made
+
+
+def pull(lab: Lab, wire: Wire) -> None:
+    """The initiator's interface loses its carrier."""
+    set_link(lab, wire.side, "aoe0", up=False)
+
+
+def plug(lab: Lab, wire: Wire) -> None:
+    set_link(lab, wire.side, "aoe0", up=True)
+
+
+def switch_off(lab: Lab, wire: Wire) -> None:
+    set_link(lab, INITIATOR, wire.left, up=False)
+
+
+def switch_on(lab: Lab, wire: Wire) -> None:
+    set_link(lab, INITIATOR, wire.left, up=True)
+
+
+def swallow(lab: Lab, wire: Wire) -> None:
+    wire.misbehave(BLACK_HOLE)
+
+
+def swallow_answers(lab: Lab, wire: Wire) -> None:
+    wire.misbehave(out=NOTHING_WRONG, back=BLACK_HOLE)
+
+
+def swallow_requests(lab: Lab, wire: Wire) -> None:
+    wire.misbehave(out=BLACK_HOLE, back=NOTHING_WRONG)
+
+
+def heal(lab: Lab, wire: Wire) -> None:
+    wire.faults()
+
+
+Act = Callable[[Lab, Wire], None]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "mend"),
+    [
+        (pull, plug),
+        (switch_off, switch_on),
+        (swallow, heal),
+        (swallow_answers, heal),
+        (swallow_requests, heal),
+    ],
+)
+def test_io_goes_on_over_the_other_path_and_the_lost_one_is_taken_back(
+    lab: Lab, wire: Wire, second: Wire, hurt: Act, mend: Act
+) -> None:
+    disk = lab.image("disk", SIZE)
+    lab.target(f"0.0={disk}", interfaces=["aoe0", "aoe1"])
+    mount = mount_until(lab, "e0.0")
+    wait_until(lambda: len(target_of(mount)["paths"]) >= 2)
+
+    def sent(interface: str) -> int:
+        count: int = path_of(mount, interface=interface)["answered"]
+        return count
+
+    with opened(mount.here / "e0.0") as file:
+        numbers = itertools.count()
+
+        def work(_step: int) -> None:
+            number = next(numbers)
+            offset = number % 32 * 65536
+            write(file, pattern(number, 65536), offset)
+            assert read(file, 65536, offset) == pattern(number, 65536)
+
+        with Worker(work) as worker:
+            worker.wait_for_steps(20)
+            assert sent("aoe0")
+            assert sent("aoe1")
+            hurt(lab, second)
+            worker.wait_for_steps(100)
+            wait_until(lambda: not path_of(mount, interface="aoe1")["healthy"], what="the path is demoted")
+            assert path_of(mount, interface="aoe0")["healthy"]
+            worker.wait_for_steps(20)
+            mend(lab, second)
+            wait_until(lambda: path_of(mount, interface="aoe1")["healthy"], 20, "the path is taken back")
+            before = sent("aoe1")
+            worker.wait_for_steps(50)
+            assert sent("aoe1") > before
+    found = target_of(mount)
+    assert found["errors"] == 0
+    assert found["state"] == "up"
+
+
+@pytest.mark.parametrize(("hurt", "mend"), [(pull, plug), (switch_off, switch_on)])
+def test_a_target_whose_only_cable_is_pulled_is_found_again(lab: Lab, wire: Wire, hurt: Act, mend: Act) -> None:
+    disk = lab.image("disk", SIZE)
+    lab.vblade(0, 0, disk)
+    mount = mount_until(lab, "e0.0")
+    with opened(mount.here / "e0.0") as file, Worker(lambda step: write(file, pattern(step))) as worker:
+        worker.wait_for_steps(5)
+        hurt(lab, wire)
+        wait_until(lambda: not path_of(mount)["healthy"])
+        mend(lab, wire)
+        worker.wait_for_steps(5)
+    assert target_of(mount)["errors"] == 0

@@ -1,0 +1,154 @@
+"""Targets that stop answering and come back: a pause where there is time, an error where there is none, and neighbours
+that notice nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.faults.live import (
+    Worker,
+    errno_of,
+    log_of,
+    mount_until,
+    opened,
+    pattern,
+    read,
+    target_of,
+    write,
+)
+from tests.forwarder import BLACK_HOLE, Wire
+from tests.lab import INITIATOR, Lab, Process, wait_until
+
+SIZE = 8 << 20
+
+
+def test_a_target_that_sleeps_for_a_few_seconds_costs_a_pause_and_no_neighbour_notices(lab: Lab, wire: Wire) -> None:
+    """Two vblades on one interface have the same MAC."""
+    asleep = lab.vblade(0, 0, lab.image("asleep", SIZE))
+    lab.vblade(0, 1, lab.image("awake", SIZE, seed=1))
+    mount = mount_until(lab, "e0.0", "e0.1")
+    contents = (lab.directory / "asleep").read_bytes()
+    slowest = 0.0
+    with opened(mount.here / "e0.0") as file, opened(mount.here / "e0.1") as neighbour:
+
+        def work(step: int) -> None:
+            nonlocal slowest
+            began = time.monotonic()
+            offset = step % 64 * 4096
+            write(neighbour, pattern(step), offset)
+            assert read(neighbour, 4096, offset) == pattern(step)
+            slowest = max(slowest, time.monotonic() - began)
+
+        with Worker(work) as others:
+            others.wait_for_steps(50)
+            before = target_of(mount, "e0.1")
+            slowest, began_at = 0.0, time.monotonic()
+            asleep.send_signal(signal.SIGSTOP)
+            answers: list[bytes] = []
+            reader = threading.Thread(target=lambda: answers.append(read(file, 1 << 20)), daemon=True)
+            reader.start()
+            wait_until(lambda: target_of(mount)["retransmits"] > 3)
+            others.wait_for_steps(500)
+            wait_until(lambda: time.monotonic() - began_at > 3.5)
+            assert reader.is_alive()
+            assert not answers
+            asleep.send_signal(signal.SIGCONT)
+            reader.join(15)
+            assert answers == [contents[: 1 << 20]]
+            after = target_of(mount, "e0.1")
+        assert after["errors"] == 0
+        assert after["retransmits"] - before["retransmits"] <= 2, "the neighbour's frames were sent again"
+        assert slowest < 1.0
+    assert target_of(mount)["errors"] == 0
+
+
+@pytest.mark.parametrize("kind", ["vblade", "ours"])
+def test_a_target_restarted_in_the_middle_of_a_copy_costs_a_pause(lab: Lab, wire: Wire, kind: str) -> None:
+    source = lab.image("source", SIZE)
+    disk = lab.image("disk", SIZE, seed=None)
+
+    def start() -> Process:
+        return lab.vblade(0, 0, disk) if kind == "vblade" else lab.target(f"0.0={disk}")
+
+    target = start()
+    mount = mount_until(lab, "e0.0")
+    command = ["dd", f"if={source}", f"of={mount.file('e0.0')}", "bs=4k", "oflag=direct", "conv=fsync"]
+    copy = lab.popen(INITIATOR, command)
+    wait_until(lambda: target_of(mount)["writes"] > 200)
+    target.stop(signal.SIGKILL)
+    written = target_of(mount)["writes"]
+    assert copy.poll() is None, copy.output
+    wait_until(lambda: target_of(mount)["retransmits"] > 3)
+    start()
+    wait_until(lambda: target_of(mount)["writes"] > written, 15, "it was found again")
+    assert copy.wait(60) == 0, copy.output
+    assert disk.read_bytes() == source.read_bytes()
+    assert target_of(mount)["errors"] == 0
+
+
+def test_a_target_that_is_silent_for_deadsecs_fails_its_io_and_open_files_go_on_when_it_is_back(
+    lab: Lab, wire: Wire
+) -> None:
+    target = lab.vblade(0, 0, lab.image("disk", SIZE))
+    lab.vblade(0, 1, lab.image("other", SIZE))
+    mount = mount_until(lab, "e0.0", "e0.1", deadsecs=3)
+    contents = (lab.directory / "disk").read_bytes()
+    with opened(mount.here / "e0.0") as file, opened(mount.here / "e0.1") as neighbour:
+        assert read(file, 4096) == contents[:4096]
+        target.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert errno_of(lambda: read(file, 4096)) == errno.EIO
+        assert 2.5 < time.monotonic() - began < 6.0
+        wait_until(lambda: target_of(mount)["state"] == "down")
+        began = time.monotonic()
+        for _ in range(3):
+            assert errno_of(lambda: read(file, 4096)) == errno.EIO
+            assert errno_of(lambda: write(file, pattern(1))) == errno.EIO
+            assert errno_of(lambda: os.fsync(file)) == errno.EIO
+        assert time.monotonic() - began < 1.0, "new I/O waits for a target that is down"
+        assert read(neighbour, 4096) == contents[:4096]
+        assert target_of(mount, "e0.1")["state"] == "up"
+        assert "e0.0" in os.listdir(mount.here)
+        target.send_signal(signal.SIGCONT)
+        wait_until(lambda: target_of(mount)["state"] == "up", 15, "it was found again")
+        write(file, pattern(2))
+        assert read(file, 4096) == pattern(2)
+        os.fsync(file)
+    assert "e0.0 is down" in log_of(mount)
+    assert "e0.0 is back" in log_of(mount)
+
+
+def test_with_deadsecs_0_a_request_waits_as_long_as_it_takes(lab: Lab, wire: Wire) -> None:
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    mount = mount_until(lab, "e0.0", deadsecs=0)
+    with opened(mount.here / "e0.0") as file:
+        wire.misbehave(BLACK_HOLE)
+        with Worker(lambda _step: read(file, 4096)) as worker:
+            wait_until(lambda: target_of(mount)["retransmits"] > 5)
+            assert worker.steps == 0
+            wire.faults()
+            worker.wait_for_steps(10)
+    assert target_of(mount)["errors"] == 0
+
+
+def test_a_stop_with_io_in_flight_ends_within_its_bound(lab: Lab, wire: Wire) -> None:
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    mount = mount_until(lab, "e0.0", deadsecs=0)
+    wire.misbehave(BLACK_HOLE)
+    reader = lab.popen(INITIATOR, ["dd", f"if={mount.file('e0.0')}", "of=/dev/null", "iflag=direct", "bs=4k"])
+    wait_until(lambda: target_of(mount)["retransmits"] > 2)
+    daemon = mount.process
+    assert daemon is not None
+    daemon.send_signal(signal.SIGTERM)
+    wait_until(lambda: not mount.mounted)
+    assert daemon.poll() is None, "open files are served for a while"
+    daemon.send_signal(signal.SIGTERM)
+    daemon.wait(5)
+    assert reader.wait(5) == 1
+    assert "Input/output error" in reader.output or "Software caused connection abort" in reader.output

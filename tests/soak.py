@@ -1,0 +1,274 @@
+"""Everything at once for as long as you like: faults that change all the time under two targets that are in full use.
+
+    python -m tests.soak [--minutes 10] [--seed N]
+
+Two targets (vblade on one cable, ours on two) are written by fio with checksums, by writers whose ranges overlap, and
+by fsync; meanwhile wires lose, double, reorder, hold back and swallow frames, or lose large ones only, and targets
+sleep or are killed and started again.  In the end all of it must have succeeded, without one error in the status, and
+what a reader of the mount sees must be what lies in the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire, python_module
+from tests.segment import Faults
+
+if TYPE_CHECKING:
+    from tests.lab import Lab, Mount, Process
+
+SIZE = 16 << 20
+HALF = SIZE // 2  # below it fio writes, above it the writers
+WRITERS = 4
+RANGE = 64 << 10  # bytes that one pair of writers shares
+SECTOR = 512
+
+MENU: dict[str, Callable[[random.Random], Misdeeds]] = {
+    "nothing": lambda dice: NOTHING_WRONG,
+    "loss": lambda dice: Misdeeds(Faults(loss=dice.choice((0.01, 0.05, 0.2)))),
+    "bursts": lambda dice: Misdeeds(Faults(loss=0.005, burst=dice.randrange(2, 8))),
+    "doubles": lambda dice: Misdeeds(Faults(duplicate=0.2)),
+    "disorder": lambda dice: Misdeeds(Faults(reorder=0.1, reorder_by=dice.choice((0.0005, 0.003, 0.02)))),
+    "jitter": lambda dice: Misdeeds(Faults(jitter=dice.choice((0.0003, 0.005)))),
+    "corruption": lambda dice: Misdeeds(Faults(corrupt=0.02)),
+    "no jumbo": lambda dice: Misdeeds(Faults(longest=1514)),
+    "held back": lambda dice: Misdeeds(hold_writes=0.03, hold_by=dice.choice((0.05, 0.4))),
+    "all": lambda dice: Misdeeds(
+        Faults(loss=0.02, burst=2, duplicate=0.05, reorder=0.05, jitter=0.0003, corrupt=0.01), 0.01, 0.3
+    ),
+}
+
+
+# ── the writers' process ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def stamp(writer: int, turn: int) -> bytes:
+    """A range of sectors that tell who wrote them, when, and which they are."""
+    sectors = (
+        b"".join(number.to_bytes(8, "little") for number in (writer, turn, sector)) for sector in range(RANGE // SECTOR)
+    )
+    return b"".join(sector.ljust(SECTOR, b"\xa5") for sector in sectors)
+
+
+def write_in_pairs(path: Path, pair: int, until: float, seed: int) -> None:
+    """Two writers, the same range at once, in pieces of any size: a sector is from one of them, of this turn."""
+    dice = random.Random(seed)
+    start = HALF + pair * 2 * RANGE
+    model = bytearray(RANGE)
+    with path.open("r+b", buffering=0) as file:
+        descriptor = file.fileno()
+
+        def write(data: bytes, order: Sequence[tuple[int, int]]) -> None:
+            for first, end in order:
+                assert os.pwrite(descriptor, data[first:end], start + first) == end - first
+
+        for turn in itertools.count(1):
+            if time.monotonic() > until:
+                break
+            stamps = [stamp(writer, turn) for writer in range(2)]
+            failures: list[BaseException] = []
+            threads = []
+            for data in stamps:
+                edges = sorted({0, RANGE, *(dice.randrange(RANGE // SECTOR) * SECTOR for _ in range(6))})
+                order = list(itertools.pairwise(edges))
+                dice.shuffle(order)
+                threads.append(threading.Thread(target=_noting(write, failures), args=(data, order)))
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not failures, failures
+            if turn % 3 == 0:
+                os.fsync(descriptor)
+            found = os.pread(descriptor, RANGE, start)
+            for at in range(0, RANGE, SECTOR):
+                sector = found[at : at + SECTOR]
+                assert sector in [data[at : at + SECTOR] for data in stamps], f"pair {pair}, turn {turn}: byte {at}"
+            # and one writer, at any byte, who knows what must be there
+            for _ in range(4):
+                first = dice.randrange(RANGE)
+                data = dice.randbytes(dice.randrange(1, min(9000, RANGE - first) + 1))
+                assert os.pwrite(descriptor, data, start + RANGE + first) == len(data)
+                model[first : first + len(data)] = data
+            if turn == 1:
+                assert os.pwrite(descriptor, model, start + RANGE) == RANGE
+            assert os.pread(descriptor, RANGE, start + RANGE) == model, f"pair {pair}, turn {turn}: partial sectors"
+        os.fsync(descriptor)
+        assert turn > 3, f"only {turn} turns"
+
+
+def _noting(call: Callable[..., object], failures: list[BaseException]) -> Callable[..., None]:
+    def run(*arguments: object) -> None:
+        try:
+            call(*arguments)
+        except BaseException as error:
+            failures.append(error)
+
+    return run
+
+
+def write_all(path: Path, seconds: float, seed: int) -> int:
+    """All pairs of writers of one target; the exit code."""
+    until = time.monotonic() + seconds
+    failures: list[BaseException] = []
+    run = _noting(write_in_pairs, failures)
+    threads = [threading.Thread(target=run, args=(path, pair, until, seed + pair)) for pair in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in failures:
+        print(f"{path}: {failure!r}", flush=True)
+    return 1 if failures else 0
+
+
+# ── the soak ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Soak:
+    """What runs, and how to hurt it."""
+
+    lab: Lab
+    wires: list[Wire]
+    images: list[Path]
+    dice: random.Random
+    targets: list[Process] = field(default_factory=list)
+    jobs: list[Process] = field(default_factory=list)
+    hurt: dict[str, int] = field(default_factory=dict)
+
+    def start_target(self, number: int) -> Process:
+        if number == 0:
+            return self.lab.vblade(0, 0, self.images[0])
+        return self.lab.target(f"0.1={self.images[1]}", interfaces=["aoe0", "aoe1"])
+
+    def start_jobs(self, mount: Mount, seconds: float) -> None:
+        for number in range(2):
+            path = mount.file(f"e0.{number}")
+            seed = str(self.dice.randrange(1 << 30))
+            self.jobs.append(
+                self.lab.popen("initiator", python_module("tests.soak", "--writer", str(path), str(seconds), seed))
+            )
+            self.jobs.append(self.lab.popen("initiator", self._fio(path, seconds)))
+
+    def _fio(self, path: Path, seconds: float) -> list[str]:
+        """One pass of writing and verifying after another."""
+        options = (
+            f"--name=verify --filename={path} --rw=randwrite --bsrange=4k-64k --size=2M --direct=1 --ioengine=libaio"
+            f" --iodepth=8 --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_dump=0 --allow_file_create=0"
+            f" --aux-path={self.lab.directory} --fsync=64 --minimal"
+        )
+        loop = (
+            "until=$(($(date +%s) + $1)); while [ $(date +%s) -lt $until ]; do"
+            " fio $2 --randseed=$$$n || exit 1; n=$((n+1)); done"
+        )
+        return ["sh", "-c", loop, "fio", str(int(seconds)), options]
+
+    def step(self) -> None:
+        """Hurt something else."""
+        kind = self.dice.choice([*MENU, *MENU, "one way", "black hole", "asleep", "restart"])
+        self.hurt[kind] = self.hurt.get(kind, 0) + 1
+        wire = self.dice.choice(self.wires)
+        if kind in MENU:
+            wire.misbehave(MENU[kind](self.dice))
+            time.sleep(self.dice.uniform(0.2, 2.0))
+        elif kind == "one way":
+            direction = self.dice.choice(("out", "back"))
+            wire.misbehave(**{direction: BLACK_HOLE})
+            time.sleep(self.dice.uniform(0.1, 1.0))
+            wire.misbehave(NOTHING_WRONG)
+        elif kind == "black hole":
+            wire.misbehave(BLACK_HOLE)
+            time.sleep(self.dice.uniform(0.1, 3.0))
+            wire.misbehave(NOTHING_WRONG)
+        else:
+            number = self.dice.randrange(2)
+            if kind == "asleep":
+                self.targets[number].send_signal(signal.SIGSTOP)
+                time.sleep(self.dice.uniform(0.1, 3.0))
+                self.targets[number].send_signal(signal.SIGCONT)
+            else:
+                self.targets[number].stop(signal.SIGKILL)
+                time.sleep(self.dice.uniform(0.0, 1.0))
+                self.targets[number] = self.start_target(number)
+
+
+def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = print) -> None:
+    """Run it in a lab without cables; AssertionError for anything that went wrong."""
+    from tests.faults.live import log_of, mount_until, status
+    from tests.lab import INITIATOR, TARGET, wait_until
+
+    dice = random.Random(seed)
+    with contextlib.ExitStack() as stack:
+        wires = [
+            stack.enter_context(contextlib.closing(Wire(lab, INITIATOR, TARGET, seed=seed + number)))
+            for number in range(2)
+        ]
+        images = [lab.image(f"disk{number}", SIZE, seed=number) for number in range(2)]
+        run = Soak(lab, wires, images, dice)
+        run.targets = [run.start_target(number) for number in range(2)]
+        mount = mount_until(lab, "e0.0", "e0.1")
+        run.start_jobs(mount, seconds)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            run.step()
+            ended = [job for job in run.jobs if job.poll() not in (None, 0)]
+            assert not ended, f"seed {seed}: {ended[0].output}\n{log_of(mount)}"
+        for wire in wires:
+            wire.faults()
+        for job in run.jobs:
+            assert job.wait(90) == 0, f"seed {seed}: {job.output}\n{log_of(mount)}"
+        for wire in wires:
+            wait_until(lambda wire=wire: not any(one.under_way for one in wire.report().values()))  # type: ignore[misc]
+        found = status(mount)
+        for target in found["targets"]:
+            assert target["errors"] == 0, f"seed {seed}: {target}\n{log_of(mount)}"
+            assert target["state"] == "up"
+            assert target["in_flight"] == target["queued"] == 0
+            assert target["retransmits"] > 0
+        for number, image in enumerate(images):
+            command = ["dd", f"if={mount.file(f'e0.{number}')}", f"of={lab.directory}/copy", "bs=1M", "iflag=direct"]
+            lab.run(INITIATOR, command)
+            assert (lab.directory / "copy").read_bytes() == image.read_bytes(), f"seed {seed}: e0.{number} differs"
+        answer = mount.umount()
+        assert answer.returncode == 0
+        say(f"seed {seed}: {run.hurt}")
+        for target in found["targets"]:
+            counters = ("reads", "writes", "flushes", "retransmits")
+            say(f"{target['name']}: " + ", ".join(f"{target[name]} {name}" for name in counters))
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=secrets.randbits(30))
+    parser.add_argument("--mtu", type=int, default=9000)
+    parser.add_argument("--writer", nargs=3, metavar=("PATH", "SECONDS", "SEED"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.writer:
+        path, seconds, seed = given.writer
+        return write_all(Path(path), float(seconds), int(seed))
+    from tests.lab import Lab
+
+    with Lab(mtu=given.mtu, pairs=0) as lab:
+        soak(lab, given.minutes * 60, given.seed)
+    print("all of it was right")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
