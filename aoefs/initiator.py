@@ -111,6 +111,7 @@ class Initiator:
         self.paths: list[Path] = []
         self.order = OverlapGuard()
         self.deadsecs = deadsecs
+        self._patience = min(SILENCE, deadsecs / 2) if deadsecs else SILENCE  # it must be asked before it is down
         self.bufcnt = 1
         self.in_flight = 0
         self.flush_refused = False  # the target answered ABRT to its own flush command
@@ -432,7 +433,7 @@ class Initiator:
         timeouts += [held.until for held in self._quarantine]
         if self.state is State.UP and self._awaited:
             if not self.suspended:
-                timeouts.append(self._silent_since + SILENCE)
+                timeouts.append(self._silent_since + self._patience)
             if self.deadsecs:
                 since = self._silent_since
                 oldest = next(iter(self._waiting), None)
@@ -453,7 +454,7 @@ class Initiator:
             self._end_quarantine(now)
         if self.state is State.UP and self._awaited:
             timeouts = min((path.rtt.backoff for path in self.paths if path.healthy), default=0)
-            if now >= self._silent_since + SILENCE or timeouts >= SUSPEND_BACKOFF:
+            if now >= self._silent_since + self._patience or timeouts >= SUSPEND_BACKOFF:
                 self.suspended = True
             if self.deadsecs:
                 self._expire(now)

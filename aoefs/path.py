@@ -41,8 +41,8 @@ class PathStatistics:
     rto_us: float
     sent: int
     answered: int
-    retransmits: int
-    late: int
+    retransmits: int  # commands given up and sent again
+    late: int  # of these, answered after all: they were not lost
     healthy: bool
 
 
@@ -142,6 +142,11 @@ class Path:
         """Commands that the window still allows."""
         return self.window.size - self.in_flight
 
+    @property
+    def losses(self) -> int:
+        """Commands given up and, as far as is known, truly lost."""
+        return self.retransmits - self.late
+
     def on_sent(self, run: Run) -> None:
         """``run`` goes out now on this path."""
         self.sent += run.count
@@ -183,7 +188,6 @@ class Path:
         count = late.bit_count()
         self.late += count
         self.answered += count
-        self.retransmits -= count
         self.rtt.late(now - run.sent_at)
         self.reorder.widen(now)
         self.window.undo(run.sent_at)

@@ -385,7 +385,7 @@ def test_a_late_answer_completes_the_command_and_uncounts_the_loss() -> None:
     made.finish(read)
     path = made.initiator.paths[0]
     assert read.ended_at == 1.0 + RTT + 1.5 * MIN_RTO
-    assert (path.late, path.retransmits) == (1, 0)
+    assert (path.retransmits, path.late, path.losses) == (1, 1, 0)
     assert len(made.sent) == 2
     made.run()
     check_at_rest(made)

@@ -194,7 +194,7 @@ def test_a_late_answer_uncounts_the_loss_and_undoes_the_reduction() -> None:
     path.give_up(1.0 + RTT + MIN_REORDER)
     assert (path.retransmits, path.window.size) == (1, size // 2)
     path.on_late(run, 1, 1.0 + 8 * RTT)
-    assert (path.retransmits, path.late, run.lost) == (0, 1, 0)
+    assert (path.retransmits, path.losses, path.late, run.lost) == (1, 0, 1, 0)
     assert path.window.size >= size
     assert path.reorder.factor == 0.5
     assert path.rtt.longest == 8 * RTT

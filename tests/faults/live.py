@@ -59,13 +59,23 @@ def serve_journal(lab: Lab, image: Path, *faults: str) -> Path:
     return journal
 
 
-def errno_of(call: Callable[[], object]) -> int | None:
-    """The errno with which a call fails; None when it succeeds."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno
-    return None
+def errno_of(call: Callable[[], object], timeout: float = 30.0) -> int | None:
+    """The errno with which a call fails; None when it succeeds.  A call that hangs fails the test, and nothing else."""
+    outcome: list[int | None] = []
+
+    def run() -> None:
+        try:
+            call()
+        except OSError as error:
+            outcome.append(error.errno)
+        else:
+            outcome.append(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    assert outcome, f"still waiting after {timeout} s"
+    return outcome[0]
 
 
 def set_link(lab: Lab, side: str, interface: str, *, up: bool) -> None:

@@ -7,11 +7,14 @@ import os
 
 import pytest
 
+from aoefs.ata import Opcode
 from tests.faults.live import mount_until, opened, path_of, read, target_of, verify_with_fio
 from tests.forwarder import Wire
 from tests.lab import Lab, both_mtus, require
+from tests.segment import is_request, lba_of
 
 SIZE = 8 << 20
+OPCODE = 27  # where it stands in a frame
 
 
 @pytest.mark.parametrize("kind", ["vblade", "ours"])
@@ -72,3 +75,26 @@ def test_one_lost_frame_in_a_large_read_is_the_only_one_that_is_sent_again(lab: 
     assert lost <= found["retransmits"] <= lost + 64, (lost, found)  # a tail lost in whole may repeat one window
     assert found["rto_us"] < 100_000
     assert found["window"] > 1
+
+
+def test_a_lost_frame_is_sent_again_while_younger_ones_are_still_under_way(lab: Lab, wire: Wire) -> None:
+    """Its loss is seen by order, long before the timeout, which runs from the last answer on."""
+    lab.vblade(0, 0, lab.image("disk", SIZE), "-b", 32)
+    mount = mount_until(lab, "e0.0")
+    with opened(mount.here / "e0.0", os.O_RDONLY | os.O_DIRECT) as file:
+        read(file, 1 << 20)
+        capture = lab.capture()
+        wire.faults(loss=0.002)
+        for megabyte in range(8):
+            read(file, 1 << 20, megabyte << 20)
+    requests = [frame for frame in capture.frames() if is_request(frame) and frame[OPCODE] == Opcode.READ_EXT]
+    early = late = 0
+    for megabyte in range(8):
+        first = megabyte * 2048
+        sent = [lba for lba in map(lba_of, requests) if first <= lba < first + 2048]
+        last_new = max(sent.index(lba) for lba in set(sent))
+        for index, lba in enumerate(sent):
+            if lba in sent[:index]:
+                early += index < last_new
+                late += index > last_new
+    assert early > 2 * late, (early, late)
