@@ -104,8 +104,13 @@ def cut(image: bytes, entries: Sequence[Written], at: int, *, seed: int) -> byte
     disk = bytearray(image)
     flushed = max((index for index in range(at) if entries[index].is_flush), default=-1)
     for index, entry in enumerate(entries[:at]):
-        if index < flushed or dice.random() < share:
-            disk[entry.offset : entry.offset + len(entry.data)] = entry.data
+        whole = memoryview(entry.data)
+        pieces = [(0, whole)]
+        if index > flushed:  # a disk is atomic per sector, no more
+            pieces = [(start, whole[start : start + SECTOR_BYTES]) for start in range(0, len(whole), SECTOR_BYTES)]
+        for start, piece in pieces:
+            if index < flushed or dice.random() < share:
+                disk[entry.offset + start : entry.offset + start + len(piece)] = piece
     return disk
 
 
