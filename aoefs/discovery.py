@@ -8,7 +8,8 @@ IDENTIFY, at most ``MAX_CANDIDATES``.
 What holds always:
 
 - An announcement, or any config answer whose tag is not ours, is a hint: it causes one unicast query with a tag of
-  ours, at most one a second for a (port, MAC, address) and ``MAX_HINTS`` a second in all.  Nothing in it is believed.
+  ours, at most one a second for a (port, MAC, address), with the last word to the last hint, and ``MAX_HINTS`` a second
+  in all.  Nothing in it is believed.
 - A tag of a query is good for ``ANSWER_WINDOW`` seconds.
 - Only config reads are ever broadcast: vblade executes a broadcast write.
 
@@ -110,7 +111,8 @@ class Discovery:
         self._trusted_payload = trusted_payload
         self._allow_mac = allow_mac
         self._candidates: set[CandidateKey] = set()
-        self._hinted: dict[CandidateKey, float] = {}
+        self._hinted: dict[CandidateKey, float] = {}  # when it was asked for a hint last, the oldest first
+        self._repeated: set[CandidateKey] = set()  # hinted again within the period: to be asked at its end
         self._schedules: dict[Port, trio.CancelScope] = {}
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -159,11 +161,26 @@ class Discovery:
         hinted = self._hinted
         while hinted and next(iter(hinted.values())) + HINT_PERIOD <= now:
             del hinted[next(iter(hinted))]
-        if key in hinted or len(hinted) >= MAX_HINTS or not self._may_exist(header):
+        if key in self._repeated or not self._may_exist(header):
             self.hints_dropped += 1
-            return
-        hinted[key] = now
-        self.ask(port, header.source, header.address)
+        elif key in hinted:  # it may have changed once more since we asked
+            self._repeated.add(key)
+            self._nursery.start_soon(self._ask_later, key, hinted[key] + HINT_PERIOD, name="repeated hint")
+        elif len(hinted) >= MAX_HINTS:
+            self.hints_dropped += 1
+        else:
+            self._ask_for_hint(key, now)
+
+    async def _ask_later(self, key: CandidateKey, at: float) -> None:
+        await trio.sleep_until(at)
+        self._repeated.discard(key)
+        if key[0] in self._schedules:
+            self._ask_for_hint(key, at)
+
+    def _ask_for_hint(self, key: CandidateKey, now: float) -> None:
+        self._hinted.pop(key, None)  # the oldest comes first
+        self._hinted[key] = now
+        self.ask(*key)
 
     def _may_exist(self, header: Header) -> bool:
         address = header.address

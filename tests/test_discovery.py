@@ -269,8 +269,8 @@ async def test_one_place_causes_at_most_one_query_a_second(autojump_clock: MockC
             target.announce()
             await trio.sleep(HINT_PERIOD / 10)
         times = [at for at, _ in unicasts(scene)]
-        assert len(times) == 10
-        assert all(after - before >= HINT_PERIOD for before, after in pairwise(times))
+        assert len(times) == 10, times
+        assert all(after - before >= HINT_PERIOD - 1e-9 for before, after in pairwise(times)), times
 
 
 async def test_a_flood_of_forged_announcements_creates_no_file_and_is_bounded(autojump_clock: MockClock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 
 import pytest
 
@@ -54,3 +55,18 @@ def test_the_size_of_the_file_follows_the_disk_without_a_remount(lab: Lab, wire:
     assert target_of(mount)["size"] == SIZE
     assert f"e0.0 grew from {SIZE} to {2 * SIZE} bytes" in log_of(mount)
     assert f"e0.0 shrank from {2 * SIZE} to {SIZE} bytes" in log_of(mount)
+
+
+def test_a_disk_that_changes_twice_within_a_second_is_seen_as_it_is_in_the_end(lab: Lab, wire: Wire) -> None:
+    """Its second announcement comes too soon after the first one to be asked about at once."""
+    disk = lab.image("disk", SIZE)
+    target = lab.vblade(0, 0, disk)
+    mount = mount_until(lab, "e0.0")
+    mounted = time.monotonic()
+    file = mount.here / "e0.0"
+    wait_until(lambda: time.monotonic() > mounted + 1.5, what="the first queries, which would see it, are over")
+    for size in (2 * SIZE, 3 * SIZE):
+        target.stop(signal.SIGKILL)
+        os.truncate(disk, size)
+        target = lab.vblade(0, 0, disk)
+        wait_until(lambda size=size: file.stat().st_size == size, 5, f"the file has {size} bytes")  # type: ignore[misc]
