@@ -312,7 +312,10 @@ class AoeOperations(pyfuse3.Operations):
                 try:
                     await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
                 except RequestError as error:
-                    raise self._fail(node, "reservation", error) from None
+                    failure = self._fail(node, "reservation", error)
+                    if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
+                        failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
+                    raise failure from None
             node.writers += 1
 
     async def _give_back_reservation(self, node: Node) -> None:
