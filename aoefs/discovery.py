@@ -226,7 +226,12 @@ class Discovery:
                 return
             # 0 in a config answer means 2 (AoEr11 section 3.2)
             full_sectors = max(1, min(config.sectors or 2, port.max_sectors, identity.sectors))
-            sectors = await self._measure(key, full_sectors, identity)
+            sectors = full_sectors
+            if self._trusted_payload(*key) != full_sectors:
+                sectors = await self._measure(key, full_sectors, identity)
+                frames = await self._ask_disk(key, IDENTIFY_REGISTERS, IDENTIFY_WAITS)  # measuring takes its time
+                if not frames or decode_identify_untrusted(frames[0][ATA_BYTES:]) != identity:
+                    return
         except FrameError:
             port.rx_unknown += 1
         else:
@@ -234,19 +239,21 @@ class Discovery:
         finally:
             self._candidates.discard(key)
 
-    async def _measure(self, key: CandidateKey, sectors: int, identity: Identity) -> int:
-        """Sectors per frame that pass both ways: halved from ``sectors`` while nothing comes back.
+    async def _measure(self, key: CandidateKey, full_sectors: int, identity: Identity) -> int:
+        """Sectors per frame that pass both ways: halved while nothing comes back, though a single sector does.
 
-        A READ of LBA 0 whose request is as long as its answer (the Linux driver's probe).
+        READs of LBA 0 whose request is as long as their answer (the Linux driver's probe).
         """
-        if self._trusted_payload(*key) == sectors:
-            return sectors
-        while sectors > 1:
-            registers = transfer_registers(0, sectors, write=False, lba48=identity.lba48)
-            if await self._ask_disk(key, registers, MEASURE_WAITS, bytes(sectors * SECTOR_BYTES)):
-                break
+        sectors = full_sectors
+        while sectors > 1 and not await self._passes(key, sectors, identity):
+            if sectors == full_sectors and not await self._passes(key, 1, identity):
+                break  # the disk is slow or away: no word against large frames
             sectors //= 2
         return sectors
+
+    async def _passes(self, key: CandidateKey, sectors: int, identity: Identity) -> bool:
+        registers = transfer_registers(0, sectors, write=False, lba48=identity.lba48)
+        return bool(await self._ask_disk(key, registers, MEASURE_WAITS, bytes(sectors * SECTOR_BYTES)))
 
     async def _ask_disk(
         self, key: CandidateKey, registers: AtaArgument, waits: tuple[float, ...], data: bytes = b""

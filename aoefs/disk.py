@@ -159,12 +159,13 @@ class Disk:
             try:
                 check_result(decode_ata_untrusted(await self.command(flush_registers(opcode))))
             except RequestError as error:
-                if not (isinstance(error, AtaError) and error.is_abort):
-                    target.errors += 1
+                if not (isinstance(error, AtaError) and error.is_abort) or target.flushes:
+                    target.errors += 1  # once it could flush, ABRT means that it failed to
                     raise
                 target.flush_refused = True
                 log.warning("%s refuses its own flush command: what it caches cannot be made durable", target.name)
-            target.flushes += 1
+            else:
+                target.flushes += 1
         if target.writes == written:
             target.dirty = False
 

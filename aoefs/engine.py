@@ -123,6 +123,7 @@ class Engine:
         self.disks: dict[Address, Disk] = {}
         self.ports: dict[str, Port] = {}
         self.refused_identities = 0
+        self.dirty_lost = False  # a disk went away whose acknowledged writes no good flush had followed
         self._nursery = nursery
         self.now = trio.lowlevel.current_clock().current_time
         self._discovery = Discovery(
@@ -176,8 +177,7 @@ class Engine:
         for disk in self.disks.values():
             target = disk.target
             for path in [path for path in target.paths if path.link is port]:
-                target.drop_path(path)
-                del self._owners[path]
+                self._drop_path(target, path)
             self.pump(target)
         port.close()
 
@@ -227,6 +227,7 @@ class Engine:
             return False
         if not received:
             return False
+        port.up = True
         now = self.now()
         touched: dict[Initiator, None] = {}
         for run, first, count in entries:
@@ -287,8 +288,7 @@ class Engine:
                     data = memoryview(frame)[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
                     if len(data) < sectors * SECTOR_BYTES:
                         raise FrameError("an answer with too few data is no answer")
-                    if not request.ended and request.todo >> start & 1:
-                        request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] = data
+                    request.land(start, data)
         if not target.receive(run, index, 1, now):
             raise FrameError("answered before")
         self._shards.put(Answer(target, run, index, 1, error))
@@ -430,11 +430,15 @@ class Engine:
             self._admit(finding)
             return
         target = disk.target
+        path = target.find_path(finding.port, finding.mac)
         if target.identity.same_disk(finding.identity):
             self._refresh(disk, finding)
-        elif target.identity.same_unit(finding.identity) and target.find_path(finding.port, finding.mac) is not None:
+        elif target.identity.same_unit(finding.identity) and path is not None:
             self._resize(disk, finding)
-        elif target.state is State.UP and not self._is_last_path(target, finding):
+        elif target.state is State.UP and (path is None or len(target.paths) > 1):
+            if path is not None:  # it lives on elsewhere, as far as we know
+                self._drop_path(target, path)
+                self.pump(target)
             self.refused_identities += 1
             log.warning(
                 "%s: %s on %s is another disk (serial %s, not %s) and is refused",
@@ -449,15 +453,10 @@ class Engine:
             self._remove(disk)
             self._admit(finding)
 
-    def _is_last_path(self, target: Initiator, finding: Finding) -> bool:
-        """The finding, another disk, answers in the only place where the target was; elsewhere its path goes."""
-        path = target.find_path(finding.port, finding.mac)
-        if path is None or len(target.paths) == 1:
-            return path is not None
+    def _drop_path(self, target: Initiator, path: Path) -> None:
         target.drop_path(path)
         del self._owners[path]
-        self.pump(target)
-        return False
+        path.link.forget(path)  # type: ignore[attr-defined]
 
     def _trusted_payload(self, port: Port, mac: bytes, address: Address) -> int:
         """Sectors per frame that are known to pass there and need no measuring; 0 when they do."""
@@ -497,8 +496,13 @@ class Engine:
         path = target.find_path(finding.port, finding.mac)
         if path is None:
             if len(target.paths) >= MAX_PATHS:
-                log.warning("%s: %s is ignored: %d paths are the most", target.name, finding.mac.hex(":"), MAX_PATHS)
-                return
+                oldest = min(target.paths, key=lambda path: path.last_answer_at)
+                if oldest.healthy and not target.is_silent:
+                    log.warning(
+                        "%s: %s is ignored: %d paths are the most", target.name, finding.mac.hex(":"), MAX_PATHS
+                    )
+                    return
+                self._drop_path(target, oldest)
             path = target.add_path(
                 finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
             )
@@ -530,6 +534,7 @@ class Engine:
     def _remove(self, disk: Disk) -> None:
         """Forget a target: what waits fails, its paths are no longer answered to."""
         target = disk.target
+        self.dirty_lost |= target.dirty
         error = IdentityChanged(f"{target.name} is another disk now")
         target.go_down(State.REPLACED, error)
         disk.interrupt(error)

@@ -28,7 +28,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -77,6 +77,7 @@ class Node:
     disk: Disk
     opened: int = 0
     writers: int = 0  # handles that hold its reservation
+    reserving: trio.Lock = field(default_factory=trio.Lock)  # giving it back must not overtake the next taking
 
     @property
     def target(self) -> Initiator:
@@ -144,7 +145,6 @@ class AoeOperations(pyfuse3.Operations):
         self._read_only = read_only
         self._direct = direct
         self._reserve = reserve
-        self._reserving = trio.Lock()  # a reservation given back must not overtake the next one taken
         self._mounted_ns = time.time_ns()
         self._nodes: dict[int, Node] = {}  # by inode number
         self._by_disk: dict[Disk, Node] = {}
@@ -307,7 +307,7 @@ class AoeOperations(pyfuse3.Operations):
             await self._give_back_reservation(node)
 
     async def _take_reservation(self, node: Node) -> None:
-        async with self._reserving:
+        async with node.reserving:
             if not node.writers:
                 try:
                     await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
@@ -319,7 +319,7 @@ class AoeOperations(pyfuse3.Operations):
             node.writers += 1
 
     async def _give_back_reservation(self, node: Node) -> None:
-        async with self._reserving:
+        async with node.reserving:
             node.writers -= 1
             if not node.writers:
                 try:

@@ -353,7 +353,9 @@ class Initiator:
         """
         request = run.request
         self.commands_completed += 1
-        _, sectors = run.sectors_of(index, 1)
+        start, sectors = run.sectors_of(index, 1)
+        if not request.todo & bits(start, sectors):  # another copy was carried out well
+            return
         if isinstance(error, TargetError) and error.code == ErrorCode.BAD_ARGUMENT and sectors > 1:
             run.path.sectors = min(run.path.sectors, sectors // 2)
             self._send_again(run, 1 << index)
@@ -486,9 +488,8 @@ class Initiator:
 
     def is_stuck(self, now: float) -> bool:
         """The oldest request waits for long although others are answered: large frames may no longer pass."""
-        for request in self._waiting:
-            return request.first_sent_at is not None and now - request.first_sent_at > STUCK
-        return False
+        oldest = next(iter(self._waiting), None)
+        return oldest is not None and oldest.first_sent_at is not None and now - oldest.first_sent_at > STUCK
 
     def go_down(self, state: State, error: RequestError) -> None:
         """Leave UP: all that waits fails with ``error``, in the order in which it came."""

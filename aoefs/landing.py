@@ -221,8 +221,7 @@ class Landing:
             data = memoryview(frame)[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
             if len(data) < sectors * SECTOR_BYTES:
                 return None
-            if not request.ended and request.todo >> start & 1:
-                request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] = data
+            request.land(start, data)
         return run, index, 1
 
 

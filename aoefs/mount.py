@@ -37,7 +37,7 @@ from aoefs.wire import payload_sectors
 log = logging.getLogger("aoefs")
 
 GRACE = 10.0  # seconds for which open files are served after a signal
-FLUSH_GRACE = 10.0  # seconds that the last flush of one target may take
+FLUSH_GRACE = 10.0  # seconds that the last flush of all targets may take
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
 MAX_WORKERS = tuning.MAX_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
 
@@ -201,15 +201,22 @@ class Mount:
             log.warning("%s", error)
 
     async def _flush_all(self, engine: Engine) -> bool:
-        """Flush what is dirty; True when all of it is durable now."""
-        clean = True
-        for disk in engine.disks.values():
-            if not disk.target.dirty:
-                continue
+        """Flush all that is dirty at the same time; True when all that was ever acknowledged is durable now."""
+        failed = [disk.target.name for disk in engine.disks.values() if disk.target.dirty]
+
+        async def flush(disk: Disk) -> None:
             try:
-                with trio.fail_after(FLUSH_GRACE):
-                    await disk.flush()
-            except (RequestError, trio.TooSlowError) as error:
-                clean = False
-                log.error("%s: the last flush failed: %s", disk.target.name, str(error) or "no answer")
-        return clean
+                await disk.flush()
+            except RequestError as error:
+                log.error("%s: the last flush failed: %s", disk.target.name, error)
+            else:
+                failed.remove(disk.target.name)
+
+        with trio.move_on_after(FLUSH_GRACE) as scope:
+            async with trio.open_nursery() as nursery:
+                for disk in engine.disks.values():
+                    if disk.target.dirty:
+                        nursery.start_soon(flush, disk)
+        if scope.cancelled_caught:
+            log.error("%s: the last flush was not answered within %g s", ", ".join(failed), FLUSH_GRACE)
+        return not failed and not engine.dirty_lost

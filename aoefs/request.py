@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from aoefs.errors import RequestError
+from aoefs.wire import SECTOR_BYTES
 
 NOTHING = memoryview(bytearray())  # the buffer of an ended request
 
@@ -81,3 +82,12 @@ class Request:
     @property
     def ended(self) -> bool:
         return not self.todo or self.error is not None
+
+    def land(self, start: int, data: bytes | memoryview) -> None:
+        """Take the data of an answer that begins with sector ``start`` (counted from the request's).
+
+        All of it, whatever came before: its sectors may have been asked for in other pieces meanwhile, and only some
+        of them be done.  Every answer to a read that still waits is right.
+        """
+        if not self.ended:
+            self.buffer[start * SECTOR_BYTES : start * SECTOR_BYTES + len(data)] = data

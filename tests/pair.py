@@ -344,8 +344,7 @@ class Pair:
             data = frame[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
             if len(data) < sectors * SECTOR_BYTES:
                 raise FrameError("an answer with too few data is no answer")
-            if not request.ended and request.todo >> start & 1:
-                request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] = data
+            request.land(start, data)
         if not initiator.receive(run, index, 1, self.now):
             raise FrameError("answered before")
 

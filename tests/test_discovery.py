@@ -127,8 +127,8 @@ async def test_a_config_answer_leads_to_identify_of_exactly_that_mac_and_only_th
         assert not appeared
         await trio.sleep(1)
         assert list(scene.engine.disks) == [Address(3, 4)]
-        # query, answer, IDENTIFY, answer; a moment for a second disk; the probe with a full frame and its answer
-        assert appeared == pytest.approx([2 * DELAY + 2 * (2 * DELAY + slow) + SECOND_ANSWER])
+        # query, answer; IDENTIFY, a moment for a second disk; the probe with a full frame; IDENTIFY once more
+        assert appeared == pytest.approx([2 * DELAY + 3 * (2 * DELAY + slow) + 2 * SECOND_ANSWER])
 
 
 async def test_identify_of_another_mac_is_not_accepted(autojump_clock: MockClock) -> None:

@@ -56,3 +56,21 @@ def test_the_sectors_of_several_commands_are_those_of_each(sectors: int, step: i
     single = [run.sectors_of(index, 1) for index in range(first, first + count)]
     assert start == single[0][0]
     assert total == sum(size for _, size in single)
+
+
+def test_a_late_answer_of_another_size_lands_all_of_its_sectors() -> None:
+    """Sent as one command of four sectors, then again as four of one: the first small answer must not keep it out."""
+    buffer = bytearray(4 * 512)
+    request = Request(0, 4, memoryview(buffer), write=False, on_end=lambda _request: None)
+    request.land(0, b"a" * 512)
+    request.todo &= ~1
+    request.land(0, b"b" * 2048)
+    assert buffer == b"b" * 2048
+
+
+def test_nothing_lands_after_the_end() -> None:
+    buffer = bytearray(512)
+    request = Request(0, 1, memoryview(buffer), write=False, on_end=lambda _request: None)
+    request.todo = 0
+    request.land(0, b"x" * 512)
+    assert buffer == bytes(512)
