@@ -266,3 +266,18 @@ async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_befor
         with trio.move_on_after(5):
             await disk.flush()
         assert disk.target.suspended
+
+
+async def test_an_abort_of_a_flush_that_worked_before_is_a_failure(autojump_clock: MockClock) -> None:
+    """Only a disk that never flushed may say that it cannot."""
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"x" * 512)
+        await disk.flush()
+        await disk.write(0, b"y" * 512)
+        refuse_flush(target, ErrorBit.ABRT)
+        with pytest.raises(AtaError):
+            await disk.flush()
+        assert disk.target.dirty
+        assert not disk.target.flush_refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import random
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -642,7 +643,28 @@ async def test_an_interface_that_goes_down_under_a_caller_in_place_harms_nobody(
         scene.port.failure = OSError(errno.ENETDOWN, "down")
         await disk.write(100, b"x" * 100)
         assert target.data[100:200] == b"x" * 100
-        assert not scene.port.up
+        assert nothing_is_left(disk.target)
+
+
+async def test_reads_are_right_over_two_paths_of_different_payload_with_late_and_lost_answers(
+    autojump_clock: MockClock,
+) -> None:
+    """What was one command on the wide path is several on the narrow one, and both may be answered."""
+    rng = random.Random(1)
+    async with open_scene(max_sectors=8) as scene:
+        target = scene.add_target(max_sectors=8, sectors=2048)
+        disk = await scene.disk()
+        wire, _ = scene.add_wire(max_sectors=2)
+        narrow = Target(wire, target.machine, mac=target_mac(77), max_sectors=2)
+        await trio.sleep(2)
+        assert sorted(path.sectors for path in disk.target.paths) == [2, 8]
+        for _ in range(50):
+            await disk.read(0, 64 * 512)
+        target.answer = lambda _frame, reply: [(0.0 if rng.random() < 0.8 else rng.random() * 0.2, reply)]
+        narrow.answer = lambda _frame, reply: [(0.0, reply)] if rng.random() < 0.7 else []
+        for _ in range(200):
+            offset = rng.randrange(1000) * 512
+            assert await disk.read(offset, 256 * 512) == target.data[offset : offset + 256 * 512]
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────
