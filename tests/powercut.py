@@ -20,6 +20,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import trio
@@ -32,6 +33,9 @@ from aoefs.wire import ATA_BYTES, SECTOR_BYTES, Address, AoeCommand, decode_ata_
 
 _RECORD = struct.Struct("<QI")  # offset and length in bytes, then the data; a flush has length 0
 _FLUSHED = 0
+# What a write is torn into at most.  A sector would be smaller, but ext4 itself does not survive a torn superblock,
+# which is two sectors under one checksum, and so is that of its journal.
+ATOMIC_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,9 @@ def cut(image: bytes, entries: Sequence[Written], at: int, *, seed: int) -> byte
     for index, entry in enumerate(entries[:at]):
         whole = memoryview(entry.data)
         pieces = [(0, whole)]
-        if index > flushed:  # a disk is atomic per sector, no more
-            pieces = [(start, whole[start : start + SECTOR_BYTES]) for start in range(0, len(whole), SECTOR_BYTES)]
+        if index > flushed:
+            starts = [0, *range(-entry.offset % ATOMIC_BYTES or ATOMIC_BYTES, len(whole), ATOMIC_BYTES)]
+            pieces = [(start, whole[start:end]) for start, end in pairwise([*starts, len(whole)])]
         for start, piece in pieces:
             if index < flushed or dice.random() < share:
                 disk[entry.offset + start : entry.offset + start + len(piece)] = piece
