@@ -349,7 +349,7 @@ class Initiator:
     def refuse(self, run: Run, index: int, error: RequestError) -> None:
         """The answer to one command is an error: the request fails with it at once.
 
-        AoE error 2 to a command of more sectors than one is answered by sending smaller ones, once per payload.
+        AoE error 2 to several sectors is answered by sending commands of half the size, down to one sector.
         """
         request = run.request
         self.commands_completed += 1
