@@ -1,7 +1,7 @@
 """The command line: which command, and what a person gets to see when it goes wrong.
 
 Owns the table of commands and the exit codes: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C, 141 when the
-reader of the output went away.  A command is a module ``aoefs.<name>_command`` with ``add_arguments(parser)`` and
+reader of the output went away.  A command is a module ``aoefs.commands.<name>`` with ``add_arguments(parser)`` and
 ``run(arguments) -> int``; only the module of the command that runs is ever imported, and it imports what is heavy
 (numpy, trio, pyfuse3, rich) inside ``run``.
 
@@ -64,7 +64,8 @@ class _Command(Protocol):
 
 
 def _module(command: str) -> _Command:
-    return cast(_Command, importlib.import_module(f"aoefs.{command}_command"))
+    module = command.replace("-", "_")
+    return cast(_Command, importlib.import_module(f"aoefs.commands.{module}"))
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from aoefs import __version__, cli, mountpoint
-from aoefs.discover_command import format_size, print_table, printable
 from aoefs.errors import UserError
+from aoefs.tables import format_size, print_table, printable
 from tests.lab import INITIATOR, Lab, require, wait_until
 
 HEAVY = {"numpy", "trio", "pyfuse3", "rich", "asyncio", "subprocess", "logging", "ctypes"}
@@ -140,7 +140,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run(arguments: object) -> int:
         raise error
 
-    monkeypatch.setattr("aoefs.status_command.run", run)
+    monkeypatch.setattr("aoefs.commands.status.run", run)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_umount_clears_what_a_killed_daemon_left(tmp_path: Path) -> None:
 
 
 def test_umount_tells_what_it_waits_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("aoefs.umount_command._PATIENCE_SECONDS", 0.05)
-    from aoefs.umount_command import _wait
+    monkeypatch.setattr("aoefs.commands.umount._PATIENCE_SECONDS", 0.05)
+    from aoefs.commands.umount import _wait
 
     with subprocess.Popen(["sleep", "0.3"]) as process:
         descriptor = os.pidfd_open(process.pid)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from aoefs import demo_command, mountpoint
+from aoefs import mountpoint
 from aoefs.cli import main
+from aoefs.commands import demo as demo_command
 from tests.lab import Process, require, wait_until
 
 COMMAND = [sys.executable, "-P", "-m", "aoefs", "demo"]

@@ -22,11 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aoefs.ata import Opcode, flush_registers, transfer_registers
+from aoefs.commands.target import parse_export
 from aoefs.interfaces import list_interfaces
 from aoefs.link import Link, Role
 from aoefs.server import Server
 from aoefs.target import MemoryStore, TargetMachine
-from aoefs.target_command import parse_export
 from aoefs.wire import (
     BROADCAST_MAC,
     ETHERTYPE,

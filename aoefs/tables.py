@@ -1,6 +1,4 @@
-"""``aoefs discover``: list the targets that answer, without mounting anything.
-
-Also owns how targets are shown in a table, which ``aoefs status`` uses too.
+"""How targets are shown in a table, for every command that lists some.
 
 What holds always: text that came from the network (config string, model, serial number) reaches a terminal only with
 its control characters made visible.
@@ -8,51 +6,13 @@ its control characters made visible.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aoefs import interfaces
-from aoefs.options import add_interface_argument, seconds
-
 Target = Mapping[str, Any]
 
-_COLUMNS = ("name", "size", "model", "serial", "interfaces", "payload", "state", "config")
 _FOLDED = ("model", "serial", "config")  # on a narrow terminal
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_interface_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
-    parser.add_argument(
-        "--timeout", type=seconds, default=1.0, metavar="SECONDS", help="wait for answers this long (default 1)"
-    )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    interfaces.require_packet_socket()
-    names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
-    from aoefs.report import discover_once
-
-    targets = discover_once(names, arguments.timeout)
-    if arguments.json:
-        print(json.dumps(targets, indent=2))
-    elif targets:
-        print_table(_COLUMNS, [target_row(target) for target in targets])
-    if not targets:
-        where = ", ".join(names)
-        print(
-            f"aoefs: no target answered on {where} within {arguments.timeout:g} s: "
-            "check the cable and VLAN, and that a target runs there and allows this host",
-            file=sys.stderr,
-        )
-    return 0 if targets else 1
-
-
-# ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def format_size(size: int) -> str:

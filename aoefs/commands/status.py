@@ -6,8 +6,8 @@ import argparse
 import json
 
 from aoefs import mountpoint
-from aoefs.discover_command import format_size, print_table, target_row
 from aoefs.errors import UserError
+from aoefs.tables import format_size, print_table, target_row
 
 _COLUMNS = (
     "name",
