@@ -35,6 +35,7 @@ from enum import Enum
 
 from aoefs.ata import Identity
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
+from aoefs.latency import BUCKETS, bucket_of
 from aoefs.overlap import Claim, OverlapGuard
 from aoefs.path import Path, PathStatistics, Run
 from aoefs.request import NOTHING, Copy, Request, bits
@@ -79,6 +80,8 @@ class TargetStatistics:
     rtt_us: float
     dirty: bool
     flush_supported: bool
+    read_latency: tuple[int, ...]  # requests per bucket of aoefs.latency, from submission to the last answer
+    write_latency: tuple[int, ...]
     paths: tuple[PathStatistics, ...]
 
 
@@ -120,6 +123,8 @@ class Initiator:
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
         self.commands_completed = 0
+        self._read_latency = [0] * BUCKETS
+        self._write_latency = [0] * BUCKETS
         self._maxout = maxout
         self._tags = tags
         self._limit = 1
@@ -191,6 +196,7 @@ class Initiator:
             request.on_end(request)
             return
         self._begin_waiting(now)
+        request.submitted_at = now
         self._fresh.append(request)
 
     @property
@@ -334,13 +340,16 @@ class Initiator:
         if request.todo:
             return False
         size = len(request.buffer)
+        bucket = bucket_of(int((self._silent_since - request.submitted_at) * 1e6))
         if request.write:
             self.writes += 1
             self.write_bytes += size
+            self._write_latency[bucket] += 1
             self.dirty = self.ever_written = True
         else:
             self.reads += 1
             self.read_bytes += size
+            self._read_latency[bucket] += 1
         self._waiting.pop(request, None)
         request.buffer = NOTHING
         request.on_end(request)
@@ -533,5 +542,7 @@ class Initiator:
             rtt_us=round(min(rtts, default=0.0) * 1e6, 1),
             dirty=self.dirty,
             flush_supported=self.identity.flush_opcode is not None and not self.flush_refused,
+            read_latency=tuple(self._read_latency),
+            write_latency=tuple(self._write_latency),
             paths=tuple(path.statistics() for path in self.paths),
         )

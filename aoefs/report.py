@@ -12,6 +12,7 @@ import trio
 
 from aoefs.engine import EngineStatistics, open_engine
 from aoefs.initiator import TargetStatistics
+from aoefs.latency import percentile_us
 from aoefs.link import LinkStatistics
 from aoefs.path import PathStatistics
 from aoefs.wire import format_mac
@@ -19,6 +20,16 @@ from aoefs.wire import format_mac
 
 def path_report(path: PathStatistics, bufcnt: int) -> dict[str, object]:
     return {**asdict(path), "mac": format_mac(path.mac), "bufcnt": bufcnt}
+
+
+def _latency_report(counts: Sequence[int]) -> dict[str, object]:
+    """Percentiles since the mount, and the histogram itself (aoefs.latency) for whoever wants those of an interval."""
+    last = max((bucket for bucket, count in enumerate(counts) if count), default=-1)
+    return {
+        "p50": percentile_us(counts, 0.5),
+        "p99": percentile_us(counts, 0.99),
+        "histogram": list(counts[: last + 1]),
+    }
 
 
 def target_report(target: TargetStatistics) -> dict[str, object]:
@@ -45,6 +56,8 @@ def target_report(target: TargetStatistics) -> dict[str, object]:
         "in_flight": target.in_flight,
         "queued": target.queued,
         "rtt_us": target.rtt_us,
+        "read_latency_us": _latency_report(target.read_latency),
+        "write_latency_us": _latency_report(target.write_latency),
         "dirty": target.dirty,
         "flush_supported": target.flush_supported,
     }

@@ -54,6 +54,7 @@ class Request:
         "lba",
         "on_end",
         "sectors",
+        "submitted_at",
         "todo",
         "write",
     )
@@ -75,6 +76,7 @@ class Request:
         self.todo = bits(0, sectors)
         self.cursor = 0  # sectors from here on were never sent
         self.error: RequestError | None = None
+        self.submitted_at = 0.0
         self.first_sent_at: float | None = None
         self.copies: list[Copy] = []  # runs of which a command was given up and sent again
         self.address = 0  # where buffer lies in memory, once a batch needed to know
