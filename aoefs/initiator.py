@@ -238,6 +238,10 @@ class Initiator:
         request, sector, sectors = work
         room = min(room, path.room, BLOCK_TAGS)
         taken = min(sectors, room * path.sectors)
+        if taken < sectors and path.in_flight and 2 * room < path.window.size:
+            if sector != request.cursor:
+                self._again.appendleft(work)
+            return None  # half a window in one batch costs hardly more than one command, and its answers come together
         if sector == request.cursor:
             request.cursor += taken
             if request.cursor == request.sectors:
