@@ -52,20 +52,31 @@ FIRST_WAIT = 1.0  # seconds until a lone command is sent again, then doubling: a
 MAX_WAIT = 8.0  # seconds
 
 
+class Waiting:
+    """What all :class:`Wait` of an engine have in common: how many tasks are ready, woken but not yet gone on."""
+
+    __slots__ = ("ready",)
+
+    def __init__(self) -> None:
+        self.ready = 0
+
+
 class Wait:
     """One task that waits for one thing; ``wake`` may come before the waiting began.  ``error``: why it is in vain."""
 
-    __slots__ = ("_task", "error", "woken")
+    __slots__ = ("_task", "_waiting", "error", "woken")
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Waiting) -> None:
         self.woken = False
         self.error: RequestError | None = None
         self._task: trio.lowlevel.Task | None = None
+        self._waiting = waiting
 
     def wake(self, _thing: object = None) -> None:
         self.woken = True
         if self._task is not None:
             task, self._task = self._task, None
+            self._waiting.ready += 1
             trio.lowlevel.reschedule(task)
 
     async def wait(self) -> None:
@@ -78,18 +89,20 @@ class Wait:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
+        self._waiting.ready -= 1
 
 
 class Driver(Protocol):
     """What a disk needs of the engine."""
 
     tags: TagTable[Run | Exchange]
+    waiting: Waiting
 
     def now(self) -> float: ...
 
     def pump(self, target: Initiator) -> None: ...
 
-    def arm(self, target: Initiator) -> None: ...
+    def arm(self, target: Initiator, now: float) -> None: ...
 
     def wait_in_place(self, target: Initiator, wait: Wait) -> None: ...
 
@@ -100,6 +113,7 @@ class Disk:
     def __init__(self, target: Initiator, driver: Driver) -> None:
         self.target = target
         self._driver = driver
+        self._waiting = driver.waiting
         self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
     @property
@@ -143,7 +157,7 @@ class Disk:
             await self._transfer(first, buffer, write=True, requests=requests)
         finally:
             self.target.release(claim, requests)
-            self._driver.arm(self.target)
+            self._driver.arm(self.target, self._driver.now())
 
     async def flush(self) -> None:
         """Make what was acknowledged durable, with the command that the target announces (none: nothing to do).
@@ -188,7 +202,7 @@ class Disk:
         """
         target = self.target
         answers: list[tuple[Header, bytes]] = []
-        wait = Wait()
+        wait = Wait(self._waiting)
 
         def on_answer(port: Port, frame: bytes) -> None:
             header = decode_header_untrusted(frame)
@@ -203,7 +217,7 @@ class Disk:
         self._driver.tags.open(exchange)
         self._waits.add(wait)
         target.begin_lone_command(self._driver.now())
-        self._driver.arm(target)
+        self._driver.arm(target, self._driver.now())
         try:
             with trio.move_on_after(target.deadsecs or math.inf):
                 pause = FIRST_WAIT
@@ -250,7 +264,7 @@ class Disk:
         step = MAX_REQUEST_SECTORS * SECTOR_BYTES
         for start in range(0, len(buffer), step):
             piece = buffer[start : start + step]
-            wait = Wait()
+            wait = Wait(self._waiting)
             request = Request(
                 lba + start // SECTOR_BYTES, len(piece) // SECTOR_BYTES, piece, write=write, on_end=wait.wake
             )
@@ -271,7 +285,7 @@ class Disk:
     async def _wait_for_claim(self, claim: Claim) -> None:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""
         target = self.target
-        wait = Wait()
+        wait = Wait(self._waiting)
         claim.granted = wait.wake
         self._waits.add(wait)
         try:

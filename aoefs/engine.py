@@ -1,8 +1,8 @@
 """The engine: one trio nursery in which frames become finished requests.
 
-Owns the ports, the targets, the tags and the timer.  Tasks: a *receiver* per port, the *completion shards*
-(``aoefs.shard``), the *discovery* (``aoefs.discovery``), one *timer* for all targets, one *watch* that looks for
-silent ones.  Everything that touches a target's machine is a sync call, hence atomic under trio.
+Owns the ports, the targets, the tags and the timer.  Tasks: a *receiver* per port (``aoefs.receiver``), the
+*completion shards* (``aoefs.shard``), the *discovery* (``aoefs.discovery``), one *timer* for all targets, one *watch*
+that looks for silent ones.  Everything that touches a target's machine is a sync call, hence atomic under trio.
 
 The life of a read::
 
@@ -12,7 +12,6 @@ The life of a read::
 What holds always:
 
 - ``pump`` is the only place that sends runs; it is called after every input that may have opened a window.
-- The receiver does the least: match, RTT, window, send more, queue.  Completion is the shards' business.
 - A waiting call ends: with its data, with an error, or cancelled; then nothing of it is left in a queue.
 - Only a finding of the discovery creates a target or a path, or ends a silence.  Another disk under the same address
   is refused while the first one lives elsewhere, and replaces it when it answers in its very place.
@@ -27,7 +26,6 @@ import logging
 import math
 import os
 import secrets
-import select
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,35 +33,26 @@ from enum import Enum
 
 import trio
 
-from aoefs.ata import check_result
 from aoefs.discovery import Discovery, Finding
-from aoefs.disk import Disk, Wait
-from aoefs.errors import AtaError, FrameError, IdentityChanged, RequestError, TargetError, TargetLost
+from aoefs.disk import Disk, Waiting
+from aoefs.errors import IdentityChanged, TargetLost
 from aoefs.initiator import DEFAULT_DEADSECS, DEFAULT_MAXOUT, Initiator, State, TargetStatistics
-from aoefs.link import LINK_DOWN, LinkStatistics
+from aoefs.inplace import InPlace
+from aoefs.link import LinkStatistics
 from aoefs.path import Path, Run
 from aoefs.port import Port, SocketPort
-from aoefs.shard import Answer, Shards, ShardStatistics
+from aoefs.receiver import Receiver
+from aoefs.shard import Shards, ShardStatistics
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
-    ATA_BYTES,
     MAX_SECTORS,
-    SECTOR_BYTES,
     Address,
-    AoeCommand,
     ConfigArgument,
-    Header,
-    decode_ata_untrusted,
-    decode_header_untrusted,
 )
 
 log = logging.getLogger("aoefs")
 
-RECEIVE_BATCHES = 8  # batches of one port before the other tasks get a turn
 QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
-IN_PLACE = 0.0003  # seconds for which a caller may wait without the loop
-SELECT_LIMIT = 1024  # descriptors that select(2) can take; poll(2) counts in milliseconds only
-IN_PLACE_COMMANDS = 32  # in flight; with more, answers come in batches anyhow
 MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
 FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
@@ -131,10 +120,13 @@ class Engine:
         )
         self._shards = Shards(settings.shards, nursery, self.pump)
         self._owners: dict[Path, Initiator] = {}
+        self._receiver = Receiver(tags, self._owners, self._shards, self.pump, self._discovery.hint, self.now)
+        self.waiting = Waiting()
+        self.in_place = InPlace(self._receiver, self._shards, self.waiting, self.now)
+        self.wait_in_place = self.in_place.wait
         self._blocked: dict[Port, dict[Initiator, None]] = {}  # targets that wait for room in a port's socket
         self._armed: dict[Initiator, float] = {}  # when the timer will look at a target
         self._timer_scope: trio.CancelScope | None = None
-        self.attend_to: int | None = None  # a descriptor that brings other work, once it is known
         self._last_new_target = 0.0
         self._found_one = trio.Event()
         self._started_at = self.now()
@@ -150,7 +142,8 @@ class Engine:
     def add_port(self, port: Port) -> None:
         """Receive on ``port`` from now on, and discover; it is closed with the engine."""
         self.ports[port.interface] = port
-        self._nursery.start_soon(self._receive, port, name=f"receiver on {port.interface}")
+        self.in_place.add_port(port)
+        self._nursery.start_soon(self._receiver.run, port, name=f"receiver on {port.interface}")
         self._discovery.start(port)
 
     def port_changed(self, port: Port, *, up: bool) -> None:
@@ -179,120 +172,8 @@ class Engine:
             for path in [path for path in target.paths if path.link is port]:
                 self._drop_path(target, path)
             self.pump(target)
+        self.in_place.drop_port(port)
         port.close()
-
-    async def _receive(self, port: Port) -> None:
-        """The receiver of one port."""
-        while self.ports.get(port.interface) is port:
-            try:
-                await port.wait_readable()
-                for _ in range(RECEIVE_BATCHES):
-                    if not self._receive_batch(port):
-                        break
-            except trio.ClosedResourceError:
-                return
-
-    def wait_in_place(self, target: Initiator, wait: Wait) -> None:
-        """Wait without the loop for an answer that is microseconds away: a whole trip through it costs more.
-
-        Another request in ``attend_to`` ends it, or ``IN_PLACE`` seconds: by so much other tasks are late at most.
-        """
-        if self.attend_to is None or len(target.paths) != 1 or target.in_flight > IN_PLACE_COMMANDS:
-            return
-        path = target.paths[0]
-        port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
-        if not 0 < path.rtt.srtt < IN_PLACE:
-            return
-        descriptors = [self.attend_to, port.descriptor]
-        if max(descriptors) >= SELECT_LIMIT:
-            return
-        until = self.now() + IN_PLACE
-        while not wait.woken and (left := until - self.now()) > 0:
-            readable, _, _ = select.select(descriptors, (), (), left)
-            if port.descriptor not in readable:
-                return
-            self._receive_batch(port)
-            self._shards.complete_in_place(target.address)
-            if self.attend_to in readable:
-                return
-
-    def _receive_batch(self, port: Port) -> bool:
-        """Take one batch of frames; False when there was nothing more."""
-        try:
-            received, entries, odd = port.receive()
-        except OSError as error:
-            if error.errno not in LINK_DOWN:
-                raise
-            port.up = False
-            return False
-        if not received:
-            return False
-        port.up = True
-        now = self.now()
-        touched: dict[Initiator, None] = {}
-        for run, first, count in entries:
-            target = self._owners.get(run.path)
-            if target is not None and target.receive(run, first, count, now):
-                touched[target] = None
-                self._shards.put(Answer(target, run, first, count, None))
-            else:
-                port.rx_unknown += 1
-        for frame in odd:
-            owner = self._judge(port, frame, now)
-            if owner is not None:
-                touched[owner] = None
-        for target in touched:
-            self.pump(target)
-        return received > 1
-
-    # ── frames that want judging ──────────────────────────────────────────────────────────────────────────────────
-
-    def _judge(self, port: Port, frame: bytes, now: float) -> Initiator | None:
-        """Handle one frame that is not simply a good answer; the target whose command it answered."""
-        try:
-            header = decode_header_untrusted(frame)
-            owner = self.tags.find(header.tag)
-            if isinstance(owner, Exchange):
-                owner.on_answer(port, frame)
-                return None
-            if isinstance(owner, Run):
-                return self._judge_answer(port, frame, header, owner, now)
-        except FrameError:
-            port.rx_unknown += 1
-            return None
-        if header.command == AoeCommand.CONFIG and header.is_response:
-            self._discovery.hint(port, header)
-        else:
-            port.rx_unknown += 1
-        return None
-
-    def _judge_answer(self, port: Port, frame: bytes, header: Header, run: Run, now: float) -> Initiator | None:
-        """An answer with the tag of a data command: an error, or good but from another verified path."""
-        index = header.tag - run.tag
-        target = self._owners.get(run.path)
-        if target is None or index >= run.count or not target.is_from(port, header):
-            raise FrameError("nobody whom this command was sent to")
-        start, sectors = run.sectors_of(index, 1)
-        request = run.request
-        lba = request.lba + start
-        error: RequestError | None = None
-        if header.is_error:
-            error = TargetError(header.error, lba)
-        else:
-            try:
-                check_result(decode_ata_untrusted(frame), lba=lba, write=request.write)
-            except AtaError as failure:
-                error = failure
-            else:
-                if not request.write:
-                    data = memoryview(frame)[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
-                    if len(data) < sectors * SECTOR_BYTES:
-                        raise FrameError("an answer with too few data is no answer")
-                    request.land(start, data)
-        if not target.receive(run, index, 1, now):
-            raise FrameError("answered before")
-        self._shards.put(Answer(target, run, index, 1, error))
-        return target
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -307,7 +188,7 @@ class Engine:
                 run.path.sectors = max(1, min(run.path.sectors, port.max_sectors))  # the MTU may be what refused it
                 self._block(port, target)
                 break
-        self.arm(target)
+        self.arm(target, now)
 
     def _block(self, port: Port, target: Initiator) -> None:
         """The port's socket is full: pump this target again when there is room, in turn with the others."""
@@ -329,12 +210,14 @@ class Engine:
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def arm(self, target: Initiator) -> None:
+    def arm(self, target: Initiator, now: float) -> None:
         """See that the timer looks at ``target`` when its machine wants it."""
+        armed = self._armed.get(target)
+        if armed is not None and target.may_wait_until(armed, now):
+            return
         timeout = target.next_timeout()
         if timeout is None:
             return
-        armed = self._armed.get(target)
         if armed is None or timeout < armed:
             self._armed[target] = timeout
             if self._timer_scope is not None and timeout < self._timer_scope.deadline:
@@ -363,7 +246,7 @@ class Engine:
                         self.settings.on_change(disk, Change.DOWN)
                     self.pump(target)
                 else:
-                    self.arm(target)
+                    self.arm(target, now)
 
     async def _watch(self) -> None:
         """Ask for targets that are silent, at growing distances; what comes back is a finding like any other."""
@@ -581,6 +464,7 @@ class Engine:
     def stop(self) -> None:
         """Stopped: flush the queues of the shards, fail what waits and every later request."""
         self._shards.flush()
+        self.in_place.close()
         for disk in self.disks.values():
             self._put_down(disk)
 

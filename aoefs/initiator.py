@@ -442,6 +442,19 @@ class Initiator:
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def may_wait_until(self, at: float, now: float) -> bool:
+        """A timer that was set for ``at`` (seconds) is early enough still, as can be told without much looking.
+
+        A timeout only moves later, but for what begins now (an RTO or the patience from now on), suspects and copies.
+        """
+        if self._quarantine or at > now + self._patience:
+            return False
+        return not any(at > now + path.rtt.rto or path.has_suspects for path in self.paths)
+
+    def answers_within(self, seconds: float) -> bool:
+        """Its answers usually come that soon."""
+        return any(0 < path.rtt.srtt < seconds for path in self.paths)
+
     def next_timeout(self) -> float | None:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]

@@ -84,7 +84,7 @@ class Mount:
                 reserve=options.reserve,
             )
             if not options.plain_loop:
-                turns.install(partial(setattr, engine, "attend_to"))
+                turns.install(engine.in_place)
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
             nursery = await stack.enter_async_context(trio.open_nursery())

@@ -202,6 +202,12 @@ class Path:
             return run.flying & bits(0, self.witness_index)
         return 0
 
+    @property
+    def has_suspects(self) -> bool:
+        for run in self.runs:  # the oldest is the first to be suspect
+            return self.suspects(run) != 0
+        return False
+
     def next_timeout(self) -> float | None:
         """When :meth:`give_up` may have something to do; None with nothing in flight.  May be early, never late."""
         for run in self.runs:

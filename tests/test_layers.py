@@ -23,7 +23,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
-    ("tasks", {"discovery", "disk", "engine", "shard", "server"}),
+    ("tasks", {"discovery", "disk", "engine", "inplace", "receiver", "shard", "server"}),
     ("faces", {"fs", "console", "report", "tables", "turns"}),
     ("commands", {"mount", "daemon"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),

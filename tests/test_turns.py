@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from aoefs.turns import MAX_STREAK, _Lock, _LowLevel, _Trio
+from aoefs.turns import _Lock, _LowLevel, _Trio
 
 
 @pytest.fixture
@@ -64,31 +64,39 @@ async def test_a_task_cancelled_while_it_waits_for_the_lock_leaves_it_to_the_nex
         pass
 
 
-async def test_what_is_readable_is_taken_without_a_turn_of_the_loop_but_not_for_ever(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[int] = []
-    asked: list[int] = []
-    wait_readable = trio.lowlevel.wait_readable
+class FakePlace:
+    """A place that has ``requests`` more requests before the loop must have a turn."""
 
-    async def spy(descriptor: int) -> None:
-        asked.append(descriptor)
-        await wait_readable(descriptor)
+    def __init__(self, requests: int) -> None:
+        self.requests = requests
+        self.attended: list[int] = []
+        self.turns = 0
 
-    monkeypatch.setattr(trio.lowlevel, "wait_readable", spy)
-    low_level = _LowLevel(found.append)
+    def attend_to(self, descriptor: int) -> None:
+        self.attended.append(descriptor)
+
+    def next_request(self) -> bool:
+        self.requests -= 1
+        return self.requests >= 0
+
+    def loop_turned(self) -> None:
+        self.turns += 1
+
+
+async def test_the_loop_is_asked_only_when_waiting_in_place_brought_nothing(pipe: tuple[int, int]) -> None:
+    place = FakePlace(3)
+    low_level = _LowLevel(place)
     os.write(pipe[1], b"x")
-    for streak in (1, 2):
-        for _ in range(MAX_STREAK):
-            await low_level.wait_readable(pipe[0])
-        assert len(asked) == streak - 1
+    for _ in range(3):
         await low_level.wait_readable(pipe[0])
-        assert len(asked) == streak, "the loop had its turn"
-    assert found == [pipe[0]]
+    assert place.turns == 0
+    await low_level.wait_readable(pipe[0])
+    assert place.turns == 1, "the loop had its turn"
+    assert place.attended == [pipe[0]]
 
 
 async def test_what_is_not_readable_is_waited_for_by_the_loop(pipe: tuple[int, int]) -> None:
-    low_level = _LowLevel(lambda _descriptor: None)
+    low_level = _LowLevel(FakePlace(0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(low_level.wait_readable, pipe[0])
         await trio.testing.wait_all_tasks_blocked()
@@ -97,7 +105,7 @@ async def test_what_is_not_readable_is_waited_for_by_the_loop(pipe: tuple[int, i
 
 
 def test_everything_else_is_trios_own() -> None:
-    stand_in = _Trio(lambda _descriptor: None)
+    stand_in = _Trio(FakePlace(0))
     assert stand_in.open_nursery is trio.open_nursery
     assert stand_in.lowlevel.current_task is trio.lowlevel.current_task
     assert stand_in.ClosedResourceError is trio.ClosedResourceError
