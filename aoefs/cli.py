@@ -101,6 +101,7 @@ def _refuse_misplaced_command(paths: list[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default that of the process) and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start threads that we never use, in 50 ms
     try:
         code = _run(argv)
         sys.stdout.flush()

@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import trio
 
 from aoefs.ata import check_result, flush_registers
@@ -133,7 +134,7 @@ class Disk:
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
         self._check_range(first, end)
-        buffer = memoryview(bytearray((end - first) * SECTOR_BYTES))
+        buffer = np.empty((end - first) * SECTOR_BYTES, np.uint8).data  # every byte of it comes from the disk
         await self._transfer(first, buffer, write=False)
         skip = offset - first * SECTOR_BYTES
         return buffer if size == len(buffer) else buffer[skip : skip + size]

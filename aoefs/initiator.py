@@ -236,12 +236,12 @@ class Initiator:
         if work is None:
             return None
         request, sector, sectors = work
-        room = min(room, path.room, BLOCK_TAGS)
-        taken = min(sectors, room * path.sectors)
-        if taken < sectors and path.in_flight and 2 * room < path.window.size:
+        room = min(room, path.room)
+        if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
             if sector != request.cursor:
                 self._again.appendleft(work)
             return None  # half a window in one batch costs hardly more than one command, and its answers come together
+        taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
         if sector == request.cursor:
             request.cursor += taken
             if request.cursor == request.sectors:
