@@ -18,8 +18,8 @@ import aoefs
 PACKAGE = Path(aoefs.__file__).parent
 
 FLOORS: list[tuple[str, set[str]]] = [
-    ("bytes and words", {"__init__", "errors", "wire", "ata"}),
-    ("parts of the core", {"recovery", "overlap", "tags", "latency"}),
+    ("bytes and words", {"__init__", "errors", "wire", "ata", "smart"}),
+    ("parts of the core", {"recovery", "overlap", "tags", "latency", "access"}),
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
