@@ -28,6 +28,13 @@ COMMANDS = {
     "status": "show the state of a mount",
     "target": "export files and devices as AoE targets",
     "demo": "try everything on this one machine",
+    "config": "read, set or test the config string of a target",
+    "doctor": "look for what can be wrong on this host, and say how to mend it",
+    "identify": "show what a disk tells of itself",
+    "mask": "list or change the hosts that a target answers",
+    "path-test": "measure which frames pass between this host and its targets",
+    "ping": "ask a target again and again, and time its answers",
+    "reserve": "keep other hosts from a target",
 }
 
 _DESCRIPTION = """\
@@ -77,7 +84,7 @@ def _run(argv: Sequence[str]) -> int:
             arguments.argv = list(argv)
             _refuse_misplaced_command(arguments.paths)
         else:
-            arguments = parser.parse_args(argv[1:])
+            arguments = parser.parse_intermixed_args(argv[1:])
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
     from aoefs.daemon import log_to_stderr  # here: --help needs no logging

@@ -139,12 +139,13 @@ class Engine:
         """Speak AoE on a local interface from now on.  OSError as ``aoefs.link.Link``."""
         self.add_port(SocketPort(interface, self.tags))
 
-    def add_port(self, port: Port) -> None:
+    def add_port(self, port: Port, *, discover: bool = True) -> None:
         """Receive on ``port`` from now on, and discover; it is closed with the engine."""
         self.ports[port.interface] = port
         self.in_place.add_port(port)
         self._nursery.start_soon(self._receiver.run, port, name=f"receiver on {port.interface}")
-        self._discovery.start(port)
+        if discover:
+            self._discovery.start(port)
 
     def port_changed(self, port: Port, *, up: bool) -> None:
         """The interface went up or down, or its MTU changed: measure and discover again."""
@@ -470,8 +471,12 @@ class Engine:
 
 
 @asynccontextmanager
-async def open_engine(interfaces: Iterable[str], settings: Settings | None = None) -> AsyncIterator[Engine]:
+async def open_engine(
+    interfaces: Iterable[str], settings: Settings | None = None, *, discover: bool = True
+) -> AsyncIterator[Engine]:
     """An engine on these interfaces; leaving the block stops its tasks and fails what still waits.
+
+    Without ``discover`` nothing asks who is there: for lone commands (``aoefs.exchange``).
 
     OSError as ``aoefs.link.Link`` for the first interface that cannot be used.  An exception of the block's own
     leaves it as it is, not wrapped in a group.
@@ -490,7 +495,7 @@ async def open_engine(interfaces: Iterable[str], settings: Settings | None = Non
         async with trio.open_nursery() as nursery:
             engine = Engine(nursery, settings or Settings(), tags)
             for port in ports:
-                engine.add_port(port)
+                engine.add_port(port, discover=discover)
             try:
                 yield engine
             except trio.Cancelled:

@@ -23,9 +23,9 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
-    ("tasks", {"discovery", "disk", "engine", "inplace", "receiver", "shard", "server"}),
+    ("tasks", {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "shard", "server"}),
     ("faces", {"fs", "console", "report", "tables", "turns"}),
-    ("commands", {"mount", "daemon"}),  # and all of aoefs/commands
+    ("commands", {"mount", "daemon", "companion"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
 ]
 PURE_FLOORS = 3  # the first so many: no I/O, no clock
