@@ -63,6 +63,8 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespace], Awaitable[int]]) -> int:
     """Run ``face(engine, arguments)`` on the interfaces that were asked for; its exit code."""
+    if not arguments.timeout:
+        raise UserError("--timeout 0 waits for no answer: give some seconds", exit_code=2)
     interfaces.require_packet_socket()
     names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
 
@@ -71,17 +73,20 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
     from aoefs.engine import open_engine
 
     async def main() -> int:
-        async with open_engine(names, discover=False) as engine:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                engine = await stack.enter_async_context(open_engine(names, discover=False))
+            except OSError as error:
+                raise UserError(f"cannot use {', '.join(names)}: {error.strerror}") from error
             return await face(engine, arguments)
 
     try:
         return trio.run(main)
-    except OSError as error:
-        raise UserError(f"cannot use {error.filename or ', '.join(names)}: {error.strerror}") from error
-    except BaseExceptionGroup as group:  # Ctrl-C that met a task of the engine
-        if group.subgroup(KeyboardInterrupt) is None:
-            raise
-        raise KeyboardInterrupt from None
+    except BaseExceptionGroup as group:  # of some task: a UserError, Ctrl-C, a reader of our output that went away
+        first: BaseException = group.subgroup(KeyboardInterrupt) or group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 @contextlib.asynccontextmanager
@@ -99,14 +104,8 @@ async def patience(text: str) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         if sys.stderr.isatty():
             nursery.start_soon(say)
-        failure: UserError | None = None
-        try:
-            yield
-        except UserError as error:  # not in a group
-            failure = error
+        yield
         nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 def place(station: Station) -> str:

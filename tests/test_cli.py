@@ -53,7 +53,10 @@ def is_mounted(path: Path) -> bool:
 # ── help and errors ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["umount", "--help"], ["discover", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["umount", "--help"], ["discover", "--help"], ["ping", "--help"], ["doctor", "--help"]],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         f"import sys, aoefs.cli; code = aoefs.cli.main({arguments}); print(*sys.modules, file=sys.stderr); exit(code)"
@@ -68,6 +71,14 @@ def test_help_names_every_command_and_word_of_the_mount() -> None:
     text = aoefs("--help").stdout
     assert all(f"\n  {name} " in text for name in cli.COMMANDS)
     assert "--deadsecs SECONDS" in text
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_a_help_that_fits(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: aoefs {command} ")
+    assert "(see" not in text
 
 
 def test_the_version_is_told() -> None:
@@ -92,6 +103,29 @@ def test_the_version_is_told() -> None:
         (["status", "/nowhere"], 1, "/nowhere is not mounted"),
         (["discover", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
         (["discover", "--timeout", "soon"], 2, "'soon' is not a number of seconds"),
+        (["ping"], 2, "required: X.Y (see aoefs ping --help)"),
+        (["ping", "disk"], 2, "'disk' is not a target address: write shelf.slot"),
+        (["ping", "e0.255"], 2, "slot 0 to 254 (65535 and 255 are broadcast)"),
+        (["ping", "0.0", "-c", "0"], 2, "'0' is not a whole number from 1"),
+        (["ping", "0.0", "-W", "0"], 2, "--timeout 0 waits for no answer"),
+        (["ping", "0.0", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
+        (["config", "65535.255"], 2, "is out of range"),
+        (["config", "0.0", "set"], 2, "config e0.0 set needs a STRING"),
+        (["config", "0.0", "get", "x"], 2, "prints, and takes no STRING"),
+        (["config", "0.0", "test", "x", "--force"], 2, "--force belongs to 'set'"),
+        (["config", "0.0", "set", "ä" * 513], 2, "1026 bytes; the protocol allows 1024"),
+        (["config", "0.0", "put", "x"], 2, "invalid choice: 'put'"),
+        (["config", "0.0", "-i", "nowhere0", "set", "x"], 1, "interface nowhere0 does not exist"),
+        (["identify", "0.0", "--raw", "--smart"], 2, "--raw goes with neither"),
+        (["reserve", "0.0", "set", "1:2"], 2, "'1:2' is not a MAC address"),
+        (["reserve", "0.0", "release", "02:00:00:00:00:01"], 2, "reserve e0.0 release takes no MAC"),
+        (["reserve", "0.0", "force", *["02:00:00:00:00:01"] * 65], 2, "65 MACs are more than the 64"),
+        (["mask", "0.0", "add"], 2, "mask e0.0 add needs at least one MAC"),
+        (["mask", "0.0", "get", "02:00:00:00:00:01"], 2, "mask e0.0 get takes no MAC"),
+        (["mask", "0.0", "add", *["02:00:00:00:00:01"] * 65], 2, "at most 64 MACs"),
+        (["path-test", "0.0", "1.2.3"], 2, "'1.2.3' is not a target address"),
+        (["path-test", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
+        (["doctor", "0.0"], 2, "unrecognized arguments: 0.0"),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_code(arguments: list[str], code: int, says: str) -> None:
@@ -103,12 +137,15 @@ def test_a_mistake_gets_one_line_and_its_code(arguments: list[str], code: int, s
     assert says in answer.stderr
 
 
-@pytest.mark.parametrize("arguments", [["discover", "-i", "aoe0"], ["-i", "aoe0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["discover", "-i", "aoe0"], ["-i", "aoe0"], ["ping", "0.0"], ["mask", "0.0", "-i", "aoe0"], ["path-test"]],
+)
 def test_without_the_right_to_raw_ethernet_one_line_says_so(lab: Lab, arguments: list[str]) -> None:
     require("setpriv")
     (lab.directory / "mnt").mkdir()
     drop = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", sys.executable, "-m", "aoefs"]
-    where = [] if arguments[0] == "discover" else [str(lab.directory / "mnt")]
+    where = [str(lab.directory / "mnt")] if arguments[0] == "-i" else []
     answer = lab.run(INITIATOR, [*drop, *arguments, *where], check=False)
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr == "aoefs: no permission for raw Ethernet: run as root, or with the capability CAP_NET_RAW\n"

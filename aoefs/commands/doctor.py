@@ -171,7 +171,9 @@ def _check_interfaces(names: tuple[str, ...] | list[str]) -> Iterator[Finding]:
             interfaces.choose([name], listed)
         except UserError as error:
             yield Finding(
-                "fail" if names else "warn", f"interface {name}", str(error).removeprefix(f"interface {name} ")
+                "fail" if names else "warn",
+                f"interface {name}",
+                str(error).removeprefix(f"interface {name}").lstrip(": "),
             )
             continue
         usable += 1

@@ -48,13 +48,15 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     if arguments.raw:
         sys.stdout.buffer.write(block)
         return 0
-    report: dict[str, Any] = {"name": str(arguments.target), **asdict(identity), "size": identity.size_bytes}
+    report: dict[str, Any] = {"name": str(arguments.target), "size": identity.size_bytes, **asdict(identity)}
     if not arguments.smart:
         print(json.dumps(report)) if arguments.json else _print_identity(report, identity)
         return 0
     failing, attributes = await _smart(engine, found.station, identity, arguments.timeout)
     if arguments.json:
-        listed = [{"id": each.number, "name": each.name, **asdict(each)} for each in attributes]
+        listed = [
+            {"id": a.number, "name": a.name, "value": a.value, "worst": a.worst, "raw": a.raw} for a in attributes
+        ]
         print(json.dumps({**report, "failing": failing, "attributes": listed}))
     else:
         print(f"{arguments.target}: {'SMART says that this disk is failing' if failing else 'SMART finds it well'}")

@@ -107,8 +107,8 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
 
 async def _require_no_vblade(engine: Engine, found: companion.Found, wait: float) -> None:
     address = found.station.address
-    for identity, _ in await companion.identify_all(engine, found.station, wait):
-        if "vblade" not in identity.model:
-            return
+    identities = await companion.identify_all(engine, found.station, wait)
+    if not identities:
+        raise UserError(f"{address} does not tell what it is, and a vblade would die of a mask delete")
+    if any("vblade" in identity.model for identity, _ in identities):
         raise UserError(f"{address} is a vblade, which dies of a mask delete (a bug of vblade): start it anew with -m")
-    raise UserError(f"{address} does not tell what it is, and a vblade would die of a mask delete")

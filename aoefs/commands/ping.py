@@ -74,8 +74,8 @@ class Tally:
     def summary(self, name: str) -> str:
         """The last two lines of ping(8); one when nothing answered."""
         lost = 100 * (1 - (len(self.times) + self.errors) / self.sent) if self.sent else 0
-        more = f", {self.errors} errors" if self.errors else ""
-        more += f", {self.duplicates} duplicates" if self.duplicates else ""
+        more = f", {self.errors} refused" if self.errors else ""
+        more += f", {self.duplicates} duplicate" if self.duplicates else ""
         text = f"--- {name} ---\n{self.sent} sent, {len(self.times)} answered{more}, {lost:.3g}% lost"
         if not self.times:
             return text

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,6 +26,17 @@ from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
 
 SIZE = 1 << 20
 STRANGER = bytes.fromhex("02ae000000ee")
+
+
+@pytest.fixture(params=["vblade", "own"])
+def serve(request: pytest.FixtureRequest, lab: Lab) -> Callable[[], object]:
+    """Exports a disk as e0.0, by vblade or by ``aoefs target``."""
+
+    def run() -> object:
+        disk = lab.image("disk", SIZE)
+        return lab.vblade(0, 0, disk) if request.param == "vblade" else lab.target(f"0.0={disk}")
+
+    return run
 
 
 @pytest.fixture
@@ -52,10 +63,10 @@ def holders(lab: Lab, raw: socket.socket) -> tuple[bytes, ...]:
 
 
 def test_a_reservation_is_held_with_all_our_addresses_while_a_file_is_open_for_writing(
-    lab: Lab, wire: Wire, raw: socket.socket
+    lab: Lab, wire: Wire, raw: socket.socket, serve: Callable[[], object]
 ) -> None:
     with contextlib.closing(Wire(lab, INITIATOR, TARGET)):
-        lab.vblade(0, 0, lab.image("disk", SIZE))
+        serve()
         mount = mount_until(lab, "e0.0", reserve=True)
         assert holders(lab, raw) == ()
         with opened(mount.here / "e0.0", os.O_RDONLY):
@@ -70,8 +81,10 @@ def test_a_reservation_is_held_with_all_our_addresses_while_a_file_is_open_for_w
             assert set(holders(lab, raw)) == ours
 
 
-def test_a_disk_that_somebody_else_holds_is_busy(lab: Lab, wire: Wire, raw: socket.socket) -> None:
-    lab.vblade(0, 0, lab.image("disk", SIZE))
+def test_a_disk_that_somebody_else_holds_is_busy(
+    lab: Lab, wire: Wire, raw: socket.socket, serve: Callable[[], object]
+) -> None:
+    serve()
     mount = mount_until(lab, "e0.0", reserve=True)
     reserve(lab, raw, ReserveArgument(ReserveCommand.SET, (STRANGER,)))
     assert errno_of(lambda: os.open(mount.here / "e0.0", os.O_RDWR)) == errno.EBUSY
