@@ -1,7 +1,8 @@
 """What the commands for one target have in common: their arguments, the engine they run in, and how they find it.
 
 A companion is a thin face: it runs one async function in an engine without discovery and speaks through
-``aoefs.exchange``.  Here is what would else be in each of them.
+``aoefs.exchange``.  Here is what would else be in each of them.  One task beside the face's own: it waits for Ctrl-C,
+since an exception at any place may be lost (in a weak reference's callback, say).
 
 What holds always: nobody or more than one disk behind an address is one clear line; a MAC that appears in a message
 was heard on this wire; a person at a terminal who waits for more than a second sees for what.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -70,20 +72,31 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
 
     import trio
 
+    import aoefs.exchange  # noqa: F401 (here, so that no face waits for it while its engine runs)
     from aoefs.engine import open_engine
 
     async def main() -> int:
         async with contextlib.AsyncExitStack() as stack:
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT))
             try:
                 engine = await stack.enter_async_context(open_engine(names, discover=False))
             except OSError as error:
                 raise UserError(f"cannot use {', '.join(names)}: {error.strerror}") from error
-            return await face(engine, arguments)
+            async with trio.open_nursery() as nursery:
+
+                async def until_signal() -> None:
+                    async for _ in signals:
+                        raise KeyboardInterrupt
+
+                nursery.start_soon(until_signal)
+                code = await face(engine, arguments)
+                nursery.cancel_scope.cancel()
+            return code
 
     try:
         return trio.run(main)
     except BaseExceptionGroup as group:  # of some task: a UserError, Ctrl-C, a reader of our output that went away
-        first: BaseException = group.subgroup(KeyboardInterrupt) or group
+        first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
         raise first from None

@@ -154,14 +154,16 @@ class Discovery:
     # ── hearing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hint(self, port: Port, header: Header) -> None:
-        """A config answer with no tag of ours came: ask whoever seems to have sent it, if the rates allow."""
+        """A config answer with no tag of ours came: ask whoever seems to have sent it, if the rates allow and this
+        port discovers at all.
+        """
         key = (port, header.source, header.address)
         now = trio.current_time()
         self.hints += 1
         hinted = self._hinted
         while hinted and next(iter(hinted.values())) + HINT_PERIOD <= now:
             del hinted[next(iter(hinted))]
-        if key in self._repeated or not self._may_exist(header):
+        if port not in self._schedules or key in self._repeated or not self._may_exist(header):
             self.hints_dropped += 1
         elif key in hinted:  # it may have changed once more since we asked
             self._repeated.add(key)

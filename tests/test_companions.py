@@ -170,6 +170,17 @@ def test_a_reservation_is_set_seen_kept_from_others_taken_over_and_released(run:
     assert run("reserve", name).out == f"{name} is not reserved\n"
 
 
+def test_a_reservation_and_a_mask_list_are_gone_with_the_target(lab: Lab, run_at: Callable[[Lab], Run]) -> None:
+    run = run_at(lab)
+    disk = lab.image("disk", MIB)
+    target = lab.target(f"0.0={disk}")
+    assert run("reserve", "0.0", "set").code == run("mask", "0.0", "add", OURS).code == 0
+    target.stop()
+    lab.target(f"0.0={disk}")
+    assert run("reserve", "0.0").out == "e0.0 is not reserved\n"
+    assert run("mask", "0.0").out == "e0.0 answers everybody\n"
+
+
 # ── mask ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -477,7 +488,7 @@ def test_a_healthy_host_gets_a_line_for_everything(run: Run) -> None:
     found = findings(run("doctor", "--json"))
     checks = "python|package (numpy|pyfuse3|rich|trio)|fuse|fusermount3|user_allow_other|raw Ethernet|CAP_NET_ADMIN"
     assert len([check for check in found if re.fullmatch(checks, check)]) == 10
-    assert {"kernel driver", "CAP_SYS_RESOURCE"} <= set(found)
+    assert {"kernel driver", "CAP_SYS_RESOURCE", "system log"} <= set(found)
 
 
 def test_without_rights_and_without_fuse_the_doctor_says_how_to_get_them(lab: Lab) -> None:

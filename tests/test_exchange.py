@@ -68,6 +68,14 @@ async def test_find_sends_one_broadcast_on_every_port_and_nothing_else(autojump_
             ]
 
 
+async def test_without_discovery_an_announcement_causes_nothing(autojump_clock: MockClock) -> None:
+    async with quiet_scene() as scene:
+        scene.add_target().announce()
+        await trio.sleep(5)
+        assert scene.wire.sent() == []
+        assert scene.engine.disks == {}
+
+
 async def test_find_of_everybody_tells_all_targets(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         targets = [scene.add_target(0, slot) for slot in range(5)]

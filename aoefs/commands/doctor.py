@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aoefs import interfaces, mountpoint
+from aoefs.daemon import LOG_SOCKETS
 from aoefs.errors import UserError
 from aoefs.options import add_interface_argument
 from aoefs.wire import payload_sectors
@@ -83,6 +84,7 @@ def examine(names: tuple[str, ...] | list[str]) -> list[Finding]:
         ("interfaces", lambda: _check_interfaces(names)),
         ("socket buffers", _check_buffers),
         ("kernel driver", _check_kernel_driver),
+        ("system log", _check_log),
         ("mounts", _check_mounts),
     ]
     findings = []
@@ -217,6 +219,15 @@ def _check_kernel_driver() -> Iterator[Finding]:
     text = "the module aoe is loaded" + (f" and shows {', '.join(disks)}" if disks else "")
     mend = "'modprobe -r aoe', or keep it off our interfaces by aoe-interfaces: never write one disk through both"
     yield Finding("warn", "kernel driver", text, mend)
+
+
+def _check_log() -> Iterator[Finding]:
+    there = [path for path in LOG_SOCKETS if os.path.exists(path)]
+    if there:
+        yield Finding("ok", "system log", there[0])
+    else:
+        mend = "mount with -f to see what happens, or start a log daemon"
+        yield Finding("warn", "system log", "none, so a mount in the background is silent", mend)
 
 
 def _check_mounts() -> Iterator[Finding]:
