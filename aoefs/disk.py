@@ -54,11 +54,14 @@ MAX_WAIT = 8.0  # seconds
 
 
 class Waiting:
-    """What all :class:`Wait` of an engine have in common: how many tasks are ready, woken but not yet gone on."""
+    """What all :class:`Wait` of an engine have in common: how many tasks sleep, and how many of these are ready to
+    go on and had no turn yet.
+    """
 
-    __slots__ = ("ready",)
+    __slots__ = ("asleep", "ready")
 
     def __init__(self) -> None:
+        self.asleep = 0
         self.ready = 0
 
 
@@ -89,8 +92,12 @@ class Wait:
             self._task = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        self._waiting.ready -= 1
+        self._waiting.asleep += 1
+        try:
+            await trio.lowlevel.wait_task_rescheduled(abort)
+            self._waiting.ready -= 1
+        finally:
+            self._waiting.asleep -= 1
 
 
 class Driver(Protocol):

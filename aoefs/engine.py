@@ -142,6 +142,7 @@ class Engine:
     def add_port(self, port: Port, *, discover: bool = True) -> None:
         """Receive on ``port`` from now on, and discover; it is closed with the engine."""
         self.ports[port.interface] = port
+        self._receiver.add_port(port)
         self.in_place.add_port(port)
         self._nursery.start_soon(self._receiver.run, port, name=f"receiver on {port.interface}")
         if discover:
@@ -174,6 +175,7 @@ class Engine:
                 self._drop_path(target, path)
             self.pump(target)
         self.in_place.drop_port(port)
+        self._receiver.drop_port(port)
         port.close()
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────────────────────────

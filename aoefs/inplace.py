@@ -3,7 +3,8 @@
 A turn of the loop costs more than a disk in the same rack takes for 4 KiB: an epoll of its own to arm and to read,
 deadlines, a batch of tasks.  While nobody else has anything to do, whoever waits may as well wait itself, on one epoll
 set that holds the FUSE descriptor and the sockets of all ports.  :meth:`InPlace.wait` does so for the answer to a
-request, :meth:`InPlace.next_request` between requests (called by the stand-in of ``aoefs.turns``).
+request, :meth:`InPlace.next_request` between requests (called by the stand-in of ``aoefs.turns``).  While somebody
+does the latter, the receivers of the ports sleep.
 
 What holds always:
 
@@ -31,10 +32,11 @@ PATIENCE = 0.001  # seconds: the least that epoll can wait
 AWAY = 0.004  # seconds without a turn of the loop; below the least RTO
 LONE_COMMANDS = 2  # in flight to a target: up to so many, frame by frame is cheaper than a batch
 _EVENTS = 16
+_MOST_WORKERS = 8  # of those that find nothing each costs a change of tasks
 
 
 class InPlace:
-    """See the module.  ``waiting`` counts the tasks that were woken and have not gone on yet."""
+    """See the module.  ``waiting`` counts the tasks that sleep and those that were woken."""
 
     def __init__(self, receiver: Receiver, shards: Shards, waiting: Waiting, now: Callable[[], float]) -> None:
         self._receiver = receiver
@@ -45,6 +47,8 @@ class InPlace:
         self._ports: dict[int, Port] = {}
         self._requests: int | None = None
         self._loop_turned_at = 0.0
+        self.descriptor = self._poll.fileno()
+        self.attended = receiver.attended
 
     def attend_to(self, descriptor: int) -> None:
         """``descriptor`` is readable when there is a FUSE request; from now on waiting in place is possible."""
@@ -69,35 +73,43 @@ class InPlace:
         """The loop had a turn."""
         self._loop_turned_at = self._now()
 
+    def others_are_ready(self) -> bool:
+        """There are tasks that want a turn of the loop, or the loop had none for long."""
+        return bool(self._waiting.ready) or self._now() >= self._loop_turned_at + AWAY
+
+    def workers_wanted(self) -> int:
+        """How many workers should look for requests in one turn of the loop, going by how many are busy."""
+        return min(1 + self._waiting.asleep // 2, _MOST_WORKERS)
+
     def wait(self, target: Initiator, wait: Wait) -> None:
-        """Wait for ``wait`` to be woken, if the answer of ``target`` can be expected soon."""
-        if self._requests is None or not target.answers_within(PATIENCE):
+        """Wait for ``wait`` to be woken, if the answer of ``target`` can be expected soon.
+
+        With several requests under way it is better to sleep: answers and replies then go in batches.
+        """
+        if self._requests is None or self._waiting.asleep or not target.answers_within(PATIENCE):
             return
-        until = self._loop_turned_at + AWAY
-        while not wait.woken and not self._waiting.ready and self._now() < until:
+        while not wait.woken and not self.others_are_ready():
             events = self._poll.poll(PATIENCE, _EVENTS)
-            if not events or self._take(events, lone=target.in_flight <= LONE_COMMANDS):
+            if not events or self._is_requested(events):
                 return
+            self._receive(events, lone=target.in_flight <= LONE_COMMANDS)
 
     def next_request(self) -> bool:
-        """True when there is another FUSE request; False to go to the loop and wait for it there."""
-        until = self._loop_turned_at + AWAY
-        while not self._waiting.ready and self._now() < until:
+        """True when there is a FUSE request; False when others are ready, or nothing came for ``PATIENCE``."""
+        while not self.others_are_ready():
             events = self._poll.poll(PATIENCE, _EVENTS)
             if not events:
                 return False
-            if self._take(events, lone=False):
+            if self._is_requested(events):
                 return True
+            self._receive(events)
         return False
 
-    def _take(self, events: list[tuple[int, int]], *, lone: bool) -> bool:
-        """Receive and complete what came; True if a FUSE request came, too."""
-        requests = False
+    def _is_requested(self, events: list[tuple[int, int]]) -> bool:
+        """There is a FUSE request; it goes before frames, so that these come in larger batches."""
+        return any(descriptor == self._requests for descriptor, _ in events)
+
+    def _receive(self, events: list[tuple[int, int]], *, lone: bool = False) -> None:
         for descriptor, _ in events:
-            port = self._ports.get(descriptor)
-            if port is None:
-                requests = True
-            else:
-                self._receiver.receive_batch(port, lone=lone, wake=False)
+            self._receiver.receive_batch(self._ports[descriptor], lone=lone, wake=False)
         self._shards.complete_in_place()
-        return requests

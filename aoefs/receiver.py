@@ -1,7 +1,7 @@
 """The receiver: frames off the ports, to the machines of their targets and into the queues of the shards.
 
-Owns what is done with a frame before it is completed, and nothing of its own beside that.  Tasks: one per port
-(:meth:`Receiver.run`); a caller that waits in place (``aoefs.inplace``) calls :meth:`Receiver.receive_batch` instead.
+Owns what is done with a frame before it is completed.  Tasks: one per port (:meth:`Receiver.run`), which sleeps while
+somebody waits in place (``aoefs.inplace``) and calls :meth:`Receiver.receive_batch` for all of them.
 
 The receiver does the least: it takes a batch, updates RTT and window, lets the freed window send more, and queues the
 answers.  Good answers come from ``aoefs.landing`` as runs; every other frame is judged here, one by one.
@@ -59,14 +59,33 @@ class Receiver:
         self._pump = pump
         self._hint = hint
         self._now = now
+        self._ports: set[Port] = set()
+        self._attended = False
+        self._sleeping = trio.lowlevel.ParkingLot()
+
+    def add_port(self, port: Port) -> None:
+        self._ports.add(port)
+
+    def drop_port(self, port: Port) -> None:
+        self._ports.discard(port)
+        self._sleeping.unpark_all()
+
+    def attended(self, somebody: bool) -> None:
+        """Somebody else waits for the frames of all ports, or nobody does."""
+        if self._attended and not somebody:
+            self._sleeping.unpark_all()
+        self._attended = somebody
 
     async def run(self, port: Port) -> None:
-        """The task of one port; ends when the port is closed."""
-        while True:
+        """The task of one port, while it is one."""
+        while port in self._ports:
+            if self._attended:
+                await self._sleeping.park()
+                continue
             try:
                 await port.wait_readable()
                 for _ in range(RECEIVE_BATCHES):
-                    if self.receive_batch(port) <= 1:
+                    if self._attended or self.receive_batch(port) <= 1:
                         break
             except trio.ClosedResourceError:
                 return

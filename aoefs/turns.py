@@ -2,11 +2,13 @@
 
 pyfuse3 takes one request per turn: a checkpoint for its lock, an epoll re-arm and an epoll wait.  It reaches trio
 through its module attribute ``pyfuse3.trio`` (its asyncio mode replaces that too); :func:`install` puts a stand-in
-there, with which a worker that answers a request without going to sleep takes the next one at once: its ``Lock`` has
-no checkpoint and may be taken back by the one who just gave it up, and its ``wait_readable`` waits in place first.
+there.  With it a worker that answered a request without going to sleep takes the next one at once; and whichever
+worker waits for a request attends to the ports as well (``aoefs.inplace``), so that one descriptor in the loop stands
+for all of them.
 
 What holds always: how long the loop goes without a turn is bounded by ``aoefs.inplace``; whenever the lock is free
-and somebody waits for it, one of those is about to run; everything else of trio is trio's own.
+and somebody waits for it, one of those is about to run; when nobody holds it or is about to, the receivers are told;
+everything else of trio is trio's own.
 
 Rejected: reading the FUSE descriptor ourselves (pyfuse3 owns the protocol).
 """
@@ -14,6 +16,7 @@ Rejected: reading the FUSE descriptor ourselves (pyfuse3 owns the protocol).
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any, Protocol
 
 import pyfuse3
@@ -23,9 +26,24 @@ import trio
 class Place(Protocol):
     """What is needed of :class:`aoefs.inplace.InPlace`."""
 
+    @property
+    def descriptor(self) -> int:
+        """Readable when there is anything to do."""
+        ...
+
     def attend_to(self, descriptor: int) -> None: ...
 
-    def next_request(self) -> bool: ...
+    def attended(self, somebody: bool) -> None:
+        """Somebody waits for requests, or is about to; or nobody."""
+        ...
+
+    def next_request(self) -> bool:
+        """See :meth:`aoefs.inplace.InPlace.next_request`."""
+        ...
+
+    def others_are_ready(self) -> bool: ...
+
+    def workers_wanted(self) -> int: ...
 
     def loop_turned(self) -> None: ...
 
@@ -33,19 +51,22 @@ class Place(Protocol):
 class _Lock:
     """A lock without the checkpoint of ``trio.Lock``.
 
-    Giving it up wakes the task that waited longest, as a candidate: until that one runs, anybody who comes by may
-    take the lock, so that a worker that did not go to sleep over its request goes on without a change of tasks.
+    Giving it up wakes those who waited longest, as candidates, as many as the place wants: until one of them runs,
+    anybody who comes by may take the lock, so that a worker that did not go to sleep over its request goes on without
+    a change of tasks; and when several requests are under way, several workers have a go in one turn of the loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._held = False
-        self._candidate: trio.lowlevel.Task | None = None
+        self._candidates = 0  # woken, and had no turn yet
         self._waiting: deque[trio.lowlevel.Task] = deque()
 
     async def __aenter__(self) -> None:
         if self._held:
             await self._wait()
         self._held = True
+        self._place.attended(True)
 
     async def _wait(self) -> None:
         task = trio.lowlevel.current_task()
@@ -57,44 +78,58 @@ class _Lock:
 
         while True:
             await trio.lowlevel.wait_task_rescheduled(abort)
-            self._candidate = None
+            self._candidates -= 1
             if not self._held:
                 return
-            self._waiting.appendleft(task)  # it was taken back meanwhile
+            self._waiting.appendleft(task)  # somebody was faster
 
     async def __aexit__(self, *_error: object) -> None:
         self._held = False
-        if self._waiting and self._candidate is None:
-            self._candidate = self._waiting.popleft()
-            trio.lowlevel.reschedule(self._candidate)
+        wanted = self._place.workers_wanted()
+        while self._waiting and self._candidates < wanted:
+            self._candidates += 1
+            trio.lowlevel.reschedule(self._waiting.popleft())
+        if not self._candidates:
+            self._place.attended(False)
 
 
 class _LowLevel:
-    """``trio.lowlevel`` but for ``wait_readable``."""
+    """``trio.lowlevel`` but for waiting for the descriptor of the requests."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._attended = False
+        self._attending = False
+        self._closing = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
 
     async def wait_readable(self, descriptor: int) -> None:
-        if not self._attended:
-            self._place.attend_to(descriptor)
-            self._attended = True
-        if not self._place.next_request():
-            await trio.lowlevel.wait_readable(descriptor)
-            self._place.loop_turned()
+        place = self._place
+        if not self._attending:
+            place.attend_to(descriptor)
+            self._attending = True
+        while not place.next_request():
+            if self._closing:
+                raise trio.ClosedResourceError
+            if place.others_are_ready():
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(place.descriptor)
+            place.loop_turned()
+
+    def notify_closing(self, descriptor: int) -> None:
+        self._closing = True
+        trio.lowlevel.notify_closing(descriptor)
+        trio.lowlevel.notify_closing(self._place.descriptor)
 
 
 class _Trio:
     """``trio`` but for ``Lock`` and ``lowlevel``."""
 
-    Lock = _Lock
-
     def __init__(self, place: Place) -> None:
         self.lowlevel = _LowLevel(place)
+        self.Lock = partial(_Lock, place)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
