@@ -47,7 +47,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BLOCK_BYTES = 1 << 20  # st_blksize: what cat and cp then ask for
-CACHE_SECONDS = 3600.0  # how long the kernel may keep names and attributes; changes are pushed to it
+CACHE_SECONDS = 3600.0  # how long the kernel may keep attributes, and names of ours; changes are pushed to it
 ROOT = pyfuse3.ROOT_INODE
 CONTROL, STATUS = ROOT + 1, ROOT + 2
 _FIRST_DISK = 16
@@ -192,6 +192,7 @@ class AoeOperations(pyfuse3.Operations):
             if node is None:
                 raise FUSEError(errno.ESTALE)
             entry.st_mode = stat.S_IFREG | (0o444 if self._read_only else 0o666) & ~self._umask
+            entry.entry_timeout = 0  # another disk may take the name, and whoever opens it must never get the old one
             entry.st_size = node.disk.size_bytes
             entry.st_blocks = node.target.identity.sectors
         return entry
@@ -406,8 +407,8 @@ class AoeOperations(pyfuse3.Operations):
             return (functools.partial(pyfuse3.invalidate_inode, node.inode, attr_only=False),)
         if change is Change.REPLACED:
             del self._by_disk[disk]
-            return (
+            return (  # the name first: the pages may be long in going
+                functools.partial(pyfuse3.invalidate_entry, ROOT, node.name),
                 functools.partial(pyfuse3.invalidate_inode, node.inode, attr_only=False),
-                functools.partial(pyfuse3.invalidate_entry_async, ROOT, node.name, ignore_enoent=True),
             )
         return ()

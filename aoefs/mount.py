@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -150,12 +150,18 @@ class Mount:
             log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
 
     async def _tell_kernel(self, operations: AoeOperations) -> None:
-        async for disk, change in self._changes_out:
-            for call in operations.invalidations(disk, change):
-                try:
-                    await trio.to_thread.run_sync(call)
-                except OSError as error:
-                    log.debug("%s: invalidation: %s", disk.target.name, error)
+        """Each change by a task: a target whose dirty pages block it must not keep the news of the others."""
+        async with trio.open_nursery() as nursery:
+            async for disk, change in self._changes_out:
+                calls = operations.invalidations(disk, change)
+                nursery.start_soon(self._invalidate, disk.target.name, calls, name="invalidation")
+
+    async def _invalidate(self, name: str, calls: Sequence[Callable[[], object]]) -> None:
+        for call in calls:
+            try:
+                await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+            except OSError as error:
+                log.debug("%s: invalidation: %s", name, error)
 
     async def _follow_interfaces(self, engine: Engine) -> None:
         """Interfaces come, go, and change their MTU."""
