@@ -44,6 +44,7 @@ from aoefs.link import LINK_DOWN, LinkStatistics
 from aoefs.path import Path, Run
 from aoefs.port import Port, SocketPort
 from aoefs.shard import Answer, Shards, ShardStatistics
+from aoefs.strangers import REFUSED, Stranger, Strangers
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
     ATA_BYTES,
@@ -110,6 +111,7 @@ class EngineStatistics:
     targets: tuple[TargetStatistics, ...]
     shards: tuple[ShardStatistics, ...]
     links: tuple[LinkStatistics, ...]
+    strangers: tuple[Stranger, ...]
     hints: int
     refused_identities: int
 
@@ -126,8 +128,14 @@ class Engine:
         self.dirty_lost = False  # a disk went away whose acknowledged writes no good flush had followed
         self._nursery = nursery
         self.now = trio.lowlevel.current_clock().current_time
+        self._strangers = Strangers()
         self._discovery = Discovery(
-            self.tags, nursery, self._on_finding, self._trusted_payload, allow_mac=settings.allow_mac
+            self.tags,
+            nursery,
+            self._on_finding,
+            self._on_stranger,
+            self._trusted_payload,
+            allow_mac=settings.allow_mac,
         )
         self._shards = Shards(settings.shards, nursery, self.pump)
         self._owners: dict[Path, Initiator] = {}
@@ -150,6 +158,7 @@ class Engine:
     def add_port(self, port: Port) -> None:
         """Receive on ``port`` from now on, and discover; it is closed with the engine."""
         self.ports[port.interface] = port
+        self._settle_reservations()
         self._nursery.start_soon(self._receive, port, name=f"receiver on {port.interface}")
         self._discovery.start(port)
 
@@ -180,6 +189,16 @@ class Engine:
                 self._drop_path(target, path)
             self.pump(target)
         port.close()
+        self._settle_reservations()
+
+    def macs(self) -> tuple[bytes, ...]:
+        """Ours, on all ports."""
+        return tuple(port.mac for port in self.ports.values())
+
+    def _settle_reservations(self) -> None:
+        for disk in self.disks.values():
+            if disk.reservation.is_due:
+                self._nursery.start_soon(self._settle, disk)
 
     async def _receive(self, port: Port) -> None:
         """The receiver of one port."""
@@ -421,11 +440,24 @@ class Engine:
 
     # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _on_stranger(self, stranger: Stranger) -> None:
+        if not self._is_path(stranger):  # a path that falls silent is no stranger
+            self._strangers.note(stranger, self.now())
+
+    def _is_path(self, stranger: Stranger) -> bool:
+        disk = self.disks.get(stranger.address)
+        paths = disk.target.paths if disk is not None else ()
+        return any(path.interface == stranger.interface and path.mac == stranger.mac for path in paths)
+
+    def _refuse(self, finding: Finding, reason: str) -> None:
+        address, interface, mac = finding.address, finding.port.interface, finding.mac
+        self._strangers.note(Stranger(address, interface, mac, finding.config, REFUSED, reason), self.now())
+
     def _on_finding(self, finding: Finding) -> None:
         disk = self.disks.get(finding.address)
         if disk is None:
             if len(self.disks) >= self.settings.max_targets:
-                log.warning("%s is ignored: %d targets are the most", finding.address, self.settings.max_targets)
+                self._refuse(finding, f"{self.settings.max_targets} targets are the most (--max-targets)")
                 return
             self._admit(finding)
             return
@@ -440,14 +472,8 @@ class Engine:
                 self._drop_path(target, path)
                 self.pump(target)
             self.refused_identities += 1
-            log.warning(
-                "%s: %s on %s is another disk (serial %s, not %s) and is refused",
-                finding.address,
-                finding.mac.hex(":"),
-                finding.port.interface,
-                finding.identity.serial,
-                target.identity.serial,
-            )
+            serials = f"serial {finding.identity.serial}, not {target.identity.serial}"
+            self._refuse(finding, f"it is another disk ({serials})")
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
             self._remove(disk)
@@ -494,19 +520,19 @@ class Engine:
         target.set_bufcnt(finding.config.buffer_count)
         target.config = finding.config.string
         path = target.find_path(finding.port, finding.mac)
+        is_new = path is None or target.is_silent
         if path is None:
             if len(target.paths) >= MAX_PATHS:
                 oldest = min(target.paths, key=lambda path: path.last_answer_at)
                 if oldest.healthy and not target.is_silent:
-                    log.warning(
-                        "%s: %s is ignored: %d paths are the most", target.name, finding.mac.hex(":"), MAX_PATHS
-                    )
+                    self._refuse(finding, f"{MAX_PATHS} paths are the most")
                     return
                 self._drop_path(target, oldest)
             path = target.add_path(
                 finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
             )
             self._owners[path] = target
+        self._strangers.forget((path.interface, path.mac, target.address))
         if path.sectors != finding.sectors:
             log.info("%s: %d sectors per frame on %s", target.name, finding.sectors, path.interface)
         path.sectors, path.full_sectors = finding.sectors, finding.full_sectors
@@ -519,7 +545,23 @@ class Engine:
             log.info("%s is back", target.name)
         if was_down:
             self.settings.on_change(disk, Change.RETURNED)
+        if disk.reservation.is_due:
+            if is_new:
+                target.suspended = target.on_hold = True
+            self._nursery.start_soon(self._settle, disk)
         self.pump(target)
+
+    async def _settle(self, disk: Disk) -> None:
+        """Renew its reservation, which a restarted target forgot and which does not name a new MAC of ours; then I/O
+        goes on.
+        """
+        heard = await disk.reservation.settle()
+        target = disk.target
+        if target.on_hold:
+            target.on_hold = False
+            if heard and target.state is State.UP:
+                target.come_up(self.now())
+                self.pump(target)
 
     def _resize(self, disk: Disk, finding: Finding) -> None:
         target = disk.target
@@ -550,17 +592,26 @@ class Engine:
             self._discovery.start(port)
 
     async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
-        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most."""
+        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most.
+
+        Who is still under IDENTIFY is waited for.
+        """
         with trio.move_on_at(self._started_at + patience):
             await self._found_one.wait()
             while (quiet_at := self._last_new_target + QUIET_AFTER_TARGET) > self.now():  # noqa: ASYNC110 (it moves)
                 await trio.sleep_until(quiet_at)
+            while self._discovery.candidates():  # noqa: ASYNC110 (a few times in the life of a process)
+                await trio.sleep(0.01)
 
     def statistics(self) -> EngineStatistics:
+        now = self.now()
+        strangers = {stranger.key: stranger for stranger in self._strangers.present(now)}
+        silent = {stranger.key: stranger for stranger in self._discovery.candidates() if not self._is_path(stranger)}
         return EngineStatistics(
             targets=tuple(disk.target.statistics() for _, disk in sorted(self.disks.items())),
             shards=self._shards.statistics(),
             links=tuple(port.statistics() for port in self.ports.values()),
+            strangers=tuple((silent | strangers).values()),
             hints=self._discovery.hints,
             refused_identities=self.refused_identities,
         )

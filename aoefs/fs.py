@@ -28,7 +28,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -76,8 +76,6 @@ class Node:
     name: bytes
     disk: Disk
     opened: int = 0
-    writers: int = 0  # handles that hold its reservation
-    reserving: trio.Lock = field(default_factory=trio.Lock)  # giving it back must not overtake the next taking
 
     @property
     def target(self) -> Initiator:
@@ -308,25 +306,19 @@ class AoeOperations(pyfuse3.Operations):
             await self._give_back_reservation(node)
 
     async def _take_reservation(self, node: Node) -> None:
-        async with node.reserving:
-            if not node.writers:
-                try:
-                    await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
-                except RequestError as error:
-                    failure = self._fail(node, "reservation", error)
-                    if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
-                        failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
-                    raise failure from None
-            node.writers += 1
+        try:
+            await node.disk.reservation.take()
+        except RequestError as error:
+            failure = self._fail(node, "reservation", error)
+            if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
+                failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
+            raise failure from None
 
     async def _give_back_reservation(self, node: Node) -> None:
-        async with node.reserving:
-            node.writers -= 1
-            if not node.writers:
-                try:
-                    await node.disk.reserve(())
-                except RequestError as error:
-                    self._fail(node, "giving back the reservation", error)
+        try:
+            await node.disk.reservation.give_back()
+        except RequestError as error:
+            self._fail(node, "giving back the reservation", error)
 
     def _fail(self, node: Node, what: str, error: RequestError) -> FUSEError:
         """One log line with target, place and cause; the errno for the caller."""
