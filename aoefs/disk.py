@@ -231,23 +231,24 @@ class Disk:
         self._waits.add(wait)
         target.begin_lone_command(self._driver.now())
         self._driver.arm(target)
+        until = self._driver.now() + (target.deadsecs or math.inf)
+        pause = FIRST_WAIT
         try:
-            with trio.move_on_after(target.deadsecs or math.inf):
-                pause = FIRST_WAIT
-                while target.state is State.UP and wait.error is None and not answers:
-                    wait.woken = False
-                    paths = [path for path in target.paths if path.healthy] or target.paths
-                    path = paths[exchange.sendings % len(paths)] if paths else None
-                    renewing = target.on_hold and command is AoeCommand.RESERVE
-                    if path is not None and (renewing or not target.suspended):
-                        port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
-                        port.send_frame(
-                            encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag()))
-                        )
-                        pause = max(pause, path.rtt.rto)
-                    with trio.move_on_after(pause):
-                        await wait.wait()
-                    pause = min(pause * 2, MAX_WAIT)
+            while target.state is State.UP and wait.error is None and not answers:
+                left = until - self._driver.now()
+                if left <= 0:
+                    break
+                wait.woken = False
+                paths = [path for path in target.paths if path.healthy] or target.paths
+                path = paths[exchange.sendings % len(paths)] if paths else None
+                renewing = target.on_hold and command is AoeCommand.RESERVE
+                if path is not None and (renewing or not target.suspended):
+                    port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
+                    port.send_frame(encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag())))
+                    pause = max(pause, path.rtt.rto)
+                with trio.move_on_after(min(pause, left)):
+                    await wait.wait()
+                pause = min(pause * 2, MAX_WAIT)
         finally:
             target.end_lone_command()
             self._waits.discard(wait)
@@ -302,10 +303,14 @@ class Disk:
         wait = Wait()
         claim.granted = wait.wake
         self._waits.add(wait)
+        until = self._driver.now() + (target.deadsecs or math.inf)
         try:
-            with trio.move_on_after(target.deadsecs or math.inf):
-                while target.state is State.UP and wait.error is None and not claim.is_granted:
-                    wait.woken = False
+            while target.state is State.UP and wait.error is None and not claim.is_granted:
+                left = until - self._driver.now()
+                if left <= 0:
+                    break
+                wait.woken = False
+                with trio.move_on_after(left):
                     await wait.wait()
         except trio.Cancelled:
             target.order.release(claim)

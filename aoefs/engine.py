@@ -43,6 +43,7 @@ from aoefs.initiator import DEFAULT_DEADSECS, DEFAULT_MAXOUT, Initiator, State, 
 from aoefs.link import LINK_DOWN, LinkStatistics
 from aoefs.path import Path, Run
 from aoefs.port import Port, SocketPort
+from aoefs.running import PERIOD, RunningTime
 from aoefs.shard import Answer, Shards, ShardStatistics
 from aoefs.strangers import REFUSED, Stranger, Strangers
 from aoefs.tags import Exchange, TagTable
@@ -68,6 +69,7 @@ IN_PLACE_COMMANDS = 32  # in flight; with more, answers come in batches anyhow
 MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
 FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
+ROUNDING = 1e-6  # seconds: a deadline on trio's clock and one on ours differ by the error of a sum
 LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
 
@@ -127,7 +129,8 @@ class Engine:
         self.refused_identities = 0
         self.dirty_lost = False  # a disk went away whose acknowledged writes no good flush had followed
         self._nursery = nursery
-        self.now = trio.lowlevel.current_clock().current_time
+        self._time = RunningTime(trio.lowlevel.current_clock().current_time)
+        self.now = self._time.now
         self._strangers = Strangers()
         self._discovery = Discovery(
             self.tags,
@@ -205,11 +208,14 @@ class Engine:
         while self.ports.get(port.interface) is port:
             try:
                 await port.wait_readable()
-                for _ in range(RECEIVE_BATCHES):
-                    if not self._receive_batch(port):
-                        break
+                self._receive_batches(port)
             except trio.ClosedResourceError:
                 return
+
+    def _receive_batches(self, port: Port) -> None:
+        for _ in range(RECEIVE_BATCHES):
+            if not self._receive_batch(port):
+                break
 
     def wait_in_place(self, target: Initiator, wait: Wait) -> None:
         """Wait without the loop for an answer that is microseconds away: a whole trip through it costs more.
@@ -356,18 +362,29 @@ class Engine:
         armed = self._armed.get(target)
         if armed is None or timeout < armed:
             self._armed[target] = timeout
-            if self._timer_scope is not None and timeout < self._timer_scope.deadline:
-                self._timer_scope.deadline = timeout
+            deadline = timeout + self._time.lost
+            if self._timer_scope is not None and deadline < self._timer_scope.deadline:
+                self._timer_scope.deadline = deadline
 
     async def _timer(self) -> None:
-        """Look at each target when its time has come; a target that moved its time later is just armed again."""
+        """Look at each target when its time has come; a target that moved its time later is just armed again.
+
+        Before one is given up, what its answers are waiting in is emptied: we may be late, not they.
+        """
         while True:
-            with trio.CancelScope(deadline=min(self._armed.values(), default=math.inf)) as self._timer_scope:
+            deadline = min(self._armed.values(), default=math.inf) + self._time.lost
+            with trio.CancelScope(deadline=deadline) as self._timer_scope:
                 await trio.sleep_forever()
-            now = self.now()
+            now = self.now() + ROUNDING
+            received = False
             for target in [target for target, at in self._armed.items() if at <= now]:
                 del self._armed[target]
                 timeout = target.next_timeout()
+                if timeout is not None and timeout <= now and not received:
+                    received = True
+                    for port in self.ports.values():
+                        self._receive_batches(port)
+                    timeout = target.next_timeout()
                 if timeout is None:
                     continue
                 if timeout <= now:
@@ -389,8 +406,9 @@ class Engine:
         asked: dict[Initiator, tuple[float, int]] = {}
         narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to try again, and then
         while True:
-            await trio.sleep(1.0)
+            await trio.sleep(PERIOD)
             now = self.now()
+            self._time.beat()
             for target in [disk.target for disk in self.disks.values()]:
                 if not target.is_silent:
                     asked.pop(target, None)
@@ -596,10 +614,10 @@ class Engine:
 
         Who is still under IDENTIFY is waited for.
         """
-        with trio.move_on_at(self._started_at + patience):
+        with trio.move_on_after(max(0.0, self._started_at + patience - self.now())):
             await self._found_one.wait()
-            while (quiet_at := self._last_new_target + QUIET_AFTER_TARGET) > self.now():  # noqa: ASYNC110 (it moves)
-                await trio.sleep_until(quiet_at)
+            while (quiet := self._last_new_target + QUIET_AFTER_TARGET - self.now()) > 0:  # noqa: ASYNC110 (it moves)
+                await trio.sleep(quiet)
             while self._discovery.candidates():  # noqa: ASYNC110 (a few times in the life of a process)
                 await trio.sleep(0.01)
 
