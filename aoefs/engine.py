@@ -69,6 +69,7 @@ IN_PLACE_COMMANDS = 32  # in flight; with more, answers come in batches anyhow
 MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
 FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
+ROOM_PAUSE, MAX_ROOM_PAUSE = 0.0005, 0.008  # seconds until a full device queue is tried again, doubling
 ROUNDING = 1e-6  # seconds: a deadline on trio's clock and one on ours differ by the error of a sum
 LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
@@ -335,22 +336,28 @@ class Engine:
         self.arm(target)
 
     def _block(self, port: Port, target: Initiator) -> None:
-        """The port's socket is full: pump this target again when there is room, in turn with the others."""
-        waiting = self._blocked.setdefault(port, {})
-        if not waiting:
+        """The port has no room: pump this target again when there is some, in turn with the others."""
+        waiting = self._blocked.get(port)
+        if waiting is None:
+            waiting = self._blocked[port] = {}
             self._nursery.start_soon(self._unblock, port, name=f"room on {port.interface}")
         waiting[target] = None
 
     async def _unblock(self, port: Port) -> None:
+        pause = ROOM_PAUSE
         try:
-            await trio.sleep(0.0005)  # ENOBUFS comes from a full device queue, of which no descriptor tells
-            if self.ports.get(port.interface) is not port:
-                return
-            await port.wait_writable()
+            while waiting := self._blocked.get(port):
+                await trio.sleep(pause)  # ENOBUFS comes from a full device queue, of which no descriptor tells
+                if self._blocked.get(port) is not waiting:
+                    return
+                await port.wait_writable()
+                self._blocked[port] = {}
+                for target in waiting:
+                    self.pump(target)
+                pause = min(2 * pause, MAX_ROOM_PAUSE)
         except trio.ClosedResourceError:
             return
-        for target in self._blocked.pop(port, {}):
-            self.pump(target)
+        self._blocked.pop(port, None)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -191,6 +191,8 @@ async def test_what_could_not_be_given_back_is_given_back_when_the_target_is_the
         await disk.reservation.take()
         target.silent = True
         with pytest.raises(TargetLost):
+            await disk.read(0, 512)
+        with pytest.raises(TargetLost):
             await disk.reservation.give_back()
         assert holder.macs == (OUR_MAC,)
         target.silent = False
