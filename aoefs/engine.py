@@ -115,8 +115,11 @@ class EngineStatistics:
     shards: tuple[ShardStatistics, ...]
     links: tuple[LinkStatistics, ...]
     strangers: tuple[Stranger, ...]
-    hints: int
+    hints: int  # announcements and other config answers that nobody asked for
+    hints_dropped: int  # of these, those that were not asked about
+    candidates_dropped: int  # who answered when too many were under IDENTIFY already
     refused_identities: int
+    stopped_seconds: float  # for which this process was not allowed to run
 
 
 class Engine:
@@ -638,7 +641,10 @@ class Engine:
             links=tuple(port.statistics() for port in self.ports.values()),
             strangers=tuple((silent | strangers).values()),
             hints=self._discovery.hints,
+            hints_dropped=self._discovery.hints_dropped,
+            candidates_dropped=self._discovery.candidates_dropped,
             refused_identities=self.refused_identities,
+            stopped_seconds=round(self._time.lost, 3),
         )
 
     def fail_all(self) -> None:

@@ -109,7 +109,10 @@ def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, ve
         "links": [link_report(link) for link in statistics.links],
         "strangers": [stranger_report(stranger) for stranger in statistics.strangers],
         "hints": statistics.hints,
+        "hints_dropped": statistics.hints_dropped,
+        "candidates_dropped": statistics.candidates_dropped,
         "refused_identities": statistics.refused_identities,
+        "stopped_seconds": statistics.stopped_seconds,
     }
 
 
