@@ -28,6 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from aoefs.tables import printable
+
 READY_VARIABLE = "AOEFS_READY_FD"
 LOG_SOCKETS = ("/dev/log", "/run/systemd/journal/dev-log")
 LINES_PER_SECOND = 20  # of the log; more are counted and left out
@@ -76,7 +78,8 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):
-            print(f"aoefs: {self.format(record)}", file=sys.stderr, flush=True)
+            text = "\n".join(map(printable, self.format(record).split("\n")))  # a target's serial number, for one
+            print(f"aoefs: {text}", file=sys.stderr, flush=True)
 
 
 class LogLimit(logging.Filter):

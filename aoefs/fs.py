@@ -28,7 +28,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -47,7 +47,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BLOCK_BYTES = 1 << 20  # st_blksize: what cat and cp then ask for
-CACHE_SECONDS = 3600.0  # how long the kernel may keep names and attributes; changes are pushed to it
+CACHE_SECONDS = 3600.0  # how long the kernel may keep attributes, and names of ours; changes are pushed to it
 ROOT = pyfuse3.ROOT_INODE
 CONTROL, STATUS = ROOT + 1, ROOT + 2
 _FIRST_DISK = 16
@@ -76,8 +76,6 @@ class Node:
     name: bytes
     disk: Disk
     opened: int = 0
-    writers: int = 0  # handles that hold its reservation
-    reserving: trio.Lock = field(default_factory=trio.Lock)  # giving it back must not overtake the next taking
 
     @property
     def target(self) -> Initiator:
@@ -192,6 +190,7 @@ class AoeOperations(pyfuse3.Operations):
             if node is None:
                 raise FUSEError(errno.ESTALE)
             entry.st_mode = stat.S_IFREG | (0o444 if self._read_only else 0o666) & ~self._umask
+            entry.entry_timeout = 0  # another disk may take the name, and whoever opens it must never get the old one
             entry.st_size = node.disk.size_bytes
             entry.st_blocks = node.target.identity.sectors
         return entry
@@ -307,25 +306,19 @@ class AoeOperations(pyfuse3.Operations):
             await self._give_back_reservation(node)
 
     async def _take_reservation(self, node: Node) -> None:
-        async with node.reserving:
-            if not node.writers:
-                try:
-                    await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
-                except RequestError as error:
-                    failure = self._fail(node, "reservation", error)
-                    if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
-                        failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
-                    raise failure from None
-            node.writers += 1
+        try:
+            await node.disk.reservation.take()
+        except RequestError as error:
+            failure = self._fail(node, "reservation", error)
+            if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
+                failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
+            raise failure from None
 
     async def _give_back_reservation(self, node: Node) -> None:
-        async with node.reserving:
-            node.writers -= 1
-            if not node.writers:
-                try:
-                    await node.disk.reserve(())
-                except RequestError as error:
-                    self._fail(node, "giving back the reservation", error)
+        try:
+            await node.disk.reservation.give_back()
+        except RequestError as error:
+            self._fail(node, "giving back the reservation", error)
 
     def _fail(self, node: Node, what: str, error: RequestError) -> FUSEError:
         """One log line with target, place and cause; the errno for the caller."""
@@ -406,8 +399,8 @@ class AoeOperations(pyfuse3.Operations):
             return (functools.partial(pyfuse3.invalidate_inode, node.inode, attr_only=False),)
         if change is Change.REPLACED:
             del self._by_disk[disk]
-            return (
+            return (  # the name first: the pages may be long in going
+                functools.partial(pyfuse3.invalidate_entry, ROOT, node.name),
                 functools.partial(pyfuse3.invalidate_inode, node.inode, attr_only=False),
-                functools.partial(pyfuse3.invalidate_entry_async, ROOT, node.name, ignore_enoent=True),
             )
         return ()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -32,7 +32,7 @@ from aoefs.fs import AoeOperations
 from aoefs.interfaces import Interface, InterfaceMonitor
 from aoefs.options import MountOptions
 from aoefs.report import status_report
-from aoefs.wire import payload_sectors
+from aoefs.wire import format_mac, payload_sectors
 
 log = logging.getLogger("aoefs")
 
@@ -150,18 +150,28 @@ class Mount:
             log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
 
     async def _tell_kernel(self, operations: AoeOperations) -> None:
-        async for disk, change in self._changes_out:
-            for call in operations.invalidations(disk, change):
-                try:
-                    await trio.to_thread.run_sync(call)
-                except OSError as error:
-                    log.debug("%s: invalidation: %s", disk.target.name, error)
+        """Each change by a task: a target whose dirty pages block it must not keep the news of the others."""
+        async with trio.open_nursery() as nursery:
+            async for disk, change in self._changes_out:
+                calls = operations.invalidations(disk, change)
+                nursery.start_soon(self._invalidate, disk.target.name, calls, name="invalidation")
+
+    async def _invalidate(self, name: str, calls: Sequence[Callable[[], object]]) -> None:
+        for call in calls:
+            try:
+                await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+            except OSError as error:
+                log.debug("%s: invalidation: %s", name, error)
 
     async def _follow_interfaces(self, engine: Engine) -> None:
         """Interfaces come, go, and change their MTU."""
         with InterfaceMonitor() as monitor:
             async for event in monitor:
                 port = engine.ports.get(event.name)
+                if port is not None and isinstance(event, Interface) and event.mac != port.mac:
+                    log.warning("%s has the address %s now", event.name, format_mac(event.mac))
+                    engine.drop_port(port)  # its socket and its paths are made for the old one
+                    port = None
                 if not isinstance(event, Interface):
                     if port is not None:
                         log.warning("%s is gone", event.name)
@@ -201,22 +211,32 @@ class Mount:
             log.warning("%s", error)
 
     async def _flush_all(self, engine: Engine) -> bool:
-        """Flush all that is dirty at the same time; True when all that was ever acknowledged is durable now."""
-        failed = [disk.target.name for disk in engine.disks.values() if disk.target.dirty]
+        """Flush all that is dirty and give back what is reserved, at the same time; True when all that was ever
+        acknowledged is durable now.
+        """
+        waiting = [disk for disk in engine.disks.values() if disk.target.dirty or disk.reservation.is_due]
+        failed = [disk.target.name for disk in waiting if disk.target.dirty]
 
-        async def flush(disk: Disk) -> None:
+        async def end(disk: Disk) -> None:
             try:
-                await disk.flush()
+                if disk.target.dirty:
+                    await disk.flush()
+                    failed.remove(disk.target.name)
             except RequestError as error:
                 log.error("%s: the last flush failed: %s", disk.target.name, error)
-            else:
-                failed.remove(disk.target.name)
+            try:
+                if disk.reservation.is_due:
+                    await disk.reservation.end()
+            except RequestError as error:
+                log.error("%s: giving back the reservation failed: %s", disk.target.name, error)
 
         with trio.move_on_after(FLUSH_GRACE) as scope:
             async with trio.open_nursery() as nursery:
-                for disk in engine.disks.values():
-                    if disk.target.dirty:
-                        nursery.start_soon(flush, disk)
+                for disk in waiting:
+                    nursery.start_soon(end, disk)
         if scope.cancelled_caught:
-            log.error("%s: the last flush was not answered within %g s", ", ".join(failed), FLUSH_GRACE)
+            names = ", ".join(
+                disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
+            )
+            log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
         return not failed and not engine.dirty_lost

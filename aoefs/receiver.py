@@ -84,11 +84,16 @@ class Receiver:
                 continue
             try:
                 await port.wait_readable()
-                for _ in range(RECEIVE_BATCHES):
-                    if self._attended or self.receive_batch(port) <= 1:
-                        break
+                if not self._attended:
+                    self.receive_batches(port)
             except trio.ClosedResourceError:
                 return
+
+    def receive_batches(self, port: Port) -> None:
+        """Take what is there, but for a bounded number of batches."""
+        for _ in range(RECEIVE_BATCHES):
+            if self.receive_batch(port) <= 1:
+                break
 
     def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int:
         """Take one batch of frames; how many.

@@ -663,9 +663,10 @@ async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fa
         await mount.operations.release(handle)
         calls = mount.operations.invalidations(old_disk, Change.REPLACED)
         assert [(call.func, call.args[0]) for call in calls] == [
+            (pyfuse3.invalidate_entry, ROOT),
             (pyfuse3.invalidate_inode, inodes[0]),
-            (pyfuse3.invalidate_entry_async, ROOT),
         ]
+        assert (await mount.lookup("e0.0")).entry_timeout == 0, "the kernel asks before it opens the name again"
         new = await mount.open()
         assert await mount.read(new, 0, 3) == b"old"
 

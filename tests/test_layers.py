@@ -19,11 +19,14 @@ PACKAGE = Path(aoefs.__file__).parent
 
 FLOORS: list[tuple[str, set[str]]] = [
     ("bytes and words", {"__init__", "errors", "wire", "ata", "smart"}),
-    ("parts of the core", {"recovery", "overlap", "tags", "latency", "access"}),
+    ("parts of the core", {"recovery", "overlap", "tags", "latency", "access", "running", "strangers"}),
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
-    ("tasks", {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "shard", "server"}),
+    (
+        "tasks",
+        {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "reservation", "shard", "server"},
+    ),
     ("faces", {"fs", "console", "report", "tables", "turns"}),
     ("commands", {"mount", "daemon", "companion"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
