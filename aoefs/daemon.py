@@ -28,6 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from aoefs.events import EventRing
+
 READY_VARIABLE = "AOEFS_READY_FD"
 LOG_SOCKETS = ("/dev/log", "/run/systemd/journal/dev-log")
 LINES_PER_SECOND = 20  # of the log; more are counted and left out
@@ -93,7 +95,8 @@ class LogLimit(logging.Filter):
         self._swallowed: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        second, kind = int(time.monotonic()), str(record.msg)
+        second = int(time.monotonic())
+        kind: str = vars(record).setdefault("kind", str(record.msg))  # another handler's limit may add to it
         if second != self._second:
             self._second = second
             self._passed.clear()
@@ -102,18 +105,19 @@ class LogLimit(logging.Filter):
             self._swallowed[kind] += 1
             return False
         swallowed = self._swallowed.pop(kind, 0)
-        if swallowed:
+        if swallowed and str(record.msg) == kind:
             record.msg = f"{record.getMessage()} (before this, {swallowed} such lines were left out)"
             record.args = None
         return True
 
 
 def log_to(handler: logging.Handler) -> None:
-    """Make this the one place where the log goes."""
+    """Make this the one place where the log goes; a ring of events stays beside it."""
     handler.addFilter(LogLimit())
     for old in log.handlers[:]:
-        log.removeHandler(old)
-        old.close()
+        if not isinstance(old, EventRing):
+            log.removeHandler(old)
+            old.close()
     log.addHandler(handler)
 
 

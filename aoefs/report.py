@@ -11,11 +11,14 @@ from dataclasses import asdict
 import trio
 
 from aoefs.engine import EngineStatistics, open_engine
+from aoefs.events import Event
 from aoefs.initiator import TargetStatistics
 from aoefs.latency import percentile_us
 from aoefs.link import LinkStatistics
 from aoefs.path import PathStatistics
 from aoefs.wire import format_mac
+
+STATUS_EVENTS = 50
 
 
 def path_report(path: PathStatistics, bufcnt: int) -> dict[str, object]:
@@ -67,8 +70,10 @@ def link_report(link: LinkStatistics) -> dict[str, object]:
     return {**asdict(link), "mac": format_mac(link.mac)}
 
 
-def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, version: str) -> dict[str, object]:
-    """The object of ``status --json``."""
+def status_report(
+    statistics: EngineStatistics, events: Sequence[Event] = (), *, mountpoint: str, pid: int, version: str
+) -> dict[str, object]:
+    """The object of ``status --json``, with the last ``STATUS_EVENTS`` events."""
     return {
         "mountpoint": mountpoint,
         "pid": pid,
@@ -78,6 +83,7 @@ def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, ve
         "links": [link_report(link) for link in statistics.links],
         "hints": statistics.hints,
         "refused_identities": statistics.refused_identities,
+        "events": [asdict(event) for event in events[-STATUS_EVENTS:]],
     }
 
 
