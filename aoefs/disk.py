@@ -36,12 +36,16 @@ from aoefs.wire import (
     SECTOR_BYTES,
     AoeCommand,
     AtaArgument,
+    ConfigArgument,
+    ConfigCommand,
     Header,
     ReserveArgument,
     ReserveCommand,
     decode_ata_untrusted,
+    decode_config_untrusted,
     decode_header_untrusted,
     encode_ata,
+    encode_config,
     encode_reserve,
 )
 
@@ -95,10 +99,14 @@ class Driver(Protocol):
 
 
 class Disk:
-    """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model."""
+    """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model.
+
+    ``opened`` is for its users to count themselves in: a disk that somebody has open is never forgotten.
+    """
 
     def __init__(self, target: Initiator, driver: Driver) -> None:
         self.target = target
+        self.opened = 0
         self._driver = driver
         self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
@@ -177,6 +185,12 @@ class Disk:
         argument = ReserveArgument(ReserveCommand.SET, macs)
         await self._converse(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
 
+    async def set_config(self, string: bytes) -> None:
+        """Store the config string (0 to 1024 bytes), whatever was there.  TargetError, TargetLost."""
+        argument = ConfigArgument(ConfigCommand.FORCE_SET, string)
+        frame = await self._converse(AoeCommand.CONFIG, lambda header: encode_config(header, argument))
+        self.target.config = decode_config_untrusted(frame).string
+
     async def command(self, registers: AtaArgument, data: bytes = b"") -> bytes:
         """Carry out one lone ATA command; the whole answering frame.  TargetError, TargetLost."""
         return await self._converse(AoeCommand.ATA, lambda header: encode_ata(header, registers, data))
@@ -196,6 +210,8 @@ class Disk:
                 raise FrameError("nobody whom this command was sent to")
             if command is AoeCommand.ATA and not header.is_error:  # an error may come without registers
                 decode_ata_untrusted(frame)
+            if command is AoeCommand.CONFIG:
+                decode_config_untrusted(frame)
             answers.append((header, frame))
             wait.wake()
 
