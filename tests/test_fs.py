@@ -36,8 +36,11 @@ CONTEXT = cast(pyfuse3.RequestContext, None)
 class Mounted:
     """Operations as pyfuse3 would call them, with the types of this test."""
 
-    def __init__(self, scene: Scene, operations: AoeOperations, changes: list[tuple[Disk, Change]]) -> None:
+    def __init__(
+        self, scene: Scene, operations: AoeOperations, changes: list[tuple[Disk, Change]], ring: EventRing
+    ) -> None:
         self.scene = scene
+        self.ring = ring
         self.operations: Any = operations
         self.changes = changes
 
@@ -58,7 +61,9 @@ class Mounted:
 
 
 @asynccontextmanager
-async def mounted(settings: Settings | None = None, **options: Any) -> AsyncIterator[Mounted]:
+async def mounted(
+    settings: Settings | None = None, set_interfaces: Callable[[list[str]], object] = print, **options: Any
+) -> AsyncIterator[Mounted]:
     changes: list[tuple[Disk, Change]] = []
     settings = replace(settings or Settings(), on_change=lambda disk, change: changes.append((disk, change)))
     fields = {"uid": 1000, "gid": 1001, "umask": 0o077} | options
@@ -67,8 +72,9 @@ async def mounted(settings: Settings | None = None, **options: Any) -> AsyncIter
         def status() -> dict[str, object]:
             return status_report(scene.engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="0")
 
-        control = Control(scene.engine, EventRing(), status, lambda names: None)
-        yield Mounted(scene, AoeOperations(scene.engine, control, **fields), changes)
+        ring = EventRing()
+        control = Control(scene.engine, ring, status, lambda names: set_interfaces(list(names)))
+        yield Mounted(scene, AoeOperations(scene.engine, control, **fields), changes, ring)
 
 
 @contextmanager
