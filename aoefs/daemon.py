@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from aoefs.events import EventRing
 from aoefs.tables import printable
 
 READY_VARIABLE = "AOEFS_READY_FD"
@@ -96,7 +97,8 @@ class LogLimit(logging.Filter):
         self._swallowed: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        second, kind = int(time.monotonic()), str(record.msg)
+        second = int(time.monotonic())
+        kind: str = vars(record).setdefault("kind", str(record.msg))  # another handler's limit may add to it
         if second != self._second:
             self._second = second
             self._passed.clear()
@@ -105,18 +107,19 @@ class LogLimit(logging.Filter):
             self._swallowed[kind] += 1
             return False
         swallowed = self._swallowed.pop(kind, 0)
-        if swallowed:
+        if swallowed and str(record.msg) == kind:
             record.msg = f"{record.getMessage()} (before this, {swallowed} such lines were left out)"
             record.args = None
         return True
 
 
 def log_to(handler: logging.Handler) -> None:
-    """Make this the one place where the log goes."""
+    """Make this the one place where the log goes; a ring of events stays beside it."""
     handler.addFilter(LogLimit())
     for old in log.handlers[:]:
-        log.removeHandler(old)
-        old.close()
+        if not isinstance(old, EventRing):
+            log.removeHandler(old)
+            old.close()
     log.addHandler(handler)
 
 

@@ -38,15 +38,19 @@ from aoefs.wire import (
     SECTOR_BYTES,
     AoeCommand,
     AtaArgument,
+    ConfigArgument,
+    ConfigCommand,
     Header,
     MaskArgument,
     MaskDirective,
     ReserveArgument,
     decode_ata_untrusted,
+    decode_config_untrusted,
     decode_header_untrusted,
     decode_mask_untrusted,
     decode_reserve_untrusted,
     encode_ata,
+    encode_config,
     encode_mask,
     encode_reserve,
 )
@@ -59,6 +63,7 @@ MAX_WAIT = 8.0  # seconds
 
 _DECODERS: dict[AoeCommand, Callable[[bytes], object]] = {
     AoeCommand.ATA: decode_ata_untrusted,
+    AoeCommand.CONFIG: decode_config_untrusted,
     AoeCommand.MASK: decode_mask_untrusted,
     AoeCommand.RESERVE: decode_reserve_untrusted,
 }
@@ -129,10 +134,14 @@ class Driver(Protocol):
 
 
 class Disk:
-    """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model."""
+    """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model.
+
+    ``opened`` is for its users to count themselves in: a disk that somebody has open is never forgotten.
+    """
 
     def __init__(self, target: Initiator, driver: Driver) -> None:
         self.target = target
+        self.opened = 0
         self.reservation = Reservation(self)
         self._driver = driver
         self._waiting = driver.waiting
@@ -225,6 +234,12 @@ class Disk:
         """The only MACs that the target listens to; none: to all (AoEr11 section 3.3)."""
         frame = await self._converse(AoeCommand.MASK, lambda header: encode_mask(header, MaskArgument()))
         return tuple(mac for kind, mac in decode_mask_untrusted(frame).directives if kind != MaskDirective.DELETE)
+
+    async def set_config(self, string: bytes) -> None:
+        """Store the config string (0 to 1024 bytes), whatever was there.  TargetError, TargetLost."""
+        argument = ConfigArgument(ConfigCommand.FORCE_SET, string)
+        frame = await self._converse(AoeCommand.CONFIG, lambda header: encode_config(header, argument))
+        self.target.config = decode_config_untrusted(frame).string
 
     async def command(self, registers: AtaArgument, data: bytes = b"") -> bytes:
         """Carry out one lone ATA command; the whole answering frame.  TargetError, TargetLost."""

@@ -61,17 +61,26 @@ WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measure
 ROOM_PAUSE, MAX_ROOM_PAUSE = 0.0005, 0.008  # seconds until a full device queue is tried again, doubling
 ROUNDING = 1e-6  # seconds: a deadline on trio's clock and one on ours differ by the error of a sum
 LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
+FORGET_AFTER = 3600.0  # seconds after which a target that is down and that nobody has open is forgotten
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
 
 
 class Change(Enum):
-    """What happened to a target, as told to ``Settings.on_change``."""
+    """What happened to a target, as told to ``Settings.on_change``.
+
+    REVALIDATED: somebody else may have changed its data.  The file system adds what it did itself: REWRITTEN, the
+    whole disk was open for writing until now; REPARTITIONED, its partitions are others.
+    """
 
     APPEARED = "appeared"
     RESIZED = "resized"
     RETURNED = "returned"
     REPLACED = "replaced"
+    FORGOTTEN = "forgotten"
     DOWN = "down"
+    REVALIDATED = "revalidated"
+    REWRITTEN = "rewritten"
+    REPARTITIONED = "repartitioned"
 
 
 def _usable_cpus() -> int:
@@ -302,7 +311,11 @@ class Engine:
             await trio.sleep(PERIOD)
             now = self.now()
             self._time.beat()
-            for target in [disk.target for disk in self.disks.values()]:
+            for disk in list(self.disks.values()):
+                target = disk.target
+                if now - target.down_since > FORGET_AFTER and self.why_not_forget(disk) is None:
+                    self.forget(disk)
+                    continue
                 if not target.is_silent:
                     asked.pop(target, None)
                     self._ask_again(target, now, narrow)
@@ -387,7 +400,7 @@ class Engine:
             self._refuse(finding, f"it is another disk ({serials})")
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
-            self._remove(disk)
+            self._remove(disk, Change.REPLACED, "is another disk now")
             self._admit(finding)
 
     def _drop_path(self, target: Initiator, path: Path) -> None:
@@ -430,6 +443,7 @@ class Engine:
         target = disk.target
         target.set_bufcnt(finding.config.buffer_count)
         target.config = finding.config.string
+        target.identify_block = finding.identity.block
         path = target.find_path(finding.port, finding.mac)
         is_new = path is None or target.is_silent
         if path is None:
@@ -484,18 +498,48 @@ class Engine:
         self._refresh(disk, finding)
         self.settings.on_change(disk, Change.RESIZED)
 
-    def _remove(self, disk: Disk) -> None:
-        """Forget a target: what waits fails, its paths are no longer answered to."""
+    def forget(self, disk: Disk) -> None:
+        """Let a target go to which :meth:`why_not_forget` does not object; a new one if it ever answers again."""
+        if disk.target.dirty:
+            log.warning("%s is forgotten, though its last writes were not flushed", disk.target.name)
+        else:
+            log.info("%s is forgotten", disk.target.name)
+        self._remove(disk, Change.FORGOTTEN, "was forgotten")
+
+    def why_not_forget(self, disk: Disk) -> str | None:
+        """Why a target must be kept, as the end of a sentence; None when it is down and nobody has it open."""
+        if disk.opened:
+            return "is open"
+        if disk.target.state is not State.DOWN:
+            return "is not down"
+        return None if disk.target.order.idle else "has writes under way of which a late copy may still travel"
+
+    def revalidate(self, disk: Disk) -> None:
+        """Ask a target again who it is, where it is known to be, or everywhere if it is silent; what is cached is old.
+
+        Answers come as findings; returns at once.
+        """
+        target = disk.target
+        if target.is_silent:
+            self._ask_for(target)
+        for path in () if target.is_silent else target.paths:
+            port: Port = path.link  # type: ignore[assignment]
+            if port.up:
+                self._discovery.ask(port, path.mac, target.address)
+        self.settings.on_change(disk, Change.REVALIDATED)
+
+    def _remove(self, disk: Disk, change: Change, why: str) -> None:
+        """A target goes for good: what waits fails, its paths are no longer answered to."""
         target = disk.target
         self.dirty_lost |= target.dirty
-        error = IdentityChanged(f"{target.name} is another disk now")
+        error = IdentityChanged(f"{target.name} {why}")
         target.go_down(State.REPLACED, error)
         disk.interrupt(error)
         for path in target.paths:
             self._owners.pop(path, None)
             path.link.forget(path)  # type: ignore[attr-defined]
         del self.disks[target.address]
-        self.settings.on_change(disk, Change.REPLACED)
+        self.settings.on_change(disk, change)
 
     def discover(self) -> None:
         """Ask on all ports, now and by the schedule."""

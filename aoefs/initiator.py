@@ -29,6 +29,7 @@ has (the disk's time is in it), Commands as objects (see ``aoefs.request``).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -51,7 +52,7 @@ SCORN_BACKOFF = 2  # timeouts in a row after which a path is left alone while an
 
 
 class State(Enum):
-    """UP serves; DOWN fails at once until it is identified again; REPLACED is for ever (another disk answers)."""
+    """UP serves; DOWN fails at once until it is identified again; REPLACED is for ever (another disk, or forgotten)."""
 
     UP = "up"
     DOWN = "down"
@@ -110,7 +111,9 @@ class Initiator:
         self.name = str(address)
         self.identity = identity
         self.config = b""
+        self.identify_block = identity.block  # the last one told
         self.state = State.UP
+        self.down_since = math.inf  # when it fell silent for too long
         self.paths: list[Path] = []
         self.order = OverlapGuard()
         self.deadsecs = deadsecs
@@ -490,6 +493,7 @@ class Initiator:
 
     def _expire(self, now: float) -> None:
         if now >= self._silent_since + self.deadsecs:
+            self.down_since = now
             self.go_down(State.DOWN, TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
             return
         expired = []

@@ -24,10 +24,12 @@ import pyfuse3
 import trio
 
 from aoefs import __version__, interfaces, mountpoint, tuning, turns
-from aoefs.daemon import Ready
+from aoefs.control import Control
+from aoefs.daemon import LogLimit, Ready
 from aoefs.disk import Disk
 from aoefs.engine import Change, Engine, Settings, open_engine
-from aoefs.errors import RequestError, UserError
+from aoefs.errors import ControlError, RequestError, UserError
+from aoefs.events import EventRing
 from aoefs.fs import AoeOperations
 from aoefs.interfaces import Interface, InterfaceMonitor
 from aoefs.options import MountOptions
@@ -36,8 +38,11 @@ from aoefs.wire import format_mac, payload_sectors
 
 log = logging.getLogger("aoefs")
 
+_NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDATED, Change.REWRITTEN)
+
 GRACE = 10.0  # seconds for which open files are served after a signal
 FLUSH_GRACE = 10.0  # seconds that the last flush of all targets may take
+TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they take less, or long
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
 MAX_WORKERS = tuning.MAX_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
 
@@ -53,11 +58,15 @@ class Mount:
     def __init__(self, options: MountOptions, ready: Ready) -> None:
         self._options = options
         self._ready = ready
+        self._wanted = options.interfaces  # by name, none: every usable one
+        self._events = EventRing()
         self._changes_in, self._changes_out = trio.open_memory_channel[tuple[Disk, Change]](4096)
         self._unmounted = False
 
     async def run(self) -> int:
         options = self._options
+        self._events.addFilter(LogLimit())
+        self._events.listen_to(log)
         names = [interface.name for interface in interfaces.choose(options.interfaces)]
         async with AsyncExitStack() as stack:
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
@@ -75,7 +84,7 @@ class Mount:
                 raise UserError(f"{', '.join(names)}: {error.strerror}") from None
             operations = AoeOperations(
                 engine,
-                partial(self._status, engine),
+                Control(engine, self._events, partial(self._status, engine), partial(self._set_interfaces, engine)),
                 uid=options.uid,
                 gid=options.gid,
                 umask=options.umask,
@@ -91,7 +100,7 @@ class Mount:
             nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
             nursery.start_soon(self._tell_kernel, operations, name="invalidations")
             nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
-            nursery.start_soon(self._become_ready, engine, names, name="ready")
+            nursery.start_soon(self._become_ready, engine, operations, name="ready")
             await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
             self._unmounted = True
             with trio.CancelScope(shield=True):
@@ -128,17 +137,25 @@ class Mount:
             if complaint:
                 log.info("%s", complaint)
 
-    async def _become_ready(self, engine: Engine, names: list[str]) -> None:
+    async def _become_ready(self, engine: Engine, operations: AoeOperations) -> None:
         await trio.to_thread.run_sync(self._tune)
         await engine.first_discovery()
         hint = None
         if not engine.disks:
-            hint = f"mounted, but no target answers on {', '.join(names)} yet: files appear when one does"
+            hint = f"mounted, but no target answers on {', '.join(engine.ports)} yet: files appear when one does"
+        with trio.move_on_after(TABLE_PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for disk in engine.disks.values():
+                    nursery.start_soon(partial(operations.read_table, again=False), disk, name="partition table")
         self._ready.ok(hint)
 
     def _status(self, engine: Engine) -> dict[str, object]:
         return status_report(
-            engine.statistics(), mountpoint=self._options.mountpoint, pid=os.getpid(), version=__version__
+            engine.statistics(),
+            self._events.picture(),
+            mountpoint=self._options.mountpoint,
+            pid=os.getpid(),
+            version=__version__,
         )
 
     # ── while it runs ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -155,6 +172,9 @@ class Mount:
             async for disk, change in self._changes_out:
                 calls = operations.invalidations(disk, change)
                 nursery.start_soon(self._invalidate, disk.target.name, calls, name="invalidation")
+                if change in _NEW_TABLE:
+                    again = change is not Change.APPEARED
+                    nursery.start_soon(partial(operations.read_table, again=again), disk, name="partition table")
 
     async def _invalidate(self, name: str, calls: Sequence[Callable[[], object]]) -> None:
         for call in calls:
@@ -187,8 +207,26 @@ class Mount:
                     except OSError as error:
                         log.warning("%s: %s", event.name, error.strerror)
 
+    def _set_interfaces(self, engine: Engine, names: Sequence[str]) -> None:
+        """Speak on these interfaces from now on, on every usable one if none is named; all of them or ControlError."""
+        opened: list[str] = []
+        try:
+            chosen = [interface.name for interface in interfaces.choose(names)]
+            for name in chosen:
+                if name not in engine.ports:
+                    engine.open_port(name)
+                    opened.append(name)
+        except (UserError, OSError) as error:
+            for name in opened:
+                engine.drop_port(engine.ports[name])
+            raise ControlError(str(error)) from None
+        for port in [port for name, port in engine.ports.items() if name not in chosen]:
+            engine.drop_port(port)
+        self._wanted = tuple(names)
+        log.info("speaking on %s from now on", ", ".join(chosen))
+
     def _is_wanted(self, interface: Interface) -> bool:
-        names = self._options.interfaces
+        names = self._wanted
         usable = interface.ethernet and interface.up and payload_sectors(interface.mtu) > 0
         return usable and (interface.name in names if names else not interface.master)
 

@@ -15,6 +15,7 @@ import trio
 from aoefs.disk import Disk
 from aoefs.engine import Engine, EngineStatistics, open_engine
 from aoefs.errors import RequestError
+from aoefs.events import Event
 from aoefs.initiator import TargetStatistics
 from aoefs.latency import percentile_us
 from aoefs.link import LinkStatistics
@@ -23,6 +24,8 @@ from aoefs.strangers import RESERVED, Stranger
 from aoefs.wire import Address, format_mac
 
 ACCESS_PATIENCE = 0.5  # seconds: some targets know no masks and reservations, and say nothing when they are asked
+
+STATUS_EVENTS = 50
 
 
 def path_report(path: PathStatistics, bufcnt: int) -> dict[str, object]:
@@ -98,8 +101,10 @@ def link_report(link: LinkStatistics) -> dict[str, object]:
     return {**asdict(link), "mac": format_mac(link.mac)}
 
 
-def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, version: str) -> dict[str, object]:
-    """The object of ``status --json``."""
+def status_report(
+    statistics: EngineStatistics, events: Sequence[Event] = (), *, mountpoint: str, pid: int, version: str
+) -> dict[str, object]:
+    """The object of ``status --json``, with the last ``STATUS_EVENTS`` events."""
     return {
         "mountpoint": mountpoint,
         "pid": pid,
@@ -113,6 +118,7 @@ def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, ve
         "candidates_dropped": statistics.candidates_dropped,
         "refused_identities": statistics.refused_identities,
         "stopped_seconds": statistics.stopped_seconds,
+        "events": [asdict(event) for event in events[-STATUS_EVENTS:]],
     }
 
 

@@ -19,15 +19,12 @@ PACKAGE = Path(aoefs.__file__).parent
 
 FLOORS: list[tuple[str, set[str]]] = [
     ("bytes and words", {"__init__", "errors", "wire", "ata", "smart"}),
-    ("parts of the core", {"recovery", "overlap", "tags", "latency", "access", "running", "strangers"}),
+    ("parts of the core", {"recovery", "overlap", "tags", "latency", "access", "running", "strangers", "partitions"}),
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
-    ("this host", {"interfaces", "export", "options", "mountpoint", "tuning"}),
+    ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "events"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
-    (
-        "tasks",
-        {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "reservation", "shard", "server"},
-    ),
-    ("faces", {"fs", "console", "report", "tables", "turns"}),
+    ("tasks", {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "reservation", "shard", "server"}),
+    ("faces", {"fs", "console", "report", "tables", "turns", "views", "control"}),
     ("commands", {"mount", "daemon", "companion"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
 ]
