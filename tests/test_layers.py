@@ -24,7 +24,10 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "events"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     ("tasks", {"discovery", "disk", "engine", "shard", "server"}),
-    ("faces", {"fs", "views", "control", "console", "report", "tables", "turns"}),
+    (
+        "faces",
+        {"fs", "views", "control", "console", "history", "report", "tables", "terminal", "turns"},
+    ),
     ("commands", {"mount", "daemon"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
 ]
