@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from rich.cells import cell_len, set_cell_size
@@ -53,8 +53,8 @@ def format_count(count: float) -> str:
 
 
 def format_us(microseconds: float | None) -> str:
-    """At most six characters: ``85µs``, ``1.23ms``, ``12.3s``, and ``-`` for nothing."""
-    if microseconds is None:
+    """At most six characters: ``85µs``, ``1.23ms``, ``12.3s``, and ``-`` for what was not measured."""
+    if not microseconds:
         return "-"
     if microseconds < 999.5:
         return f"{microseconds:.0f}µs"
@@ -87,6 +87,21 @@ class Column(Generic[Row]):
     most: int = 0
     left: bool = False
     sort: str = ""  # the key of Sort that this column shows
+    live: bool = False  # has nothing to show in a single picture
+    once: Callable[[Row, int], Cell] | None = None  # the cell of a single picture, where it is another one
+
+    def cells(self, rows: Sequence[Row]) -> list[str]:
+        """The texts of all rows, where there is room enough."""
+        return [self.cell(row, self.most or self.width)[0] for row in rows]
+
+
+def _single(columns: Sequence[Column[Row]]) -> list[Column[Row]]:
+    """The columns of a single picture, which knows totals and no rates."""
+    return [
+        replace(column, title=column.title.removesuffix("/s"), cell=column.once or column.cell)
+        for column in columns
+        if not column.live
+    ]
 
 
 def _fit(columns: Sequence[Column[Row]], width: int) -> list[tuple[Column[Row], int]]:
@@ -113,6 +128,11 @@ def _sized(text: str, width: int, *, left: bool) -> str:
     if length > width:
         return set_cell_size(text, max(0, width - 1)) + MORE if width else ""
     return text + " " * (width - length) if left else " " * (width - length) + text
+
+
+def _end(text: str, width: int) -> str:
+    """The last ``width`` characters, which say most of a path."""
+    return text if len(text) <= width else MORE + text[len(text) - width + 1 :]
 
 
 def _line(cells: Sequence[tuple[Cell, int, bool]], width: int, style: str = "") -> Text:
@@ -255,16 +275,16 @@ def _text(name: str, style: str = "") -> Callable[[Trend, int], Cell]:
     return lambda trend, _width: (printable(trend.record.get(name) or ""), style)
 
 
-def _bytes(name: str, style: str) -> Callable[[Trend, int], Cell]:
-    """Bytes per second, or before a second picture all since the mount."""
-
+def _byte_rate(name: str, style: str) -> Callable[[Trend, int], Cell]:
     def cell(trend: Trend, _width: int) -> Cell:
         rate = trend.per_second(name)
-        if rate is None:
-            return format_size(trend.record.get(name, 0)), QUIET
-        return format_size(round(rate)), style if rate else QUIET
+        return ("-", QUIET) if rate is None else (format_size(round(rate)), style if rate else QUIET)
 
     return cell
+
+
+def _total(name: str) -> Callable[[Trend, int], Cell]:
+    return lambda trend, _width: (format_size(trend.record.get(name, 0)), "")
 
 
 def _graph(name: str, style: str) -> Callable[[Trend | History, int], Cell]:
@@ -316,11 +336,14 @@ TARGETS: Sequence[Column[Trend]] = (
     Column(title="STATE", width=6, most=8, rank=1, cell=_state, left=True, sort="s"),
     Column(title="SIZE", width=8, rank=10, cell=lambda t, _: (format_size(t.record["size"]), ""), sort="z"),
     Column(title="MODEL", width=12, most=32, rank=16, cell=_text("model"), left=True),
-    Column(title="READ/s", width=8, rank=2, cell=_bytes("read_bytes", READ), sort="r"),
-    Column(title="", width=6, most=24, rank=8, cell=_graph("read_rates", READ)),
-    Column(title="WRITE/s", width=8, rank=3, cell=_bytes("write_bytes", WRITE), sort="w"),
-    Column(title="", width=6, most=24, rank=9, cell=_graph("write_rates", WRITE)),
-    Column(title="IOPS", width=5, rank=5, cell=_count_rate("reads", "writes"), sort="i"),
+    Column(title="SERIAL", width=10, most=20, rank=20, cell=_text("serial"), left=True),
+    Column(title="READ/s", width=8, rank=2, cell=_byte_rate("read_bytes", READ), once=_total("read_bytes"), sort="r"),
+    Column(title="", width=6, most=24, rank=8, cell=_graph("read_rates", READ), live=True),
+    Column(
+        title="WRITE/s", width=8, rank=3, cell=_byte_rate("write_bytes", WRITE), once=_total("write_bytes"), sort="w"
+    ),
+    Column(title="", width=6, most=24, rank=9, cell=_graph("write_rates", WRITE), live=True),
+    Column(title="IOPS", width=5, rank=5, cell=_count_rate("reads", "writes"), sort="i", live=True),
     Column(title="p50", width=6, rank=7, cell=_latency(0.5, "read", "write")),
     Column(title="p99", width=6, rank=6, cell=_latency(0.99, "read", "write"), sort="l"),
     Column(title="r-p99", width=6, rank=18, cell=_latency(0.99, "read")),
@@ -377,7 +400,7 @@ def _shard_state(trend: Trend, _width: int) -> Cell:
 SHARDS: Sequence[Column[Trend]] = (
     Column(title="SHARD", width=6, rank=0, cell=lambda t, _: (str(t.record["id"]), "bold"), left=True),
     Column(title="STATE", width=6, most=8, rank=1, cell=_shard_state, left=True),
-    Column(title="DONE/s", width=6, rank=3, cell=_count_rate("completed")),
+    Column(title="DONE/s", width=6, rank=3, cell=_count_rate("completed"), live=True),
     Column(title="COMPLETED", width=9, rank=2, cell=_counter("completed")),
     Column(title="BATCHES", width=7, rank=6, cell=_counter("batches")),
     Column(title="QUEUE", width=5, rank=4, cell=_counter("queued")),
@@ -394,8 +417,8 @@ LINKS: Sequence[Column[Trend]] = (
     Column(title="STATE", width=6, most=8, rank=1, cell=_link_state, left=True),
     Column(title="MAC", width=17, rank=8, cell=_text("mac"), left=True),
     Column(title="MTU", width=5, rank=6, cell=lambda t, _: (str(t.record.get("mtu", "")), "")),
-    Column(title="RX/s", width=5, rank=2, cell=_count_rate("rx_frames")),
-    Column(title="TX/s", width=5, rank=3, cell=_count_rate("tx_frames")),
+    Column(title="RX/s", width=5, rank=2, cell=_count_rate("rx_frames"), live=True),
+    Column(title="TX/s", width=5, rank=3, cell=_count_rate("tx_frames"), live=True),
     Column(title="RX", width=5, rank=9, cell=_counter("rx_frames")),
     Column(title="TX", width=5, rank=10, cell=_counter("tx_frames")),
     Column(title="DROPPED", width=7, rank=4, cell=_counter("rx_dropped", BAD)),
@@ -428,49 +451,64 @@ EVENTS: Sequence[Column[Record]] = (
 # ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def picture(
-    history: History, view: View, width: int, height: int | None = None, *, footer: bool = True, notice: str = ""
-) -> Group:
-    """The mount as lines of ``width`` cells: ``height`` of them, or for None as many as there is to tell.
+def picture(history: History, view: View, width: int, height: int | None = None, *, notice: str = "") -> Group:
+    """The mount as ``height`` lines of ``width`` cells; for None a single picture, with all that there is to tell.
 
     ``notice`` is something that a person must not overlook.  Keeps the view's offset within the targets.
     """
+    footer = height is not None and height > 1
     lines = [_title(history, width, notice)]
-    sections = _sections(history, view)
+    sections = _sections(history, view, live=height is not None)
     targets = sections[0]
     room = None if height is None else height - 1 - footer
-    _allot(sections, 1 << 30 if room is None else max(0, room))
+    _allot(sections, 1 << 30 if room is None else room)
     view.page = max(1, targets.size - 1)
     targets.offset = view.offset = max(0, min(view.offset, len(targets.rows) - view.page))
     if len(targets.rows) <= targets.size:
         targets.offset = view.offset = 0
-    for section in sections:
-        if section.size:
-            lines.extend(section.lines(width, view.mark))
+    shown = [section for section in sections if section.size]
+    used = sum(section.size + 1 for section in shown)
+    airy = room is None or used + len(shown) - 1 <= room
+    for section in shown:
+        if airy and section is not targets:
+            lines.append(Text(" " * width, end=""))
+        lines.extend(section.lines(width, view.mark))
     if height is not None:
         del lines[max(1, height - footer) :]
         lines.extend(Text(" " * width, end="") for _ in range(height - footer - len(lines)))
-    if footer and (height is None or height > 1):
+    if footer:
         lines.append(_footer(view, width))
     for line in lines[:-1]:
         line.end = "\n"
     return Group(*lines)
 
 
-def _sections(history: History, view: View) -> list[_Section[Any]]:
+def plain(history: History) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The same for a pipe: a table for each kind of thing, as its titles and rows."""
+    for section in _sections(history, View(), live=False):
+        if section.rows:
+            cells = zip(*(column.cells(section.rows) for column in section.columns), strict=True)
+            yield [column.title.lower() for column in section.columns], [list(row) for row in cells]
+
+
+def _sections(history: History, view: View, *, live: bool) -> list[_Section[Any]]:
     """From top to bottom."""
     ordered = view.order(list(history.targets.values()))
     seen_first = ordered[view.offset :] + ordered[: view.offset]
     paths = [_Path(trend.record["name"], path) for trend in seen_first for path in trend.record["paths"]]
     paths.sort(key=lambda path: path.record.get("healthy", True))
     events = history.status.get("events", ())[::-1]
-    return [
+    sections: list[_Section[Any]] = [
         _Section(TARGETS, ordered, 6, none="no target answers yet", offset=view.offset),
         _Section(PATHS, paths, 2),
         _Section(SHARDS, list(history.shards.values()), 2),
         _Section(LINKS, list(history.links.values()), 2),
         _Section(EVENTS, events, 3),
     ]
+    if not live:
+        for section in sections:
+            section.columns = _single(section.columns)
+    return sections
 
 
 def _title(history: History, width: int, notice: str) -> Text:
@@ -479,7 +517,10 @@ def _title(history: History, width: int, notice: str) -> Text:
     trouble = len(states) - states.count("up")
     if trouble:
         count += f", {trouble} down"
-    rates = [format_size(round(rates[-1])) if rates else "-" for rates in (history.read_rates, history.write_rates)]
+    reading, writing = (
+        f"{word} {format_size(round(rates[-1]))}/s" if rates else ""
+        for word, rates in (("read", history.read_rates), ("write", history.write_rates))
+    )
     columns: list[Column[History]] = [
         Column(title="", width=6, rank=0, cell=lambda _h, _w: (" aoefs", ""), left=True),
         Column(
@@ -487,13 +528,13 @@ def _title(history: History, width: int, notice: str) -> Text:
             width=8,
             most=120,
             rank=2,
-            cell=lambda h, _: (printable(h.status.get("mountpoint", "")), ""),
+            cell=lambda h, room: (_end(printable(h.status.get("mountpoint", "")), room), ""),
             left=True,
         ),
         Column(title="", width=len(count), rank=1, cell=lambda _h, _w: (count, BAD + " on white" if trouble else "")),
-        Column(title="", width=15, rank=3, cell=lambda _h, _w: (f"read {rates[0]}/s", "")),
+        Column(title="", width=15, rank=3, cell=lambda _h, _w: (reading, "")),
         Column(title="", width=6, most=20, rank=5, cell=lambda h, w: (sparkline(h.read_rates, w), "")),
-        Column(title="", width=16, rank=4, cell=lambda _h, _w: (f"write {rates[1]}/s", "")),
+        Column(title="", width=16, rank=4, cell=lambda _h, _w: (writing, "")),
         Column(title="", width=6, most=20, rank=6, cell=lambda h, w: (sparkline(h.write_rates, w), "")),
         Column(title="", width=1, rank=7, cell=lambda _h, _w: ("", "")),
     ]
@@ -515,7 +556,8 @@ def _footer(view: View, width: int) -> Text:
             style = KEY + " underline" if letter.isupper() else ""
             line.append(letter, f"{style} reverse" if chosen else style)
         line.append(chosen, "reverse")
-    line.append("  ↑↓", KEY)
-    line.append(" scroll")
+    if line.cell_len + len("  ↑↓ scroll") <= width:
+        line.append("  ↑↓", KEY)
+        line.append(" scroll")
     line.truncate(width, pad=True)
     return line

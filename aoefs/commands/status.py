@@ -29,26 +29,12 @@ from typing import Any, NamedTuple
 from aoefs import mountpoint
 from aoefs.errors import UserError
 from aoefs.options import seconds
-from aoefs.tables import format_size, print_table, target_row
+from aoefs.tables import print_table
 
 INTERVAL = 1.0  # seconds from picture to picture
 MAX_INTERVAL = 10.0  # also where reading takes long
 COST_SHARE = 0.01  # of the time goes into reading
 PATIENCE = 3.0  # seconds until a person is told that the mount does not answer
-
-_COLUMNS = (
-    "name",
-    "size",
-    "model",
-    "serial",
-    "interfaces",
-    "payload",
-    "state",
-    "read",
-    "written",
-    "errors",
-    "in flight",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,21 +92,21 @@ def _print_lines(path: str, interval: float) -> None:
 
 
 def _print_once(status: Mapping[str, Any]) -> None:
+    from aoefs.console import View, picture, plain
+    from aoefs.history import History
+
+    history = History()
+    history.add(status, 0.0)
     if is_screen():
         from rich.console import Console
 
-        from aoefs.console import View, picture
-        from aoefs.history import History
-
-        console, history = Console(), History()
-        history.add(status, 0.0)
-        console.print(picture(history, View(), console.width, footer=False))
+        console = Console()
+        console.print(picture(history, View(), console.width))
         return
-    rows = []
-    for target in status["targets"]:
-        counters = (format_size(target["read_bytes"]), format_size(target["write_bytes"]))
-        rows.append([*target_row(target)[:-1], *counters, str(target["errors"]), str(target["in_flight"])])
-    print_table(_COLUMNS, rows)
+    for number, (titles, rows) in enumerate(plain(history)):
+        if number:
+            print()
+        print_table(titles, rows)
 
 
 # ── the live picture ──────────────────────────────────────────────────────────────────────────────────────────────
