@@ -26,7 +26,7 @@ from rich.console import Group
 from rich.text import Text
 
 from aoefs.history import History, Record, Trend
-from aoefs.tables import format_size, printable
+from aoefs.tables import format_size, printable, three_digits
 
 Row = TypeVar("Row")
 Cell = tuple[str, str]  # text and its rich style
@@ -59,14 +59,14 @@ def format_us(microseconds: float | None) -> str:
     if microseconds < 999.5:
         return f"{microseconds:.0f}µs"
     value, unit = (microseconds / 1e3, "ms") if microseconds < 999.5e3 else (microseconds / 1e6, "s")
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f}{unit}"
+    return f"{three_digits(value)}{unit}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last ``width`` values as bars, the largest of them full; nothing at all is a low line."""
+    """The last ``width`` values as bars: the largest is full, zero is the lowest, and nothing else is either."""
     shown = list(values)[-width:] if width > 0 else []
     top = max(shown, default=0.0)
-    bars = (BARS[min(len(BARS) - 1, int(value / top * len(BARS)))] if value > 0 else BARS[0] for value in shown)
+    bars = (BARS[max(1, round(value / top * (len(BARS) - 1)))] if value > 0 else BARS[0] for value in shown)
     return "".join(bars).rjust(width)
 
 
@@ -360,8 +360,12 @@ TARGETS: Sequence[Column[Trend]] = (
 
 
 class _Path(NamedTuple):
-    target: str
+    target: Record
     record: Record
+
+    @property
+    def ok(self) -> bool:
+        return self.target["state"] == "up" and bool(self.record.get("healthy", True))
 
     def cell(self, name: str, style: str = "") -> Cell:
         count = self.record.get(name, 0)
@@ -369,7 +373,7 @@ class _Path(NamedTuple):
 
 
 def _health(path: _Path, _width: int) -> Cell:
-    return ("ok", GOOD) if path.record.get("healthy", True) else ("silent", BAD)
+    return ("ok", GOOD) if path.ok else ("silent", BAD)
 
 
 def _path_flight(path: _Path, _width: int) -> Cell:
@@ -378,7 +382,7 @@ def _path_flight(path: _Path, _width: int) -> Cell:
 
 
 PATHS: Sequence[Column[_Path]] = (
-    Column(title="PATH", width=6, most=10, rank=0, cell=lambda p, _: (p.target, "bold"), left=True),
+    Column(title="PATH", width=6, most=10, rank=0, cell=lambda p, _: (printable(p.target["name"]), "bold"), left=True),
     Column(title="STATE", width=6, most=8, rank=1, cell=_health, left=True),
     Column(title="OVER", width=8, most=15, rank=2, cell=lambda p, _: (printable(p.record["interface"]), ""), left=True),
     Column(title="MAC", width=17, rank=3, cell=lambda p, _: (printable(p.record["mac"]), ""), left=True),
@@ -495,8 +499,8 @@ def _sections(history: History, view: View, *, live: bool) -> list[_Section[Any]
     """From top to bottom."""
     ordered = view.order(list(history.targets.values()))
     seen_first = ordered[view.offset :] + ordered[: view.offset]
-    paths = [_Path(trend.record["name"], path) for trend in seen_first for path in trend.record["paths"]]
-    paths.sort(key=lambda path: path.record.get("healthy", True))
+    paths = [_Path(trend.record, path) for trend in seen_first for path in trend.record["paths"]]
+    paths.sort(key=lambda path: path.ok)
     events = history.status.get("events", ())[::-1]
     sections: list[_Section[Any]] = [
         _Section(TARGETS, ordered, 6, none="no target answers yet", offset=view.offset),

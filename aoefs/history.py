@@ -78,9 +78,7 @@ def _plus(one: Sequence[int], other: Sequence[int]) -> list[int]:
 def _is_same(one: Record, other: Record) -> bool:
     """Whether both are about the same thing, with counters that went on."""
     same = all(one.get(name) == other.get(name) for name in ("serial", "model", "mac"))
-    return same and all(
-        one.get(name, 0) <= other.get(name, 0) for name in ("reads", "writes", "completed", "rx_frames")
-    )
+    return same and all(one.get(name, 0) <= other.get(name, 0) for name in _COUNTERS)
 
 
 class History:

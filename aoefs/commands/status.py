@@ -202,7 +202,7 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
         reader = _Reader(path, terminal.wake)
         while True:
             words = terminal.wait(reader.ask(time.monotonic()))
-            if QUIT in words or "q" in words:
+            if not {QUIT, "q", "Q"}.isdisjoint(words):
                 return
             if SUSPEND in words:
                 screen.stop()
