@@ -331,11 +331,20 @@ def _rtt(trend: Trend, _width: int) -> Cell:
     return format_us(trend.record.get("rtt_us")), ""
 
 
+def _lost(path: Record) -> bool:
+    """Whether anything was sent again that was not answered after all."""
+    return bool(path.get("retransmits", 0) > path.get("late", 0))
+
+
+def _resent(trend: Trend, width: int) -> Cell:
+    return _counter("retransmits", NOTE if any(map(_lost, trend.record["paths"])) else "")(trend, width)
+
+
 TARGETS: Sequence[Column[Trend]] = (
     Column(title="TARGET", width=7, most=10, rank=0, cell=_text("name", "bold"), left=True, sort="n"),
     Column(title="STATE", width=6, most=8, rank=1, cell=_state, left=True, sort="s"),
     Column(title="SIZE", width=8, rank=10, cell=lambda t, _: (format_size(t.record["size"]), ""), sort="z"),
-    Column(title="MODEL", width=12, most=32, rank=16, cell=_text("model"), left=True),
+    Column(title="MODEL", width=22, most=40, rank=16, cell=_text("model"), left=True),
     Column(title="SERIAL", width=10, most=20, rank=20, cell=_text("serial"), left=True),
     Column(title="READ/s", width=8, rank=2, cell=_byte_rate("read_bytes", READ), once=_total("read_bytes"), sort="r"),
     Column(title="", width=6, most=24, rank=8, cell=_graph("read_rates", READ), live=True),
@@ -351,7 +360,7 @@ TARGETS: Sequence[Column[Trend]] = (
     Column(title="FLIGHT", width=7, rank=12, cell=_flight),
     Column(title="QUEUE", width=5, rank=17, cell=_counter("queued")),
     Column(title="RTT", width=6, rank=13, cell=_rtt),
-    Column(title="RESENT", width=6, rank=11, cell=_counter("retransmits", NOTE)),
+    Column(title="RESENT", width=6, rank=11, cell=_resent),
     Column(title="ERR", width=4, rank=4, cell=_counter("errors", BAD), sort="e"),
 )
 
@@ -392,8 +401,8 @@ PATHS: Sequence[Column[_Path]] = (
     Column(title="RTO", width=6, rank=7, cell=lambda p, _: (format_us(p.record.get("rto_us")), "")),
     Column(title="SENT", width=5, rank=10, cell=lambda p, _: p.cell("sent")),
     Column(title="ANSWERED", width=8, rank=11, cell=lambda p, _: p.cell("answered")),
-    Column(title="RESENT", width=6, rank=6, cell=lambda p, _: p.cell("retransmits", NOTE)),
-    Column(title="LATE", width=5, rank=8, cell=lambda p, _: p.cell("late", NOTE)),
+    Column(title="RESENT", width=6, rank=6, cell=lambda p, _: p.cell("retransmits", NOTE if _lost(p.record) else "")),
+    Column(title="LATE", width=5, rank=8, cell=lambda p, _: p.cell("late")),
 )
 
 
@@ -550,7 +559,8 @@ def _title(history: History, width: int, notice: str) -> Text:
 
 
 def _footer(view: View, width: int) -> Text:
-    line = Text(" q", KEY, no_wrap=True, overflow="crop", end="")
+    line = Text(no_wrap=True, overflow="crop", end="")
+    line.append(" q", KEY)
     line.append(" ends the mount" if view.ends_mount else " quits", "bold red" if view.ends_mount else "")
     line.append("  sort by", QUIET)
     for key, sort in SORTS.items():
