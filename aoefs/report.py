@@ -6,6 +6,7 @@ Frozen records in, plain dicts out; nothing else reads the engine for a person.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import trio
@@ -83,7 +84,7 @@ def status_report(
         "pid": pid,
         "version": version,
         "targets": [target_report(target) for target in statistics.targets],
-        "shards": [_fields(shard) for shard in statistics.shards],
+        "shards": [asdict(shard) for shard in statistics.shards],
         "links": [link_report(link) for link in statistics.links],
         "hints": statistics.hints,
         "refused_identities": statistics.refused_identities,
