@@ -33,6 +33,7 @@ Cell = tuple[str, str]  # text and its rich style
 
 BARS = "▁▂▃▄▅▆▇█"
 MORE = "…"
+ROOMY = 30  # lines: then the sections are set apart
 GOOD, BAD, NOTE, QUIET = "green", "bold red", "yellow", "bright_black"
 READ, WRITE = "cyan", "magenta"
 TITLE, HEADING, KEY = "bold white on blue", "bold white on grey23", "bold yellow"
@@ -473,17 +474,17 @@ def picture(history: History, view: View, width: int, height: int | None = None,
     lines = [_title(history, width, notice)]
     sections = _sections(history, view, live=height is not None)
     targets = sections[0]
-    room = None if height is None else height - 1 - footer
-    _allot(sections, 1 << 30 if room is None else room)
+    room = 1 << 30 if height is None else height - 1 - footer
+    gaps = (len(sections) - 1) * (room >= ROOMY)
+    _allot(sections, room - gaps)
     view.page = max(1, targets.size - 1)
     targets.offset = view.offset = max(0, min(view.offset, len(targets.rows) - view.page))
     if len(targets.rows) <= targets.size:
         targets.offset = view.offset = 0
-    shown = [section for section in sections if section.size]
-    used = sum(section.size + 1 for section in shown)
-    airy = room is None or used + len(shown) - 1 <= room
-    for section in shown:
-        if airy and section is not targets:
+    for section in sections:
+        if not section.size:
+            continue
+        if gaps and section is not targets:
             lines.append(Text(" " * width, end=""))
         lines.extend(section.lines(width, view.mark))
     if height is not None:
