@@ -25,7 +25,8 @@ from aoefs.errors import UserError
 COMMANDS = {
     "discover": "list the targets of the network without mounting",
     "umount": "flush, unmount, and wait until the mount process is gone",
-    "status": "show the state of a mount",
+    "status": "show the state of a mount, live in a terminal",
+    "events": "list what happened to the targets of a mount",
     "target": "export files and devices as AoE targets",
     "demo": "try everything on this one machine",
     "config": "read, set or test the config string of a target",

@@ -187,6 +187,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def run_in_background(arguments: Sequence[str]) -> int:
     """Start ``aoefs ARGUMENTS --foreground`` in a session of its own; wait until it is ready; its exit code."""
+    child, code = start_in_background(arguments)
+    if not code:
+        child.returncode = 0  # it lives on: Popen must not warn that nobody waits for it
+    return code
+
+
+def start_in_background(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """The same, for a caller that stays: the child, and 0 or with what exit code it has failed."""
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     old_handlers = {number: signal.signal(number, _interrupt) for number in numbers}
     read_end, write_end = os.pipe()
@@ -197,7 +205,7 @@ def run_in_background(arguments: Sequence[str]) -> int:
             finally:
                 os.close(write_end)
             try:
-                return _relay(child, pipe)
+                return child, _relay(child, pipe)
             except BaseException:
                 _stop(child)
                 raise
@@ -225,7 +233,6 @@ def _relay(child: subprocess.Popen[bytes], pipe: IO[bytes]) -> int:
     if word == "ok":
         if rest:
             print(f"aoefs: {rest}", file=sys.stderr)
-        child.returncode = 0  # it lives on: Popen must not warn that nobody waits for it
         return 0
     code = _wait(child)
     if word == "error":

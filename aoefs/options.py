@@ -48,6 +48,7 @@ class MountOptions:
     mountpoint: str
     interfaces: tuple[str, ...] = ()
     foreground: bool = False
+    console: bool = False
     read_only: bool = False
     shards: int | None = None
     deadsecs: float = 180.0
@@ -154,6 +155,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add_interface_argument(parser)
     add = parser.add_argument
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
+    add("--console", action="store_true", help="stay in the foreground with the live console; leaving it unmounts")
     add("-r", "--read-only", action="store_true", help="never write to a target (also -o ro)")
     add("--shards", type=whole(1, 1024), metavar="N", help="completion shards (default: one for each usable CPU)")
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")

@@ -28,18 +28,22 @@ ACCESS_PATIENCE = 0.5  # seconds: some targets know no masks and reservations, a
 STATUS_EVENTS = 50
 
 
+def _fields(record: Any) -> dict[str, object]:
+    """A flat record with slots as a dict; asdict copies deeply, and takes 20 times as long for a thousand paths."""
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
 def path_report(path: PathStatistics, bufcnt: int) -> dict[str, object]:
-    return {**asdict(path), "mac": format_mac(path.mac), "bufcnt": bufcnt}
+    return {**_fields(path), "mac": format_mac(path.mac), "bufcnt": bufcnt}
 
 
 def _latency_report(counts: Sequence[int]) -> dict[str, object]:
     """Percentiles since the mount, and the histogram itself (aoefs.latency) for whoever wants those of an interval."""
-    last = max((bucket for bucket, count in enumerate(counts) if count), default=-1)
-    return {
-        "p50": percentile_us(counts, 0.5),
-        "p99": percentile_us(counts, 0.99),
-        "histogram": list(counts[: last + 1]),
-    }
+    size = len(counts) if any(counts) else 0
+    while size and not counts[size - 1]:
+        size -= 1
+    counts = counts[:size]
+    return {"p50": percentile_us(counts, 0.5), "p99": percentile_us(counts, 0.99), "histogram": list(counts)}
 
 
 def target_report(target: TargetStatistics) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def stranger_report(stranger: Stranger) -> dict[str, Any]:
 
 
 def link_report(link: LinkStatistics) -> dict[str, object]:
-    return {**asdict(link), "mac": format_mac(link.mac)}
+    return {**_fields(link), "mac": format_mac(link.mac)}
 
 
 def status_report(

@@ -23,7 +23,12 @@ def format_size(size: int) -> str:
         units.pop(0)
     if units[0] == "B":
         return f"{size} B"
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {units[0]}"
+    return f"{three_digits(value)} {units[0]}"
+
+
+def three_digits(value: float) -> str:
+    """A number below 999.5 with three significant digits, in at most four characters: ``1.00``, ``10.0``, ``999``."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def printable(value: object) -> str:

@@ -285,17 +285,31 @@ def test_umount_tells_what_it_waits_for(monkeypatch: pytest.MonkeyPatch, capsys:
 # ── status and discover ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_status_prints_the_status_file_or_a_table(tmp_path: Path) -> None:
+def test_status_prints_the_status_file_or_tables(tmp_path: Path) -> None:
     path = tmp_path / "mnt"
     with standin(path) as process:
         status = json.loads(aoefs("status", "--json", path).stdout)
         assert status["pid"] == process.pid
-        lines = aoefs("status", "--once", path).stdout.splitlines()
-    assert " ".join(lines[0].split()) == (
-        "name size model serial interfaces payload state read written errors in flight"
-    )
-    assert " ".join(lines[1].split()) == "e0.0 1.00 MiB Stand-in\\x1b[2J S1 aoe0 1024 up 4.00 KiB 0 B 0 0"
-    assert len(lines) == 3
+        pictures = [aoefs("status", *options, path).stdout for options in (["--once"], [])]
+    assert pictures[0] == pictures[1]  # a pipe is no terminal to draw in
+    targets, paths = pictures[0].split("\n\n")
+    assert targets.splitlines()[0].split()[:6] == ["target", "state", "size", "model", "serial", "read"]
+    assert targets.splitlines()[1].split()[:9] == [
+        "e0.0",
+        "up",
+        "1.00",
+        "MiB",
+        "Stand-in\\x1b[2J",
+        "S1",
+        "4.00",
+        "KiB",
+        "0",
+    ]
+    assert len(targets.splitlines()) == 3
+    assert [line.split()[:4] for line in paths.splitlines()[1:]] == [
+        ["e0.1", "silent", "aoe0", "02:ae:00:00:02:00"],
+        ["e0.0", "ok", "aoe0", "02:ae:00:00:02:00"],
+    ]
 
 
 def target(name: str, config: str = "") -> dict[str, object]:
@@ -374,6 +388,7 @@ def test_discover_without_any_answer_says_what_to_check(
         (999, "999 B"),
         (1000, "0.98 KiB"),
         (1024, "1.00 KiB"),
+        (10 * 1024 - 1, "10.0 KiB"),
         (10 * 1024, "10.0 KiB"),
         (1023 << 20, "1.00 GiB"),
         (500 << 20, "500 MiB"),

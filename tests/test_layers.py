@@ -24,7 +24,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "events"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     ("tasks", {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "reservation", "shard", "server"}),
-    ("faces", {"fs", "console", "report", "tables", "turns", "views", "control"}),
+    ("faces", {"fs", "console", "report", "tables", "turns", "views", "control", "history", "terminal"}),
     ("commands", {"mount", "daemon", "companion"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
 ]

@@ -35,6 +35,7 @@ def test_a_relative_mount_point_becomes_absolute() -> None:
 EVERY_OPTION = [
     ("interface", "eth1", ("interfaces", ("eth1",))),
     ("foreground", None, ("foreground", True)),
+    ("console", None, ("console", True)),
     ("read-only", None, ("read_only", True)),
     ("shards", "3", ("shards", 3)),
     ("deadsecs", "0.5", ("deadsecs", 0.5)),
