@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         options = mount_options(arguments)
         log_to_stderr(options.verbose)
         _check(options)
-        if not options.foreground:
+        if not (options.foreground or ready.is_daemon):
             return _mount_in_background(options, arguments.argv)
         from aoefs import mount
 
