@@ -1,7 +1,8 @@
 """A mount from its first interface to its last flush: one exit stack builds it and takes it down in reverse.
 
-Owns the order of things.  Up: engine and ports, then FUSE, then the first discovery, then "ready".  Down: the kernel
-has let go (``pyfuse3.main`` returned), flush every dirty target, close FUSE, stop the engine.
+Owns the order of things.  Up: engine and ports, then FUSE, then the first discovery, then "ready" (to the parent or
+to systemd, and into the pid file).  Down: the kernel has let go (``pyfuse3.main`` returned), flush every dirty target,
+close FUSE, stop the engine.
 
 Stopping by signal has two steps: the mount is taken out of the tree at once (lazily), open files are served until the
 last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal ends at once.  The
@@ -29,9 +30,11 @@ from aoefs.disk import Disk
 from aoefs.engine import Change, Engine, Settings, open_engine
 from aoefs.errors import RequestError, UserError
 from aoefs.fs import AoeOperations
+from aoefs.initiator import State
 from aoefs.interfaces import Interface, InterfaceMonitor
 from aoefs.options import MountOptions
 from aoefs.report import status_report
+from aoefs.service import PidFile, notify
 from aoefs.wire import payload_sectors
 
 log = logging.getLogger("aoefs")
@@ -60,6 +63,7 @@ class Mount:
         options = self._options
         names = [interface.name for interface in interfaces.choose(options.interfaces)]
         async with AsyncExitStack() as stack:
+            pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             settings = Settings(
                 deadsecs=options.deadsecs,
@@ -73,6 +77,10 @@ class Mount:
                 engine = await stack.enter_async_context(open_engine(names, settings))
             except OSError as error:
                 raise UserError(f"{', '.join(names)}: {error.strerror}") from None
+            if options.metrics is not None:
+                from aoefs import metrics  # only whoever asks for them needs prometheus_client
+
+                stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
             operations = AoeOperations(
                 engine,
                 partial(self._status, engine),
@@ -89,11 +97,12 @@ class Mount:
             stack.callback(self._close_fuse)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
-            nursery.start_soon(self._tell_kernel, operations, name="invalidations")
+            nursery.start_soon(self._tell_of_changes, engine, operations, name="invalidations")
             nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
-            nursery.start_soon(self._become_ready, engine, names, name="ready")
+            nursery.start_soon(self._become_ready, engine, names, pid_file, name="ready")
             await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
             self._unmounted = True
+            self._tell_systemd("STOPPING=1")
             with trio.CancelScope(shield=True):
                 clean = await self._flush_all(engine)
             nursery.cancel_scope.cancel()
@@ -128,13 +137,21 @@ class Mount:
             if complaint:
                 log.info("%s", complaint)
 
-    async def _become_ready(self, engine: Engine, names: list[str]) -> None:
+    async def _become_ready(self, engine: Engine, names: list[str], pid_file: PidFile | None) -> None:
         await trio.to_thread.run_sync(self._tune)
         await engine.first_discovery()
         hint = None
         if not engine.disks:
             hint = f"mounted, but no target answers on {', '.join(names)} yet: files appear when one does"
+        if pid_file is not None:
+            pid_file.write()
         self._ready.ok(hint)
+        self._tell_systemd("READY=1", _summary(engine))
+
+    def _tell_systemd(self, *assignments: str) -> None:
+        """Not from the background, where the socket would be that of a service which only started us."""
+        if not self._ready.is_daemon:
+            notify(*assignments)
 
     def _status(self, engine: Engine) -> dict[str, object]:
         return status_report(
@@ -149,8 +166,10 @@ class Mount:
         except trio.WouldBlock:
             log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
 
-    async def _tell_kernel(self, operations: AoeOperations) -> None:
+    async def _tell_of_changes(self, engine: Engine, operations: AoeOperations) -> None:
+        """The kernel has to forget what it knows; systemd shows how many targets there are."""
         async for disk, change in self._changes_out:
+            self._tell_systemd(_summary(engine))
             for call in operations.invalidations(disk, change):
                 try:
                     await trio.to_thread.run_sync(call)
@@ -186,6 +205,7 @@ class Mount:
 
     async def _stop_on_signal(self, engine: Engine, signals: AsyncIterator[int]) -> None:
         number = await anext(signals)
+        self._tell_systemd("STOPPING=1")
         log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
         await trio.to_thread.run_sync(self._unmount_lazily)
         with trio.move_on_after(GRACE):
@@ -220,3 +240,10 @@ class Mount:
         if scope.cancelled_caught:
             log.error("%s: the last flush was not answered within %g s", ", ".join(failed), FLUSH_GRACE)
         return not failed and not engine.dirty_lost
+
+
+def _summary(engine: Engine) -> str:
+    """The line that ``systemctl status`` shows."""
+    targets = [disk.target for disk in engine.disks.values()]
+    down = sum(target.state is not State.UP for target in targets)
+    return f"STATUS={len(targets)} targets" + (f", {down} of them down" if down else "")

@@ -206,6 +206,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", nargs="*", metavar="[SOURCE] MOUNTPOINT", help="SOURCE: interfaces, such as eth0,eth1, or any"
     )
     add_mount_options(parser)
+    parser.add_argument("--check", action="store_true", help="check options, mount point and rights, and mount nothing")
     parser.add_argument(
         "-o",
         action="append",

@@ -167,7 +167,7 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(text: str, says: str, c
 
 
 def test_a_named_file_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing.toml cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"missing\.toml cannot be read: No such file"):
         parse("/mnt", "--config", str(tmp_path / "missing.toml"))
 
 

@@ -7,6 +7,7 @@ child, which is this same command in the foreground.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
 from aoefs import interfaces, mountpoint
 from aoefs.daemon import Ready, log, log_to_stderr, run_in_background
@@ -21,6 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
         options = mount_options(arguments)
         log_to_stderr(options.verbose)
         _check(options)
+        if arguments.check:
+            return 0
         if not (options.foreground or ready.is_daemon):
             return _mount_in_background(options, arguments.argv)
         from aoefs import mount
@@ -44,6 +47,8 @@ def _check(options: MountOptions) -> None:
     mountpoint.require_fuse(allow_other=options.allow_other)
     interfaces.require_packet_socket()
     interfaces.choose(options.interfaces)
+    if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
+        raise UserError("--metrics needs the Python package prometheus_client: pip install 'aoefs[metrics]'")
 
 
 def _mount_in_background(options: MountOptions, argv: list[str]) -> int:
