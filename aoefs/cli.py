@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "show the state of a mount",
     "target": "export files and devices as AoE targets",
     "demo": "try everything on this one machine",
+    "install": "put unit, man pages, mount helper and shell completions in place",
 }
 
 _DESCRIPTION = """\
@@ -53,9 +54,15 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         parser.add_argument("--version", action="version", version=f"aoefs {__version__}")
         options.add_arguments(parser)
         return parser
-    parser = options.Parser(prog=f"aoefs {command}", description=f"{COMMANDS[command].capitalize()}.")
+    summary = COMMANDS[command]
+    parser = options.Parser(prog=f"aoefs {command}", description=f"{summary[0].upper()}{summary[1:]}.")
     _module(command).add_arguments(parser)
     return parser
+
+
+def all_parsers() -> dict[str | None, argparse.ArgumentParser]:
+    """Every parser by its command, the mount's under None: what ``aoefs install`` writes manuals from."""
+    return {command: build_parser(command) for command in (None, *COMMANDS)}
 
 
 def _mount_helper_argv(argv: Sequence[str]) -> list[str]:
@@ -101,6 +108,7 @@ def _run(argv: Sequence[str]) -> int:
             _refuse_misplaced_command(arguments.paths)
         else:
             arguments = parser.parse_args(argv[1:])
+            arguments.all_parsers = all_parsers
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
     from aoefs.daemon import log_to_stderr  # here: --help needs no logging

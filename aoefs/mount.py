@@ -144,7 +144,10 @@ class Mount:
         if not engine.disks:
             hint = f"mounted, but no target answers on {', '.join(names)} yet: files appear when one does"
         if pid_file is not None:
-            pid_file.write()
+            try:
+                pid_file.write()
+            except OSError as error:  # a disk that is full by now; the mount is live all the same
+                log.error("--pid-file %s: %s", self._options.pid_file, error.strerror)
         self._ready.ok(hint)
         self._tell_systemd("READY=1", _summary(engine))
 

@@ -205,6 +205,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", nargs="*", metavar="[SOURCE] MOUNTPOINT", help="SOURCE: interfaces, such as eth0,eth1, or any"
     )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All that begins with a dash on the command line of a mount."""
     add_mount_options(parser)
     parser.add_argument("--check", action="store_true", help="check options, mount point and rights, and mount nothing")
     parser.add_argument(
