@@ -249,4 +249,6 @@ def _summary(engine: Engine) -> str:
     """The line that ``systemctl status`` shows."""
     targets = [disk.target for disk in engine.disks.values()]
     down = sum(target.state is not State.UP for target in targets)
-    return f"STATUS={len(targets)} targets" + (f", {down} of them down" if down else "")
+    return f"STATUS={len(targets)} target{'' if len(targets) == 1 else 's'}" + (
+        f", {down} of them down" if down else ""
+    )
