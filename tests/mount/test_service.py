@@ -7,6 +7,7 @@ of the lab's own, so that ``aoefs install`` writes to the real places and nothin
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import urllib.request
@@ -325,15 +326,14 @@ def system(host: Lab) -> Iterator[System]:
     groups.mkdir(exist_ok=True)
     host.run(INITIATOR, ["mount", "-t", "cgroup2", "cgroup2", groups])
     group = groups / f"aoefs-test-{os.getpid()}"
-    start = (
-        f"mkdir {group}; echo $$ > {group}/cgroup.procs; exec unshare --mount --pid --fork --kill-child --uts --ipc "
-    )
-    start += '--cgroup sh -c "$SYSTEM"'
+    host.run(INITIATOR, ["mkdir", group])
+    start = f"echo $$ > {group}/cgroup.procs"  # by the shell itself: its one child will be process 1 of the system
+    start += '; exec unshare --mount --pid --fork --kill-child --uts --ipc --cgroup sh -c "$SYSTEM"'
     process = host.popen(INITIATOR, ["env", f"SYSTEM={SYSTEM}", f"UNITS={UNITS}:{units}", "sh", "-c", start])
     try:
         yield System(process)
     finally:
-        process.stop()
+        process.stop(signal.SIGKILL)  # unshare keeps the other signals from itself, and takes systemd with it
         tidy = f"find {group} -depth -type d -exec rmdir {{}} + && umount {groups}"
         wait_until(
             lambda: host.run(INITIATOR, ["sh", "-c", tidy], check=False).returncode == 0, what="no group is left"
