@@ -5,6 +5,9 @@ reader of the output went away.  A command is a module ``aoefs.commands.<name>``
 ``run(arguments) -> int``; only the module of the command that runs is ever imported, and it imports what is heavy
 (numpy, trio, pyfuse3, rich) inside ``run``.
 
+Under the name ``mount.aoefs`` (or ``mount.fuse.aoefs``) it is a helper of mount(8): the helper's flags are turned into
+a command line of ours, and the exit codes into those of mount(8): 1 for wrong usage, 8 after Ctrl-C, 32 for a failure.
+
 What holds always: an error is one line on stderr that starts with ``aoefs:``; a traceback needs ``-v``.
 
 Rejected: argparse subparsers (``aoefs MOUNTPOINT`` has no command word, and all modules would be imported for help).
@@ -36,6 +39,7 @@ COMMANDS = {
     "path-test": "measure which frames pass between this host and its targets",
     "ping": "ask a target again and again, and time its answers",
     "reserve": "keep other hosts from a target",
+    "install": "put unit, man pages, mount helper and shell completions in place",
 }
 
 _DESCRIPTION = """\
@@ -58,9 +62,35 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         parser.add_argument("--version", action="version", version=f"aoefs {__version__}")
         options.add_arguments(parser)
         return parser
-    parser = options.Parser(prog=f"aoefs {command}", description=f"{COMMANDS[command].capitalize()}.")
+    summary = COMMANDS[command]
+    parser = options.Parser(prog=f"aoefs {command}", description=f"{summary[0].upper()}{summary[1:]}.")
     _module(command).add_arguments(parser)
     return parser
+
+
+def all_parsers() -> dict[str | None, argparse.ArgumentParser]:
+    """Every parser by its command, the mount's under None: what ``aoefs install`` writes manuals from."""
+    return {command: build_parser(command) for command in (None, *COMMANDS)}
+
+
+def _mount_helper_argv(argv: Sequence[str]) -> list[str]:
+    """What mount(8) tells its helper (mount(8), "External helpers"), as a command line of a mount."""
+    parser = options.Parser(prog="mount.aoefs", description="Helper of mount(8); people write: mount -t aoefs ...")
+    parser.add_argument("source", metavar="SOURCE", help="interfaces, such as eth0,eth1, or any")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    add = parser.add_argument
+    add("-o", action="append", default=[], metavar="WORD[,WORD...]", help="options of aoefs(1) and of mount(8)")
+    add("-n", action="store_true", help="no line in /etc/mtab: there is none anyhow")
+    add("-s", action="store_true", help="pass over words of -o that nobody knows")
+    add("-v", action="store_true", help="say more")
+    add("-f", action="store_true", help="check everything, mount nothing")
+    add("-t", metavar="TYPE", help="the type that mount(8) was asked for: there is only one")
+    helper = parser.parse_intermixed_args(argv)
+    words = ",".join(helper.o)
+    if helper.s:
+        words = options.known_words(words)
+    flags = [flag for flag, given in (("-v", helper.v), ("--check", helper.f)) if given]
+    return [helper.source, helper.mountpoint, *(["-o", words] if words else []), *flags]
 
 
 class _Command(Protocol):
@@ -86,6 +116,7 @@ def _run(argv: Sequence[str]) -> int:
             _refuse_misplaced_command(arguments.paths)
         else:
             arguments = parser.parse_intermixed_args(argv[1:])
+            arguments.all_parsers = all_parsers
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
     from aoefs.daemon import log_to_stderr  # here: --help needs no logging
@@ -107,9 +138,27 @@ def _refuse_misplaced_command(paths: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line (by default that of the process) and return the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run the command line (by default that of the process, under its name) and return the exit code."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start threads that we never use, in 50 ms
+    if argv is not None:
+        return _guarded(argv)
+    if not os.path.basename(sys.argv[0]).startswith("mount."):
+        return _guarded(sys.argv[1:])
+    return mount_helper(sys.argv[1:])
+
+
+def mount_helper(argv: Sequence[str]) -> int:
+    """As ``/sbin/mount.aoefs``; the exit code is that of mount(8)."""
+    try:
+        code = _guarded(_mount_helper_argv(argv))
+    except UserError as error:
+        code = _complain(str(error), error.exit_code)
+    except SystemExit:  # --help
+        code = 0
+    return {0: 0, 2: 1, 130: 8}.get(code, 32)
+
+
+def _guarded(argv: Sequence[str]) -> int:
     try:
         code = _run(argv)
         sys.stdout.flush()

@@ -1,7 +1,8 @@
 """A mount from its first interface to its last flush: one exit stack builds it and takes it down in reverse.
 
-Owns the order of things.  Up: engine and ports, then FUSE, then the first discovery, then "ready".  Down: the kernel
-has let go (``pyfuse3.main`` returned), flush every dirty target, close FUSE, stop the engine.
+Owns the order of things.  Up: engine and ports, then FUSE, then the first discovery, then "ready" (to the parent or
+to systemd, and into the pid file).  Down: the kernel has let go (``pyfuse3.main`` returned), flush every dirty target,
+close FUSE, stop the engine.
 
 Stopping by signal has two steps: the mount is taken out of the tree at once (lazily), open files are served until the
 last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal ends at once.  The
@@ -31,9 +32,11 @@ from aoefs.engine import Change, Engine, Settings, open_engine
 from aoefs.errors import ControlError, RequestError, UserError
 from aoefs.events import EventRing
 from aoefs.fs import AoeOperations
+from aoefs.initiator import State
 from aoefs.interfaces import Interface, InterfaceMonitor
 from aoefs.options import MountOptions
 from aoefs.report import status_report
+from aoefs.service import PidFile, notify
 from aoefs.wire import format_mac, payload_sectors
 
 log = logging.getLogger("aoefs")
@@ -69,6 +72,7 @@ class Mount:
         self._events.listen_to(log)
         names = [interface.name for interface in interfaces.choose(options.interfaces)]
         async with AsyncExitStack() as stack:
+            pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             settings = Settings(
                 deadsecs=options.deadsecs,
@@ -82,6 +86,10 @@ class Mount:
                 engine = await stack.enter_async_context(open_engine(names, settings))
             except OSError as error:
                 raise UserError(f"{', '.join(names)}: {error.strerror}") from None
+            if options.metrics is not None:
+                from aoefs import metrics  # only whoever asks for them needs prometheus_client
+
+                stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
             operations = AoeOperations(
                 engine,
                 Control(engine, self._events, partial(self._status, engine), partial(self._set_interfaces, engine)),
@@ -98,11 +106,12 @@ class Mount:
             stack.callback(self._close_fuse)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
-            nursery.start_soon(self._tell_kernel, operations, name="invalidations")
+            nursery.start_soon(self._tell_of_changes, engine, operations, name="invalidations")
             nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
-            nursery.start_soon(self._become_ready, engine, operations, name="ready")
+            nursery.start_soon(self._become_ready, engine, operations, pid_file, name="ready")
             await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
             self._unmounted = True
+            self._tell_systemd("STOPPING=1")
             with trio.CancelScope(shield=True):
                 clean = await self._flush_all(engine)
             nursery.cancel_scope.cancel()
@@ -137,7 +146,7 @@ class Mount:
             if complaint:
                 log.info("%s", complaint)
 
-    async def _become_ready(self, engine: Engine, operations: AoeOperations) -> None:
+    async def _become_ready(self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None) -> None:
         await trio.to_thread.run_sync(self._tune)
         await engine.first_discovery()
         hint = None
@@ -147,7 +156,18 @@ class Mount:
             async with trio.open_nursery() as nursery:
                 for disk in engine.disks.values():
                     nursery.start_soon(partial(operations.read_table, again=False), disk, name="partition table")
+        if pid_file is not None:
+            try:
+                pid_file.write()
+            except OSError as error:  # a disk that is full by now; the mount is live all the same
+                log.error("--pid-file %s: %s", self._options.pid_file, error.strerror)
         self._ready.ok(hint)
+        self._tell_systemd("READY=1", _summary(engine))
+
+    def _tell_systemd(self, *assignments: str) -> None:
+        """Not from the background, where the socket would be that of a service which only started us."""
+        if not self._ready.is_daemon:
+            notify(*assignments)
 
     def _status(self, engine: Engine) -> dict[str, object]:
         return status_report(
@@ -166,10 +186,14 @@ class Mount:
         except trio.WouldBlock:
             log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
 
-    async def _tell_kernel(self, operations: AoeOperations) -> None:
-        """Each change by a task: a target whose dirty pages block it must not keep the news of the others."""
+    async def _tell_of_changes(self, engine: Engine, operations: AoeOperations) -> None:
+        """The kernel has to forget what it knows; systemd shows how many targets there are.
+
+        Each change by a task: a target whose dirty pages block it must not keep the news of the others.
+        """
         async with trio.open_nursery() as nursery:
             async for disk, change in self._changes_out:
+                self._tell_systemd(_summary(engine))
                 calls = operations.invalidations(disk, change)
                 nursery.start_soon(self._invalidate, disk.target.name, calls, name="invalidation")
                 if change in _NEW_TABLE:
@@ -234,6 +258,7 @@ class Mount:
 
     async def _stop_on_signal(self, engine: Engine, signals: AsyncIterator[int]) -> None:
         number = await anext(signals)
+        self._tell_systemd("STOPPING=1")
         log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
         await trio.to_thread.run_sync(self._unmount_lazily)
         with trio.move_on_after(GRACE):
@@ -278,3 +303,12 @@ class Mount:
             )
             log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
         return not failed and not engine.dirty_lost
+
+
+def _summary(engine: Engine) -> str:
+    """The line that ``systemctl status`` shows."""
+    targets = [disk.target for disk in engine.disks.values()]
+    down = sum(target.state is not State.UP for target in targets)
+    return f"STATUS={len(targets)} target{'' if len(targets) == 1 else 's'}" + (
+        f", {down} of them down" if down else ""
+    )

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,12 +135,112 @@ def test_a_missing_program_is_one_line(
     assert re.fullmatch(rf"aoefs: the demo needs the command {missing}: install .*\n", capsys.readouterr().err)
 
 
-def test_without_root_it_says_so_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+# ── without root ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+# In a mount namespace of its own: a /dev/fuse as it is on most machines, and ways for anybody to this interpreter and
+# this checkout, which may lie in root's home.  Then nobody runs the demo.
+AS_NOBODY = """
+set -e
+mknod "$DIRECTORY/fuse" c 10 229
+chmod 666 "$DIRECTORY/fuse"
+mount --bind "$DIRECTORY/fuse" /dev/fuse
+for path in $NEEDED; do
+    mkdir -p "$DIRECTORY/kept$path"
+    mount --bind "$path" "$DIRECTORY/kept$path"
+done
+for path in $CLOSED; do
+    mount -t tmpfs -o mode=755 tmpfs "$path"
+done
+for path in $NEEDED; do
+    mkdir -p "$path"
+    mount --bind "$DIRECTORY/kept$path" "$path"
+done
+cd /
+[ -z "$JAIL" ] || mount --rbind / "$JAIL"
+exec ${JAIL:+chroot "$JAIL"} setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that everybody can reach, which ``tmp_path`` is not; its ``tmp`` is for everybody's files."""
+    with tempfile.TemporaryDirectory(prefix="aoefs-nobody-") as made:
+        path = Path(made)
+        path.chmod(0o755)
+        (path / "tmp").mkdir()
+        (path / "tmp").chmod(0o1777)
+        yield path
+
+
+@contextlib.contextmanager
+def nobodys_demo(place: Path, *arguments: str, jail: str = "") -> Iterator[Process]:
+    """A demo that the user nobody runs, in a chroot to ``jail`` (which becomes a copy of everything) if it is given."""
+    require("unshare", "setpriv", "mount")
+    needs_demo("mkfs.ext4", "debugfs", "e2fsck")
+    needed = [sys.base_prefix, str(Path(mountpoint.__file__).parents[1])]
+    parents = {parent for path in needed for parent in Path(path).parents}
+    closed = sorted(str(parent) for parent in parents if not parent.stat().st_mode & 0o001)
+    variables = {
+        "DIRECTORY": place,
+        "NEEDED": " ".join(needed if closed else []),
+        "CLOSED": " ".join(path for path in closed if not any(path.startswith(f"{other}/") for other in closed)),
+        "JAIL": jail,
+        "TMPDIR": place / "tmp",
+        "PYTHONDONTWRITEBYTECODE": 1,
+    }
+    command = ["env", *(f"{name}={value}" for name, value in variables.items())]
+    command += ["unshare", "-m", "--propagation", "private", "sh", "-c", AS_NOBODY, "sh", *COMMAND, *arguments]
+    with Process(command, place / "demo.log") as process:
+        try:
+            yield process
+        finally:
+            process.stop(signal.SIGINT, 60)
+
+
+def test_without_root_the_tour_runs_in_a_user_namespace(place: Path) -> None:
+    with nobodys_demo(place) as process:
+        assert process.wait(60) == 0, process.output
+        text = process.output
+        assert "Not as root: in a user namespace" in text
+        sums = re.findall(r"^   ([0-9a-f]{64})  -$", text, re.MULTILINE)
+        assert len(sums) == 3
+        assert len(set(sums)) == 1
+        assert "Loop devices need root" in text
+        assert re.search(r"diff -r .*\n   \(done in", text)
+        assert re.search(r"e2fsck -f -n .*\n   .*files.*blocks", text)
+        assert "skipped" not in text
+        assert text.endswith("everything is removed\n")
+        assert remains(process, place) == []
+        assert list((place / "tmp").iterdir()) == []
+
+
+def test_an_interrupted_demo_without_root_leaves_nothing_behind(place: Path) -> None:
+    with nobodys_demo(place) as process:
+        wait_until(lambda: process.poll() is not None or "/urandom" in process.output, 60, "it is mounted")
+        assert process.stop(signal.SIGINT, 60) == 130, process.output
+        assert remains(process, place) == []
+        assert list((place / "tmp").iterdir()) == []
+
+
+def test_where_user_namespaces_are_not_allowed_one_line_says_so(place: Path) -> None:
+    jail = place / "jail"  # the kernel gives none to a process in a chroot
+    jail.mkdir()
+    with nobodys_demo(place, jail=str(jail)) as process:
+        assert process.wait(30) == 1
+        reason = r"unshare failed: Operation not permitted"
+        assert re.fullmatch(
+            rf"aoefs: the demo needs root, since user namespaces .* \({reason}\): sudo aoefs demo\n", process.output
+        )
+
+
+@pytest.mark.parametrize("arguments", [["--keep"], ["/mnt"]])
+def test_without_root_nothing_can_be_kept(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert main(["demo"]) == 1
-    assert capsys.readouterr().err == "aoefs: the demo needs root, for its network namespaces: sudo aoefs demo\n"
+    assert main(["demo", *arguments]) == 1
+    said = "aoefs: without root nobody else sees the demo's mount: --keep and MOUNTPOINT need sudo\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_mount_point_that_will_not_do_is_refused_before_anything_is_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -51,21 +52,40 @@ def test_reading_sectors_that_are_not_there_is_one_line(lab: Lab, arguments: lis
     assert "Traceback" not in answer.stderr
 
 
-def test_the_walk_through_with_vblade_and_ext4_works_and_cleans_up(tmp_path: Path) -> None:
-    require("ip", "nsenter", "vblade", "mkfs.ext4", "e2fsck", "mountpoint", "/dev/fuse", "/dev/loop-control")
+def run_walk_through(name: str, tmp_path: Path) -> tuple[str, str]:
+    """What a script said, on stdout and stderr; it works, and nothing of it is left."""
     path = f"{COMMANDS}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PATH": path}
     script = subprocess.Popen(
-        [EXAMPLES / "vblade-mkfs.sh"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [EXAMPLES / name], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     out, err = script.communicate(timeout=120)
     assert script.returncode == 0, err
-    assert "Coraid EtherDrive vblade" in out
-    assert out.endswith("done: the file system is whole\n")
     assert list(tmp_path.iterdir()) == []
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     namespaces = os.listdir("/run/netns") if Path("/run/netns").exists() else []
     assert not [name for name in namespaces if name.startswith(f"aoefs-example-{script.pid}-")]
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            assert str(tmp_path) not in file.read_text()
+    return out, err
+
+
+def test_the_walk_through_with_vblade_and_ext4_works_and_cleans_up(tmp_path: Path) -> None:
+    require("ip", "nsenter", "vblade", "mkfs.ext4", "e2fsck", "mountpoint", "/dev/fuse", "/dev/loop-control")
+    out, _ = run_walk_through("vblade-mkfs.sh", tmp_path)
+    assert "Coraid EtherDrive vblade" in out
+    assert out.endswith("done: the file system is whole\n")
+
+
+def test_a_pool_of_two_targets_survives_the_damage_of_one(tmp_path: Path) -> None:
+    require("ip", "nsenter", "mkfs.btrfs", "btrfs", "losetup", "mountpoint", "/dev/fuse", "/dev/loop-control")
+    out, err = run_walk_through("pool-btrfs.sh", tmp_path)
+    first, second = re.findall(r"^\[(/dev/loop\d+)\]\.corruption_errs +\d+$", out, re.MULTILINE)
+    assert re.search(rf"^\[{first}\]\.corruption_errs +0$", out, re.MULTILINE), out
+    assert not re.search(rf"^\[{second}\]\.corruption_errs +0$", out, re.MULTILINE), out
+    assert "Uncorrectable:  0" in out or "errors detected" not in out + err
+    assert out.endswith("done: the pool is whole\n")
 
 
 def test_scripts_can_be_run_and_are_good_shell() -> None:

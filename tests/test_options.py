@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aoefs import options as options_module
 from aoefs.errors import UserError
-from aoefs.options import MountOptions, Parser, add_arguments, mount_options
+from aoefs.options import MountOptions, Parser, add_arguments, known_words, mount_options
+
+
+@pytest.fixture(autouse=True)
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place of /etc/aoefs.toml for these tests; nothing is there yet."""
+    path = tmp_path / "aoefs.toml"
+    monkeypatch.setattr(options_module, "CONFIG_FILE", str(path))
+    return path
 
 
 def parse(*arguments: str) -> MountOptions:
@@ -50,24 +60,122 @@ EVERY_OPTION = [
     ("uid", "root", ("uid", 0)),
     ("gid", "13", ("gid", 13)),
     ("umask", "022", ("umask", 0o022)),
+    ("pid-file", "/run/aoefs.pid", ("pid_file", "/run/aoefs.pid")),
+    ("metrics", "9100", ("metrics", ("127.0.0.1", 9100))),
+    ("metrics", "[::1]:9100", ("metrics", ("::1", 9100))),
+    ("metrics", "0.0.0.0:1", ("metrics", ("0.0.0.0", 1))),
     ("verbose", None, ("verbose", 1)),
 ]
+FLAGS = [(name, effect) for name, value, effect in EVERY_OPTION if value is None and name != "verbose"]
 
 
 @pytest.mark.parametrize(("name", "value", "effect"), EVERY_OPTION)
-def test_a_long_option_and_its_word_do_the_same(name: str, value: str | None, effect: tuple[str, object]) -> None:
+def test_a_long_option_its_word_and_its_key_do_the_same(
+    name: str, value: str | None, effect: tuple[str, object], config_file: Path
+) -> None:
     suffix = "" if value is None else f"={value}"
-    for options in (
+    said = [
         parse("/mnt", f"--{name}{suffix}"),
         parse("/mnt", "-o", name + suffix),
         parse("/mnt", "-o", name.replace("-", "_") + suffix),
-    ):
+    ]
+    for key in (name, name.replace("-", "_")):
+        config_file.write_text(f"{key} = {'1' if name == 'verbose' else 'true' if value is None else repr(value)}\n")
+        said.append(parse("/mnt"))
+    for options in said:
         assert getattr(options, effect[0]) == effect[1]
         assert all(
             getattr(options, field) == getattr(DEFAULTS, field)
             for field in MountOptions.__dataclass_fields__
             if field != effect[0]
         )
+
+
+@pytest.mark.parametrize(("name", "effect"), FLAGS)
+def test_a_flag_of_the_file_can_be_taken_back(name: str, effect: tuple[str, object], config_file: Path) -> None:
+    config_file.write_text(f"{name} = true\n")
+    for arguments in ([f"--no-{name}"], ["-o", f"no_{name}"], [f"--no-{name}", "-o", name]):
+        assert getattr(parse("/mnt", *arguments), effect[0]) is False
+    config_file.write_text(f"{name} = false\n")
+    assert getattr(parse("/mnt"), effect[0]) is False
+    assert getattr(parse("/mnt", f"--{name}"), effect[0]) is True
+
+
+def test_numbers_and_lists_of_the_file_are_written_as_toml_has_them(config_file: Path) -> None:
+    config_file.write_text(
+        'interface = ["eth1", "eth2"]\nallow-mac = ["02:00:00:00:00:01", "02:00:00:00:00:02"]\n'
+        "deadsecs = 0.5\nmaxout = 3\nuid = 12\nmetrics = 9100\nverbose = 2\n"
+    )
+    options = parse("/mnt")
+    assert options.interfaces == ("eth1", "eth2")
+    assert [mac[-1] for mac in options.allow_mac] == [1, 2]
+    assert (options.deadsecs, options.maxout, options.uid, options.verbose) == (0.5, 3, 12, 2)
+    assert options.metrics == ("127.0.0.1", 9100)
+
+
+def test_the_command_line_wins_over_the_words_and_these_over_the_file(config_file: Path) -> None:
+    config_file.write_text("deadsecs = 1\nmaxout = 1\nshards = 1\nverbose = 1\n")
+    options = parse("-o", "deadsecs=2,maxout=2,verbose", "/mnt", "--deadsecs", "3", "-v")
+    assert (options.deadsecs, options.maxout, options.shards, options.verbose) == (3, 2, 1, 3)
+    assert parse("/mnt", "--deadsecs", "0").deadsecs == 0
+
+
+def test_interfaces_and_macs_of_the_file_are_replaced_not_added_to(config_file: Path) -> None:
+    config_file.write_text('interface = ["eth1", "eth2"]\nallow-mac = ["02:00:00:00:00:01"]\n')
+    for arguments in (["-i", "eth3", "/mnt"], ["/mnt", "-o", "interface=eth3"], ["eth3", "/mnt"]):
+        assert parse(*arguments).interfaces == ("eth3",)
+    assert parse("any", "/mnt").interfaces == ()
+    assert parse("none", "/mnt").interfaces == ("eth1", "eth2")
+    assert parse("/mnt", "--allow-mac", "02:00:00:00:00:09").allow_mac == (b"\2\0\0\0\0\t",)
+
+
+def test_another_file_can_be_named(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config_file.write_text("deadsecs = 1\nmaxout = 1\n")
+    (tmp_path / "other.toml").write_text("deadsecs = 2\n")
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--config", "other.toml"], ["-o", f"config={tmp_path}/other.toml"]):
+        options = parse("/mnt", *arguments)
+        assert (options.deadsecs, options.maxout) == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("frob = 1", "{}: frob: no such option (see aoefs --help)"),
+        ("config = '/x'", "{}: config: no such option"),
+        ("option-lists = 'ro'", "{}: option-lists: no such option"),
+        ("deadsecs = 'soon'", "{}: deadsecs: argument --deadsecs: 'soon' is not a number of seconds"),
+        ("deadsecs = true", "{}: deadsecs: argument --deadsecs: expected one argument"),
+        ("deadsecs = inf", "{}: deadsecs: argument --deadsecs: 'inf' is not"),
+        ("shards = [1, 2]", "{}: shards: write a text, a number"),
+        ("deadsecs = 2000-01-01", "{}: deadsecs: write a text, a number"),
+        ("[mount]\nro = true", "{}: mount: write a text, a number"),
+        ("direct = 'yes'", "{}: direct: argument --direct/--no-direct: ignored explicit argument 'yes'"),
+        ("umask = 22", '{}: umask: write it as a text, such as "022"'),
+        ("verbose = true", "{}: verbose: write 0, 1 or 2"),
+        ("verbose = 3", "{}: verbose: write 0, 1 or 2"),
+        ("ro", "{} is no TOML file: "),
+        ("a = '\udcff'", "{} is no TOML file: "),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(text: str, says: str, config_file: Path) -> None:
+    config_file.write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError) as refused:
+        parse("/mnt")
+    assert str(refused.value).startswith(says.format(config_file))
+    assert refused.value.exit_code == 2
+    assert "\n" not in str(refused.value)
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.toml cannot be read: No such file"):
+        parse("/mnt", "--config", str(tmp_path / "missing.toml"))
+
+
+def test_sloppy_mounts_drop_what_nobody_knows_and_nothing_else() -> None:
+    assert known_words("ro,frob,deadsecs=3,noauto,x-y,grpid=1,no-direct") == "ro,deadsecs=3,no-direct"
+    with pytest.raises(UserError, match="'soon' is not"):
+        known_words("deadsecs=soon")
 
 
 def test_every_field_of_the_record_can_be_set() -> None:
@@ -115,6 +223,10 @@ def test_interfaces_add_up_without_doubles() -> None:
         (["/mnt", "--gid", "nobodys"], "there is no group 'nobodys'"),
         (["/mnt", "--uid", "99999999999"], "'99999999999' is not a whole number from 0 to 4294967294"),
         (["/mnt", "--allow-mac", "1:2"], "'1:2' is not a MAC address: write it as"),
+        (["/mnt", "--metrics", "x"], "'x' is not a place for metrics: write PORT or ADDRESS:PORT"),
+        (["/mnt", "--metrics", ":9100"], "':9100' is not a place"),
+        (["/mnt", "--metrics", "127.0.0.1:0"], "'127.0.0.1:0' is not a place"),
+        (["/mnt", "--pid-file", ""], "a file name is empty"),
         (["/mnt", "--read"], "unrecognized arguments: --read"),
     ],
 )

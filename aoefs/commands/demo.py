@@ -4,6 +4,10 @@ Two network namespaces stand for two hosts, joined by a veth pair with jumbo fra
 files in the one.  The mount process has the other one's network but the mount namespace of the caller, so that the
 mount is where the caller can see it; hence nsenter(1) and not ``ip netns exec``.
 
+Without root the whole demo runs in a user namespace of its own (unshare(1), which becomes this command again), where
+it may make networks and mounts that nobody else sees.  Loop devices belong to the machine: there the file system is
+filled by mkfs and read by debugfs, without being mounted.  With ``--keep`` there would be nothing for others to see.
+
 What holds always: every command of the tour is the real one, and its output is shown as it came; no frame leaves the
 two namespaces; whatever was made is gone at the end, also after Ctrl-C or an error: one ExitStack undoes it in
 reverse, and touches nothing but what has the names and process ids that this run gave out.
@@ -46,6 +50,7 @@ _CLEANUP_SECONDS = 8.0  # for one command of the cleaning up
 _DISK_SECONDS = 10.0  # for a disk to answer, on a very busy machine
 _MOUNT_STOP_SECONDS = 25.0  # for a mount process that was told to end: it serves open files for 10 s, then flushes
 _POLL_SECONDS = 0.05
+_UNPRIVILEGED_VARIABLE = "AOEFS_DEMO_UNPRIVILEGED"  # set for the one that runs in the user namespace
 _STYLES = {"heading": "bold cyan", "command": "bold green", "output": "", "note": "dim"}  # rich styles
 
 # Where mkfs and ip live; not in every PATH.
@@ -64,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Set up, show, clean up; the exit code."""
     if os.geteuid() != 0:
-        raise UserError("the demo needs root, for its network namespaces: sudo aoefs demo")
+        _enter_user_namespace(arguments)
+    unprivileged = os.environ.pop(_UNPRIVILEGED_VARIABLE, "") == "1"
     for program, package in (("ip", "iproute2"), ("nsenter", "util-linux")):
         if _find(program) is None:
             raise UserError(f"the demo needs the command {program}: install the package {package}")
@@ -72,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     interfaces.require_packet_socket()
     path = None if arguments.mountpoint is None else mountpoint.check(arguments.mountpoint)
     with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
-        demo = _Demo(stack, interrupts, path)
+        demo = _Demo(stack, interrupts, path, unprivileged=unprivileged)
         try:
             demo.set_up()
             demo.tour()
@@ -81,6 +87,34 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             interrupts.ignore()  # the cleaning up is not to be interrupted; each of its steps has a time limit
     return 1 if demo.is_something_left else 0
+
+
+# ── without root ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
+    """Become this command again as root of a user namespace, with networks and mounts of its own."""
+    if arguments.keep or arguments.mountpoint:
+        raise UserError("without root nobody else sees the demo's mount: --keep and MOUNTPOINT need sudo")
+    mountpoint.require_fuse()
+    unshare = _find("unshare")
+    if unshare is None:
+        raise UserError("without root the demo needs the command unshare: install the package util-linux, or use sudo")
+    # ip(8) keeps its namespaces in /run/netns: one of our own, below /run if it is not there yet.
+    place = "/run/netns" if os.path.isdir("/run/netns") else "/run"
+    prepare = f"mount -t tmpfs tmpfs {place} && mkdir -p /run/netns && ip link set lo up"
+    command = [unshare, "--user", "--map-root-user", "--net", "--mount", "--", "sh", "-c"]
+    environment = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
+    probe = subprocess.run(
+        [*command, prepare], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+    )
+    if probe.returncode:
+        said = probe.stderr.strip().splitlines()
+        reason = said[-1].removeprefix("unshare: ") if said else f"exit code {probe.returncode}"
+        raise UserError(f"the demo needs root, since user namespaces are not allowed here ({reason}): sudo aoefs demo")
+    verbose = ["-v"] * arguments.verbose
+    again = [f'{prepare} && exec "$@"', "sh", *_aoefs(), "demo", *verbose]
+    os.execve(unshare, [*command, *again], {**environment, _UNPRIVILEGED_VARIABLE: "1"})
 
 
 # ── signals and programs ──────────────────────────────────────────────────────────────────────────────────────────
@@ -176,7 +210,10 @@ def _fail(typed: str, code: int, said: str) -> NoReturn:
 class _Demo:
     """See the module; what it makes is undone by ``stack``."""
 
-    def __init__(self, stack: contextlib.ExitStack, interrupts: _Interrupts, path: str | None) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, interrupts: _Interrupts, path: str | None, *, unprivileged: bool
+    ) -> None:
+        self._unprivileged = unprivileged
         self.is_something_left = False
         self._stack = stack
         self._interrupts = interrupts
@@ -277,6 +314,8 @@ class _Demo:
             self._path = str(self._directory / "mnt")
             os.mkdir(self._path)
         self._say("aoefs demo: a target and a host that uses it, on this one machine.")
+        if self._unprivileged:
+            self._say("Not as root: in a user namespace, whose networks and mounts are gone with it.", "note")
 
         self._heading("Two network namespaces stand for two machines, with a cable between them.")
         for namespace in (self._host, self._target):
@@ -374,6 +413,9 @@ class _Demo:
             raise UserError(f"what came back from {disk} is not what was written")
 
     def _file_system(self, disk: str) -> None:
+        if self._unprivileged:
+            self._unmounted_file_system(disk)
+            return
         missing = [program for program in ("mkfs.ext4", "e2fsck", "mount") if _find(program) is None]
         if not os.path.exists("/dev/loop-control"):
             missing.append("/dev/loop-control")
@@ -394,6 +436,21 @@ class _Demo:
             self._show(["diff", "-r", source, copy])
             self._show(["df", "-h", point])
             self._show(["umount", point])
+        self._say("   And at the target, without AoE:", "note")
+        self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
+
+    def _unmounted_file_system(self, disk: str) -> None:
+        missing = [program for program in ("mkfs.ext4", "debugfs", "e2fsck") if _find(program) is None]
+        if missing:
+            self._say(f"   skipped, since this machine has no {', '.join(missing)}", "note")
+            return
+        self._say("   Loop devices need root, so it is not mounted here: mkfs fills it, debugfs reads it.", "note")
+        source, copy = (str(self._directory / name) for name in ("files", "copy"))
+        self._show(["cp", "-r", str(Path(__file__).parent), source])
+        os.mkdir(copy)
+        self._show(["mkfs.ext4", "-q", "-E", "nodiscard", "-d", source, disk])
+        self._show_shell(f"debugfs -R 'rdump / {shlex.quote(copy)}' {shlex.quote(disk)} 2>&1 | tail -n +2")
+        self._show(["diff", "-r", "--exclude=lost+found", source, copy])
         self._say("   And at the target, without AoE:", "note")
         self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
 

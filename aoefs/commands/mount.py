@@ -7,6 +7,7 @@ child, which is this same command in the foreground.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 
@@ -23,9 +24,11 @@ def run(arguments: argparse.Namespace) -> int:
         options = mount_options(arguments)
         log_to_stderr(options.verbose)
         _check(options)
+        if arguments.check:
+            return 0
         if options.console and not ready.is_daemon:
             return _mount_with_console(options, arguments.argv)
-        if not options.foreground:
+        if not (options.foreground or ready.is_daemon):
             return _mount_in_background(options, arguments.argv)
         from aoefs import mount
 
@@ -48,6 +51,8 @@ def _check(options: MountOptions) -> None:
     mountpoint.require_fuse(allow_other=options.allow_other)
     interfaces.require_packet_socket()
     interfaces.choose(options.interfaces)
+    if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
+        raise UserError("--metrics needs the Python package prometheus_client: pip install 'aoefs[metrics]'")
 
 
 def _mount_in_background(options: MountOptions, argv: list[str]) -> int:
