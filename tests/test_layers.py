@@ -24,7 +24,10 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "events", "service"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     ("tasks", {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "reservation", "shard", "server"}),
-    ("faces", {"fs", "console", "report", "tables", "turns", "views", "control", "history", "terminal", "metrics"}),
+    (
+        "faces",
+        {"fs", "manual", "console", "report", "tables", "turns", "views", "control", "history", "terminal", "metrics"},
+    ),
     ("commands", {"mount", "daemon", "companion"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
 ]
