@@ -145,6 +145,7 @@ class Disk:
         self.reservation = Reservation(self)
         self._driver = driver
         self._waiting = driver.waiting
+        self.generation = 0  # moves when what was read before may no longer be what is there
         self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
     @property
@@ -153,6 +154,7 @@ class Disk:
 
     def interrupt(self, error: RequestError | None = None) -> None:
         """The target went (``error``) or came back: whoever waits for something else than a Request looks again."""
+        self.generation += 1
         for wait in self._waits:
             wait.error = error
             wait.wake()
@@ -181,12 +183,14 @@ class Disk:
         requests: list[Request] = []
         if not self.target.order.acquire(claim):
             await self._wait_for_claim(claim)
+        self.generation += 1
         try:
             buffer = memoryview(data)
             if offset % SECTOR_BYTES or len(data) % SECTOR_BYTES:
                 buffer = await self._fill_edges(first, end, offset, data)
             await self._transfer(first, buffer, write=True, requests=requests)
         finally:
+            self.generation += 1
             self.target.release(claim, requests)
             self._driver.arm(self.target, self._driver.now())
 

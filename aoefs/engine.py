@@ -526,6 +526,7 @@ class Engine:
             port: Port = path.link  # type: ignore[assignment]
             if port.up:
                 self._discovery.ask(port, path.mac, target.address)
+        disk.generation += 1
         self.settings.on_change(disk, Change.REVALIDATED)
 
     def _remove(self, disk: Disk, change: Change, why: str) -> None:

@@ -46,6 +46,7 @@ from aoefs.errors import (
     TargetBusy,
     TargetError,
 )
+from aoefs.readahead import ReadAhead, ReadAheads
 from aoefs.views import Node, Views
 from aoefs.wire import SECTOR_BYTES, Address, ErrorCode
 
@@ -101,6 +102,7 @@ class Handle:
     whole_writes: bool = False
     picture: bytes = b""
     control: ControlNode | None = None
+    ahead: ReadAhead | None = None
 
 
 def _guarded(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -150,6 +152,7 @@ class AoeOperations(pyfuse3.Operations):
         self._read_only = read_only
         self._direct = direct
         self._reserve = reserve
+        self.read_aheads: ReadAheads | None = None  # for mounts whose read-ahead in the kernel stays small
         self._mounted_ns = time.time_ns()
         self._nodes: dict[int, Node] = {}  # by inode number
         self._control_nodes: dict[int, ControlNode] = {}
@@ -334,6 +337,8 @@ class AoeOperations(pyfuse3.Operations):
         sync = self._direct and bool(flags & (os.O_SYNC | os.O_DSYNC))
         whole_writes = not self._direct and bool(flags & os.O_DIRECT)
         handle = Handle(node, writing=writing, flush_each_write=sync, whole_writes=whole_writes)
+        if self.read_aheads is not None and not self._direct and not flags & os.O_DIRECT:
+            handle.ahead = ReadAhead(node.disk, self.read_aheads)
         number = self._add_handle(handle)
         keep_cache = node.views.may_keep_pages(node)
         node.opened += 1
@@ -346,6 +351,8 @@ class AoeOperations(pyfuse3.Operations):
         node = handle.node
         if node is None:
             return
+        if handle.ahead is not None:
+            handle.ahead.drop()
         node.opened -= 1
         node.disk.opened -= 1
         if node.gone and not node.opened:
@@ -426,7 +433,9 @@ class AoeOperations(pyfuse3.Operations):
             size = min(size, node.room(off))
             if size <= 0:
                 return b""
-            return await node.disk.read(node.start + off, size)
+            if handle.ahead is None:
+                return await node.disk.read(node.start + off, size)
+            return await handle.ahead.read(node.start + off, size, node.start + off + node.room(off))
         except RequestError as error:
             raise self._fail(node, "read", error) from None
 

@@ -35,6 +35,7 @@ from aoefs.fs import AoeOperations
 from aoefs.initiator import State
 from aoefs.interfaces import Interface, InterfaceMonitor
 from aoefs.options import MountOptions
+from aoefs.readahead import ReadAheads
 from aoefs.report import status_report
 from aoefs.service import PidFile, notify
 from aoefs.wire import format_mac, payload_sectors
@@ -108,7 +109,7 @@ class Mount:
             nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
             nursery.start_soon(self._tell_of_changes, engine, operations, name="invalidations")
             nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
-            nursery.start_soon(self._become_ready, engine, operations, pid_file, name="ready")
+            nursery.start_soon(self._become_ready, engine, operations, pid_file, nursery, name="ready")
             await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
             self._unmounted = True
             self._tell_systemd("STOPPING=1")
@@ -135,19 +136,25 @@ class Mount:
         """Unmount only what is still mounted, so that nothing mounted there meanwhile is hit."""
         pyfuse3.close(unmount=not self._unmounted)
 
-    def _tune(self) -> None:
+    def _tune(self) -> bool:
+        """Ask the kernel for what makes a mount fast and safe; False when it does not read ahead far enough."""
         device = os.stat(self._options.mountpoint).st_dev
+        small = tuning.set_read_ahead(device)
         for complaint in (
-            tuning.set_read_ahead(device),
+            small,
             tuning.set_max_background(device),
             tuning.become_io_flusher(),
             tuning.avoid_oom_killer(),
         ):
             if complaint:
                 log.info("%s", complaint)
+        return small is None
 
-    async def _become_ready(self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None) -> None:
-        await trio.to_thread.run_sync(self._tune)
+    async def _become_ready(
+        self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None, nursery: trio.Nursery
+    ) -> None:
+        if not await trio.to_thread.run_sync(self._tune):
+            operations.read_aheads = ReadAheads(nursery)
         await engine.first_discovery()
         hint = None
         if not engine.disks:

@@ -23,7 +23,21 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "events", "service"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
-    ("tasks", {"discovery", "disk", "engine", "exchange", "inplace", "receiver", "reservation", "shard", "server"}),
+    (
+        "tasks",
+        {
+            "discovery",
+            "disk",
+            "engine",
+            "exchange",
+            "readahead",
+            "inplace",
+            "receiver",
+            "reservation",
+            "shard",
+            "server",
+        },
+    ),
     (
         "faces",
         {"fs", "manual", "console", "report", "tables", "turns", "views", "control", "history", "terminal", "metrics"},
