@@ -14,7 +14,13 @@ from pathlib import Path
 
 from tests.lab import INITIATOR, TARGET, Argument, Lab, Process, wait_until
 
+Results = dict[str, dict[str, list[float]]]  # workload -> contender -> one figure per turn
+
 _NBD_PORT = 10809
+
+
+def note(results: Results, workload: str, contender: str, figure: float) -> None:
+    results.setdefault(workload, {}).setdefault(contender, []).append(figure)
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,9 @@ def nbdfuse(lab: Lab, disk: Path) -> Iterator[Client]:
                 client.wait(10)
 
 
-def yardstick(lab: Lab, program: Path, *, window: int, sectors: int, mebibytes: int, write: bool) -> dict[str, float]:
+def yardstick(lab: Lab, program: Path, *, sectors: int, mebibytes: int, write: bool) -> dict[str, float]:
     """Run the C program against e0.0; frames per second and MB per second as it printed them."""
+    window = 64 if sectors < 16 else 16  # of small frames, more fit into the caches
     arguments: list[Argument] = [program, window, sectors, mebibytes, 16, "aoe0", *(["w"] if write else [])]
     printed = lab.run(INITIATOR, arguments).stdout
     match = re.search(r"(\d+) fps (\d+) MB/s", printed)

@@ -1,8 +1,10 @@
 """The benchmark: ``python -m tests.benchmark.run`` (as root; needs fio, vblade, nbdkit and nbdfuse).
 
 Measures aoefs beside nbdfuse and, with ``--yardstick PROGRAM``, a compiled C client, on the same file over the same
-veth pair, by turns: A B C, A B C, ...  Prints medians, spread and ratios; ``--output`` keeps every single figure as
-JSON, ``--chart`` draws the medians.  Take the ratios: both ends share the cores of one machine.
+veth pair, by turns: A B C, A B C, ...  At an MTU of 9000 the target is vblade, at 1500 the embedded one, which is the
+faster of the two there.  Prints medians, spread and ratios; ``--output`` keeps every single figure as JSON,
+``--chart`` draws the medians, ``--profile`` tells where the time of a request goes instead.  Take the ratios: both
+ends share the cores of one machine.
 
 The C program is called ``PROGRAM WINDOW SECTORS MEBIBYTES BATCH INTERFACE [w]`` and prints ``N fps M MB/s``.
 """
@@ -18,78 +20,26 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from aoefs.wire import payload_sectors
-from tests.benchmark import contenders
+from tests.benchmark import contenders, many, profile
 from tests.benchmark.chart import draw
+from tests.benchmark.contenders import Client, Results, note
+from tests.benchmark.workloads import WORKLOADS, Workload
 from tests.lab import COMMANDS, INITIATOR, Lab
 
-Results = dict[str, dict[str, list[float]]]  # workload -> contender -> one figure per turn
-
-WINDOW = 16  # vblade's own buffer count
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One fio or dd run.  ``figure`` is MB/s or IOPS; ``yardstick`` says which C run it is compared with."""
-
-    name: str
-    arguments: tuple[str, ...]
-    figure: str = "MB/s"
-    yardstick: str | None = None
-
-    def measure(self, lab: Lab, client: contenders.Client, mebibytes: int, seconds: float) -> float:
-        if self.arguments[0] == "dd":
-            return self._dd(lab, client, mebibytes)
-        amount = (
-            (f"--size={mebibytes}M",)
-            if self.figure == "MB/s"
-            else ("--time_based", f"--runtime={seconds}", f"--size={mebibytes}M")
-        )
-        common = ["fio", "--name=x", f"--filename={client.file}", "--output-format=json", "--randseed=1"]
-        answer = lab.run(INITIATOR, [*common, *self.arguments, *amount])
-        job = json.loads(answer.stdout)["jobs"][0]
-        side = job["write" if "write" in self.arguments[0] else "read"]
-        return float(side["iops"] if self.figure == "IOPS" else side["bw_bytes"] / 1e6)
-
-    def _dd(self, lab: Lab, client: contenders.Client, mebibytes: int) -> float:
-        lab.run(INITIATOR, ["sh", "-c", "echo 1 > /proc/sys/vm/drop_caches"])
-        files = [f"if={client.file}", "of=/dev/null"]
-        if "write" in self.name:
-            files = ["if=/dev/zero", f"of={client.file}", "conv=notrunc,fsync"]
-        began = time.perf_counter()
-        lab.run(INITIATOR, ["dd", *files, "bs=1M", f"count={mebibytes}"])
-        return mebibytes * 1.048576 / (time.perf_counter() - began)
-
-
-def _direct(kind: str, size: str, depth: int = 1) -> tuple[str, ...]:
-    engine = "psync" if depth == 1 else "libaio"
-    return (f"--rw={kind}", f"--bs={size}", "--direct=1", f"--ioengine={engine}", f"--iodepth={depth}")
-
-
-WORKLOADS = (
-    Workload("1 MiB direct read", _direct("read", "1M"), yardstick="read"),
-    Workload("1 MiB direct write", _direct("write", "1M"), yardstick="write"),
-    Workload("128 KiB direct read", _direct("read", "128k")),
-    Workload("128 KiB direct write", _direct("write", "128k")),
-    Workload("buffered dd read", ("dd",)),
-    Workload("buffered dd write", ("dd",)),
-    Workload("4 KiB random read, depth 1", _direct("randread", "4k"), figure="IOPS"),
-    Workload("4 KiB random read, depth 16", _direct("randread", "4k", 16), figure="IOPS"),
-    Workload("4 KiB random read, depth 64", _direct("randread", "4k", 64), figure="IOPS"),
-    Workload("4 KiB random write, depth 1", _direct("randwrite", "4k"), figure="IOPS"),
-    Workload("4 KiB random write, depth 16", _direct("randwrite", "4k", 16), figure="IOPS"),
-)
+_MEASURE_CPU = ("1 MiB direct read", "1 MiB direct write")
 
 
 def _measure_files(lab: Lab, options: argparse.Namespace, disk: Path, results: Results, prefix: str) -> None:
-    clients: dict[str, Callable[[Lab, Path], AbstractContextManager[contenders.Client]]] = {
-        "aoefs": contenders.aoefs,
+    embedded = lab.mtu < 9000
+    clients: dict[str, Callable[[Lab, Path], AbstractContextManager[Client]]] = {
+        "aoefs": partial(contenders.aoefs, embedded=embedded),
         "nbdfuse": contenders.nbdfuse,
     }
     wanted = [load for load in WORKLOADS if not options.only or options.only in load.name]
@@ -98,29 +48,28 @@ def _measure_files(lab: Lab, options: argparse.Namespace, disk: Path, results: R
             with start(lab, disk) as client:
                 for load in wanted:
                     before = client.cpu_seconds()
-                    figure = load.measure(lab, client, options.mebibytes, options.seconds)
-                    key = f"{prefix}: {load.name} ({load.figure})"
-                    results.setdefault(key, {}).setdefault(name, []).append(figure)
-                    if load.name == "1 MiB direct read":
+                    figure = load.measure(lab, client.file, options.mebibytes, options.seconds)
+                    note(results, f"{prefix}: {load.name} ({load.figure})", name, figure)
+                    if load.name in _MEASURE_CPU:
                         spent = (client.cpu_seconds() - before) / options.mebibytes * 1024
-                        cpu = f"{prefix}: CPU of a 1 MiB direct read (s/GiB)"
-                        results.setdefault(cpu, {}).setdefault(name, []).append(spent)
+                        note(results, f"{prefix}: CPU of a {load.name} (s/GiB)", name, spent)
         if options.yardstick:
-            server = lab.vblade(0, 0, disk)
-            for load in wanted:
-                if load.yardstick:
-                    figures = contenders.yardstick(
-                        lab,
-                        options.yardstick,
-                        window=WINDOW,
-                        sectors=payload_sectors(lab.mtu),
-                        mebibytes=options.mebibytes,
-                        write=load.yardstick == "write",
-                    )
-                    key = f"{prefix}: {load.name} ({load.figure})"
-                    results[key].setdefault("C", []).append(figures["mb_per_second"])
-            server.stop()
+            _measure_yardstick(lab, options, disk, results, prefix, [load for load in wanted if load.yardstick])
         print(f"{prefix}: turn {turn + 1} of {options.turns} done", file=sys.stderr)
+
+
+def _measure_yardstick(
+    lab: Lab, options: argparse.Namespace, disk: Path, results: Results, prefix: str, loads: list[Workload]
+) -> None:
+    embedded = lab.mtu < 9000
+    server = lab.target(f"0.0={disk}") if embedded else lab.vblade(0, 0, disk)
+    for load in loads:
+        write = load.yardstick == "write"
+        figures = contenders.yardstick(
+            lab, options.yardstick, sectors=payload_sectors(lab.mtu), mebibytes=options.mebibytes, write=write
+        )
+        note(results, f"{prefix}: {load.name} ({load.figure})", "C", figures["mb_per_second"])
+    server.stop()
 
 
 def _measure_targets(lab: Lab, options: argparse.Namespace, disk: Path, results: Results, prefix: str) -> None:
@@ -128,13 +77,11 @@ def _measure_targets(lab: Lab, options: argparse.Namespace, disk: Path, results:
     for _ in range(options.turns):
         for name in ("aoefs", "vblade"):
             server = lab.target(f"0.0={disk}") if name == "aoefs" else lab.vblade(0, 0, disk)
-            sectors = payload_sectors(lab.mtu)
             figures = contenders.yardstick(
-                lab, options.yardstick, window=WINDOW, sectors=sectors, mebibytes=options.mebibytes, write=False
+                lab, options.yardstick, sectors=payload_sectors(lab.mtu), mebibytes=options.mebibytes, write=False
             )
             server.stop()
-            key = f"{prefix}: target: C client reads (frames/s)"
-            results.setdefault(key, {}).setdefault(name, []).append(figures["frames_per_second"])
+            note(results, f"{prefix}: target: C client reads (frames/s)", name, figures["frames_per_second"])
 
 
 def _measure_starts(lab: Lab, options: argparse.Namespace, disk: Path, results: Results) -> None:
@@ -142,30 +89,11 @@ def _measure_starts(lab: Lab, options: argparse.Namespace, disk: Path, results: 
     for _ in range(options.turns):
         began = time.perf_counter()
         lab.run(INITIATOR, [COMMANDS / "aoefs", "--help"])
-        results.setdefault("aoefs --help (s)", {}).setdefault("aoefs", []).append(time.perf_counter() - began)
+        note(results, "aoefs --help (s)", "aoefs", time.perf_counter() - began)
         server = lab.vblade(0, 0, disk)
         began = time.perf_counter()
         mount = lab.mount()
-        results.setdefault("mount ready (s)", {}).setdefault("aoefs", []).append(time.perf_counter() - began)
-        mount.umount()
-        server.stop()
-
-
-def _measure_memory(lab: Lab, options: argparse.Namespace, results: Results) -> None:
-    """36 targets busy at once: what the daemon needs at its peak, and what comes through."""
-    exports = [f"{shelf}.0={lab.image(f'small{shelf}', 8 << 20)}" for shelf in range(36)]
-    for _ in range(options.turns):
-        server = lab.target(*exports)
-        mount = lab.mount()
-        client = contenders.Client(mount.path, mount.status()["pid"])
-        files = ":".join(f"{mount.path}/e{shelf}.0" for shelf in range(36))
-        read = ["fio", "--name=x", f"--filename={files}", "--output-format=json", "--size=288M", "--iodepth=72"]
-        answer = lab.run(INITIATOR, [*read, "--rw=read", "--bs=1M", "--direct=1", "--ioengine=libaio"])
-        rate = json.loads(answer.stdout)["jobs"][0]["read"]["bw_bytes"] / 1e6
-        results.setdefault("36 targets: 1 MiB direct read (MB/s)", {}).setdefault("aoefs", []).append(rate)
-        lab.run(INITIATOR, [*read, "--rw=write", "--bs=1M", "--direct=1", "--ioengine=libaio"])
-        memory = client.peak_memory_mib()
-        results.setdefault("36 targets: peak memory (MiB)", {}).setdefault("aoefs", []).append(memory)
+        note(results, "mount ready (s)", "aoefs", time.perf_counter() - began)
         mount.umount()
         server.stop()
 
@@ -181,7 +109,7 @@ def print_results(results: Results, console: Console) -> None:
         table.add_column(name, justify="right")
         table.add_column(f"aoefs / {name}", justify="right")
     for workload, row in results.items():
-        ours = row["aoefs"]
+        ours = next(iter(row.values()))
         median = statistics.median(ours)
         cells = [workload, f"{median:.3g}" if median < 10 else f"{median:.0f}"]
         cells.append(f"{min(ours):.3g} to {max(ours):.3g}" if median < 10 else f"{min(ours):.0f} to {max(ours):.0f}")
@@ -200,7 +128,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mebibytes", type=int, default=256, help="how much a sequential workload moves")
     parser.add_argument("--seconds", type=float, default=3, help="how long a random workload runs")
     parser.add_argument("--yardstick", type=Path, help="a compiled C client (see above)")
-    parser.add_argument("--only", default="", help="only workloads whose names contain this")
+    parser.add_argument("--only", default="", help="only workloads whose names contain this; 'many' for 36 targets")
+    parser.add_argument("--profile", action="store_true", help="tell where the time of a request goes")
     parser.add_argument("--output", type=Path, help="keep all figures here, as JSON")
     parser.add_argument("--chart", type=Path, help="draw the medians here, as SVG")
     return parser.parse_args(arguments)
@@ -208,18 +137,25 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    if options.profile:
+        for mtu in options.mtu or [9000]:
+            profile.measure(console, mtu, options.mebibytes)
+        return 0
     results: Results = {}
     for mtu in options.mtu or [9000, 1500]:
-        with Lab(mtu=mtu) as lab:
-            disk = lab.image("disk", options.mebibytes << 20)
-            _measure_files(lab, options, disk, results, f"MTU {mtu}")
-            if options.yardstick and not options.only:
-                _measure_targets(lab, options, disk, results, f"MTU {mtu}")
-    if not options.only:
-        with Lab(mtu=9000) as lab:
+        if options.only != "many":
+            with Lab(mtu=mtu) as lab:
+                disk = lab.image("disk", options.mebibytes << 20)
+                _measure_files(lab, options, disk, results, f"MTU {mtu}")
+                if options.yardstick and not options.only:
+                    _measure_targets(lab, options, disk, results, f"MTU {mtu}")
+    with Lab(mtu=9000) as lab:
+        if not options.only:
             _measure_starts(lab, options, lab.image("disk", 16 << 20), results)
-            _measure_memory(lab, options, results)
-    print_results(results, Console(width=None if sys.stdout.isatty() else 150))
+        if options.only in ("", "many"):
+            many.measure(lab, results, options.turns, options.seconds)
+    print_results(results, console)
     if options.output:
         about = {"kernel": platform.release(), "cpus": os.cpu_count(), "turns": options.turns}
         options.output.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
