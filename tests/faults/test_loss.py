@@ -55,24 +55,35 @@ def test_everything_at_once_loses_and_changes_no_byte(lab: Lab, wire: Wire) -> N
 
 @both_mtus
 def test_one_lost_frame_in_a_large_read_is_the_only_one_that_is_sent_again(lab: Lab, wire: Wire) -> None:
-    """It costs little: nothing but the lost ones goes out twice, and not by the RTO of a silent target."""
+    """It costs little: nothing but the lost ones goes out twice, and not by the RTO of a silent target.
+
+    In most reads: on a busy machine a target may be slower than its RTO now and then.
+    """
     disk = lab.image("disk", SIZE)
     lab.target(f"0.0={disk}")
     mount = mount_until(lab, "e0.0")
+    contents = disk.read_bytes()
+
+    def lost() -> int:
+        report = wire.report()
+        return report["out"].lost + report["back"].lost
+
+    reads: list[tuple[int, int]] = []
     with opened(mount.here / "e0.0", os.O_RDONLY | os.O_DIRECT) as file:
         for _ in range(4):
             read(file, 1 << 20)
         wire.faults(loss=0.002)
-        for index in range(32):
-            offset = index % 8 << 20
-            assert read(file, 1 << 20, offset) == disk.read_bytes()[offset : offset + (1 << 20)]
-        report = wire.report()
+        while len(reads) < 15:
+            offset = len(reads) % 8 << 20
+            lost_before, sent_before = lost(), path_of(mount)["retransmits"]
+            assert read(file, 1 << 20, offset) == contents[offset : offset + (1 << 20)]
+            if lost() > lost_before:
+                reads.append((lost() - lost_before, path_of(mount)["retransmits"] - sent_before))
         wire.faults()
         read(file, 1 << 20)
-    lost = report["out"].lost + report["back"].lost
     found = path_of(mount)
-    assert lost > 0
-    assert lost <= found["retransmits"] <= lost + 64, (lost, found)  # a tail lost in whole may repeat one window
+    assert all(lost <= sent_again for lost, sent_again in reads), reads
+    assert sum(sent_again <= lost + 1 for lost, sent_again in reads) > len(reads) / 2, reads
     assert found["rto_us"] < 100_000
     assert found["window"] > 1
 
