@@ -210,7 +210,7 @@ class Engine:
 
     def _settle_reservations(self) -> None:
         for disk in self.disks.values():
-            if disk.reservation.is_due:
+            if disk.reservation.is_due and not disk.target.is_silent:  # else when it is found again
                 self._nursery.start_soon(self._settle, disk)
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -445,7 +445,7 @@ class Engine:
         target.config = finding.config.string
         target.identify_block = finding.identity.block
         path = target.find_path(finding.port, finding.mac)
-        is_new = path is None or target.is_silent
+        is_new = path is None or (target.is_silent and not target.on_hold)
         if path is None:
             if len(target.paths) >= MAX_PATHS:
                 oldest = min(target.paths, key=lambda path: path.last_answer_at)
@@ -463,7 +463,7 @@ class Engine:
         path.sectors, path.full_sectors = finding.sectors, finding.full_sectors
         path.healthy = True
         was_down = target.state is State.DOWN
-        if was_down or target.suspended:
+        if was_down or (target.suspended and not target.on_hold):
             if target.silence(self.now()) > LONG_SILENCE:  # else it may just be slow over what it was asked
                 disk.interrupt()
             target.come_up(self.now())
@@ -473,6 +473,7 @@ class Engine:
         if disk.reservation.is_due:
             if is_new:
                 target.suspended = target.on_hold = True
+                disk.interrupt()  # what was sent of a reservation before may have gone nowhere
             self._nursery.start_soon(self._settle, disk)
         self.pump(target)
 

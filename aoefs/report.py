@@ -5,6 +5,7 @@ Frozen records in, plain dicts out; nothing else reads the engine for a person.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -179,4 +180,9 @@ def discover_once(interfaces: Sequence[str], seconds: float) -> list[dict[str, A
                     known["paths"] += report["paths"]
             return sorted([*found, *strangers.values()], key=lambda one: (one["shelf"], one["slot"]))
 
-    return trio.run(run)
+    strangers_log = logging.getLogger("aoefs.strangers")
+    strangers_log.disabled = True  # their reasons are in the answer
+    try:
+        return trio.run(run)
+    finally:
+        strangers_log.disabled = False

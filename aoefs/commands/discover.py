@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 
 from aoefs import interfaces
@@ -28,7 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
     names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
     from aoefs.report import discover_once
 
-    logging.getLogger("aoefs.strangers").disabled = True  # told below
     targets = discover_once(names, arguments.timeout)
     if arguments.json:
         print(json.dumps(targets, indent=2))

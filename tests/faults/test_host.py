@@ -77,6 +77,22 @@ def test_an_interface_that_appears_on_a_live_mount_carries_io_until_it_is_gone(l
     assert f"{near} is gone" in log_of(mount)
 
 
+@pytest.mark.parametrize("reserve", [False, True])
+def test_the_only_interface_may_be_taken_away_and_put_back(lab: Lab, wire: Wire, reserve: bool) -> None:
+    """As an adapter that is unplugged: it is another interface then, of the same name."""
+    disk = lab.image("disk", SIZE)
+    lab.vblade(0, 0, disk)
+    mount = mount_until(lab, "e0.0", reserve=reserve)
+    drawer = lab.add_side("drawer")
+    with working(mount, disk):
+        lab.ip(INITIATOR, "link", "set", wire.left, "netns", drawer.namespace)
+        wait_until(lambda: f"{wire.left} is gone" in log_of(mount))
+        assert target_of(mount)["paths"] == []
+        lab.ip("drawer", "link", "set", wire.left, "netns", lab.sides[INITIATOR].namespace)
+        lab.ip(INITIATOR, "link", "set", wire.left, "up")
+        wait_until(lambda: len(target_of(mount)["paths"]) == 1, what="it is a path again")
+
+
 @pytest.mark.parametrize("lab", [9000], indirect=True)
 @pytest.mark.parametrize("kind", ["vblade", "ours"])
 def test_the_mtu_may_change_under_load_and_the_payload_follows(lab: Lab, wire: Wire, kind: str) -> None:

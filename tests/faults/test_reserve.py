@@ -42,17 +42,18 @@ from tests.faults.live import (
     write,
 )
 from tests.forwarder import Misdeeds, Wire
-from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
+from tests.lab import INITIATOR, TARGET, Lab, Process, open_packet_socket, wait_until
 
 SIZE = 1 << 20
 STRANGER = bytes.fromhex("02ae000000ee")
+Serve = Callable[[], Process]
 
 
 @pytest.fixture(params=["vblade", "own"])
-def serve(request: pytest.FixtureRequest, lab: Lab) -> Callable[[], object]:
-    """Exports a disk as e0.0, by vblade or by ``aoefs target``."""
+def serve(request: pytest.FixtureRequest, lab: Lab) -> Serve:
+    """Exports a disk as e0.0, by vblade or by ``aoefs target``; when called again, the same disk."""
 
-    def run() -> object:
+    def run() -> Process:
         disk = lab.image("disk", SIZE)
         return lab.vblade(0, 0, disk) if request.param == "vblade" else lab.target(f"0.0={disk}")
 
@@ -83,7 +84,7 @@ def holders(lab: Lab, raw: socket.socket) -> tuple[bytes, ...]:
 
 
 def test_a_reservation_is_held_with_all_our_addresses_while_a_file_is_open_for_writing(
-    lab: Lab, wire: Wire, raw: socket.socket, serve: Callable[[], object]
+    lab: Lab, wire: Wire, raw: socket.socket, serve: Serve
 ) -> None:
     with contextlib.closing(Wire(lab, INITIATOR, TARGET)):
         serve()
@@ -101,9 +102,7 @@ def test_a_reservation_is_held_with_all_our_addresses_while_a_file_is_open_for_w
             assert set(holders(lab, raw)) == ours
 
 
-def test_a_disk_that_somebody_else_holds_is_busy(
-    lab: Lab, wire: Wire, raw: socket.socket, serve: Callable[[], object]
-) -> None:
+def test_a_disk_that_somebody_else_holds_is_busy(lab: Lab, wire: Wire, raw: socket.socket, serve: Serve) -> None:
     serve()
     mount = mount_until(lab, "e0.0", reserve=True)
     reserve(lab, raw, ReserveArgument(ReserveCommand.SET, (STRANGER,)))
@@ -121,15 +120,14 @@ def test_a_disk_that_somebody_else_holds_is_busy(
     assert target_of(mount)["state"] == "up"
 
 
-def test_a_target_that_was_restarted_is_reserved_again(lab: Lab, wire: Wire, raw: socket.socket) -> None:
-    disk = lab.image("disk", SIZE)
-    target = lab.vblade(0, 0, disk)
+def test_a_target_that_was_restarted_is_reserved_again(lab: Lab, wire: Wire, raw: socket.socket, serve: Serve) -> None:
+    target = serve()
     mount = mount_until(lab, "e0.0", reserve=True)
     with opened(mount.here / "e0.0") as file:
         write(file, pattern(1))
         os.fsync(file)  # see opened()
         target.stop(signal.SIGKILL)
-        lab.vblade(0, 0, disk)
+        serve()
         wait_until(lambda: holders(lab, raw) == (lab.mac(INITIATOR),), what="it was reserved again")
         write(file, pattern(2))
     wait_until(lambda: holders(lab, raw) == (), what="it was given back")
@@ -137,9 +135,9 @@ def test_a_target_that_was_restarted_is_reserved_again(lab: Lab, wire: Wire, raw
 
 
 def test_an_interface_that_gets_another_mac_keeps_what_it_reserved_and_io_goes_on(
-    lab: Lab, wire: Wire, raw: socket.socket
+    lab: Lab, wire: Wire, raw: socket.socket, serve: Serve
 ) -> None:
-    lab.vblade(0, 0, lab.image("disk", SIZE))
+    serve()
     mount = mount_until(lab, "e0.0", reserve=True)
     other = bytes.fromhex("02ae0000aa01")
     with opened(mount.here / "e0.0") as file, Worker(lambda step: write(file, pattern(step))) as worker:
@@ -204,10 +202,10 @@ def test_discover_lists_who_answers_but_lets_nobody_identify_it(lab: Lab, wire: 
     assert status(mount)["targets"] == []
 
 
-def test_discover_explains_a_mac_mask_that_leaves_an_interface_out(lab: Lab) -> None:
+def test_discover_explains_a_mac_mask_that_leaves_an_interface_out(lab: Lab, serve: Serve) -> None:
     """Both interfaces see the target; by one of them its mask list can be read."""
     lab.switch(INITIATOR, INITIATOR, TARGET)
-    lab.vblade(0, 0, lab.image("disk", SIZE))
+    serve()
     (both,) = json.loads(discover(lab, "--json").stdout)
     assert {path["interface"] for path in both["paths"]} == {"aoe0", "aoe1"}
     assert both["reason"] is None

@@ -26,6 +26,7 @@ from tests.forwarder import BLACK_HOLE, Wire
 from tests.lab import INITIATOR, Lab, Process, wait_until
 
 SIZE = 8 << 20
+ASLEEP = 2.6  # seconds: above the silence after which a target must be identified again
 
 
 def test_a_target_that_sleeps_for_a_few_seconds_costs_a_pause_and_no_neighbour_notices(lab: Lab, wire: Wire) -> None:
@@ -55,7 +56,7 @@ def test_a_target_that_sleeps_for_a_few_seconds_costs_a_pause_and_no_neighbour_n
             reader.start()
             wait_until(lambda: target_of(mount)["retransmits"] > 3)
             others.wait_for_steps(500)
-            wait_until(lambda: time.monotonic() - began_at > 3.5)
+            wait_until(lambda: time.monotonic() - began_at > ASLEEP)
             assert reader.is_alive()
             assert not answers
             asleep.send_signal(signal.SIGCONT)
@@ -63,8 +64,10 @@ def test_a_target_that_sleeps_for_a_few_seconds_costs_a_pause_and_no_neighbour_n
             assert answers == [contents[: 1 << 20]]
             after = target_of(mount, "e0.1")
         assert after["errors"] == 0
-        assert after["retransmits"] - before["retransmits"] <= 2, "the neighbour's frames were sent again"
-        assert slowest < 1.0
+        commands = sum(after[kind] - before[kind] for kind in ("reads", "writes"))
+        sent_again = after["retransmits"] - before["retransmits"]
+        assert sent_again <= commands / 100, "the neighbour's frames were sent again"
+        assert slowest < ASLEEP, "the neighbour waited for it"
     assert target_of(mount)["errors"] == 0
 
 
