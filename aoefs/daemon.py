@@ -29,6 +29,7 @@ from types import FrameType
 from typing import IO
 
 from aoefs.events import EventRing
+from aoefs.tables import printable
 
 READY_VARIABLE = "AOEFS_READY_FD"
 LOG_SOCKETS = ("/dev/log", "/run/systemd/journal/dev-log")
@@ -78,7 +79,8 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):
-            print(f"aoefs: {self.format(record)}", file=sys.stderr, flush=True)
+            text = "\n".join(map(printable, self.format(record).split("\n")))  # a target's serial number, for one
+            print(f"aoefs: {text}", file=sys.stderr, flush=True)
 
 
 class LogLimit(logging.Filter):

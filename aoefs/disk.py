@@ -31,6 +31,7 @@ from aoefs.overlap import Claim
 from aoefs.path import Run
 from aoefs.port import Port
 from aoefs.request import Request
+from aoefs.reservation import Reservation
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
     SECTOR_BYTES,
@@ -39,13 +40,17 @@ from aoefs.wire import (
     ConfigArgument,
     ConfigCommand,
     Header,
+    MaskArgument,
+    MaskDirective,
     ReserveArgument,
-    ReserveCommand,
     decode_ata_untrusted,
     decode_config_untrusted,
     decode_header_untrusted,
+    decode_mask_untrusted,
+    decode_reserve_untrusted,
     encode_ata,
     encode_config,
+    encode_mask,
     encode_reserve,
 )
 
@@ -54,6 +59,13 @@ log = logging.getLogger("aoefs")
 MAX_REQUEST_SECTORS = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
 FIRST_WAIT = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
 MAX_WAIT = 8.0  # seconds
+
+_DECODERS: dict[AoeCommand, Callable[[bytes], object]] = {
+    AoeCommand.ATA: decode_ata_untrusted,
+    AoeCommand.CONFIG: decode_config_untrusted,
+    AoeCommand.MASK: decode_mask_untrusted,
+    AoeCommand.RESERVE: decode_reserve_untrusted,
+}
 
 
 class Wait:
@@ -91,6 +103,8 @@ class Driver(Protocol):
 
     def now(self) -> float: ...
 
+    def macs(self) -> tuple[bytes, ...]: ...
+
     def pump(self, target: Initiator) -> None: ...
 
     def arm(self, target: Initiator) -> None: ...
@@ -107,6 +121,7 @@ class Disk:
     def __init__(self, target: Initiator, driver: Driver) -> None:
         self.target = target
         self.opened = 0
+        self.reservation = Reservation(self)
         self._driver = driver
         self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
@@ -177,13 +192,26 @@ class Disk:
         if target.writes == written:
             target.dirty = False
 
-    async def reserve(self, macs: tuple[bytes, ...]) -> None:
-        """Keep all other initiators from this disk (AoEr11 section 3.4): ``macs`` are all of ours; none gives it back.
+    def our_macs(self) -> tuple[bytes, ...]:
+        """Of all interfaces that we speak on."""
+        return self._driver.macs()
+
+    async def reserve(self, argument: ReserveArgument) -> tuple[bytes, ...]:
+        """Ask for or change the list of initiators that alone may use this disk (AoEr11 section 3.4); the list then.
 
         TargetError 6 when somebody else holds it, 1 when the target knows no reservations.
         """
-        argument = ReserveArgument(ReserveCommand.SET, macs)
-        await self._converse(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
+        frame = await self._converse(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
+        return decode_reserve_untrusted(frame).macs
+
+    async def holders(self) -> tuple[bytes, ...]:
+        """The MACs that hold its reservation; none: nobody does."""
+        return await self.reserve(ReserveArgument())
+
+    async def mask(self) -> tuple[bytes, ...]:
+        """The only MACs that the target listens to; none: to all (AoEr11 section 3.3)."""
+        frame = await self._converse(AoeCommand.MASK, lambda header: encode_mask(header, MaskArgument()))
+        return tuple(mac for kind, mac in decode_mask_untrusted(frame).directives if kind != MaskDirective.DELETE)
 
     async def set_config(self, string: bytes) -> None:
         """Store the config string (0 to 1024 bytes), whatever was there.  TargetError, TargetLost."""
@@ -208,10 +236,8 @@ class Disk:
             header = decode_header_untrusted(frame)
             if not target.is_from(port, header, command):
                 raise FrameError("nobody whom this command was sent to")
-            if command is AoeCommand.ATA and not header.is_error:  # an error may come without registers
-                decode_ata_untrusted(frame)
-            if command is AoeCommand.CONFIG:
-                decode_config_untrusted(frame)
+            if not header.is_error:  # an error may come without anything
+                _DECODERS[command](frame)
             answers.append((header, frame))
             wait.wake()
 
@@ -220,22 +246,24 @@ class Disk:
         self._waits.add(wait)
         target.begin_lone_command(self._driver.now())
         self._driver.arm(target)
+        until = self._driver.now() + (target.deadsecs or math.inf)
+        pause = FIRST_WAIT
         try:
-            with trio.move_on_after(target.deadsecs or math.inf):
-                pause = FIRST_WAIT
-                while target.state is State.UP and wait.error is None and not answers:
-                    wait.woken = False
-                    paths = [path for path in target.paths if path.healthy] or target.paths
-                    path = paths[exchange.sendings % len(paths)] if paths else None
-                    if path is not None and not target.suspended:
-                        port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
-                        port.send_frame(
-                            encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag()))
-                        )
-                        pause = max(pause, path.rtt.rto)
-                    with trio.move_on_after(pause):
-                        await wait.wait()
-                    pause = min(pause * 2, MAX_WAIT)
+            while target.state is State.UP and wait.error is None and not answers:
+                left = until - self._driver.now()
+                if left <= 0:
+                    break
+                wait.woken = False
+                paths = [path for path in target.paths if path.healthy] or target.paths
+                path = paths[exchange.sendings % len(paths)] if paths else None
+                renewing = target.on_hold and command is AoeCommand.RESERVE
+                if path is not None and (renewing or not target.suspended):
+                    port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
+                    port.send_frame(encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag())))
+                    pause = max(pause, path.rtt.rto)
+                with trio.move_on_after(min(pause, left)):
+                    await wait.wait()
+                pause = min(pause * 2, MAX_WAIT)
         finally:
             target.end_lone_command()
             self._waits.discard(wait)
@@ -290,10 +318,14 @@ class Disk:
         wait = Wait()
         claim.granted = wait.wake
         self._waits.add(wait)
+        until = self._driver.now() + (target.deadsecs or math.inf)
         try:
-            with trio.move_on_after(target.deadsecs or math.inf):
-                while target.state is State.UP and wait.error is None and not claim.is_granted:
-                    wait.woken = False
+            while target.state is State.UP and wait.error is None and not claim.is_granted:
+                left = until - self._driver.now()
+                if left <= 0:
+                    break
+                wait.woken = False
+                with trio.move_on_after(left):
                     await wait.wait()
         except trio.Cancelled:
             target.order.release(claim)

@@ -43,7 +43,9 @@ from aoefs.initiator import DEFAULT_DEADSECS, DEFAULT_MAXOUT, Initiator, State, 
 from aoefs.link import LINK_DOWN, LinkStatistics
 from aoefs.path import Path, Run
 from aoefs.port import Port, SocketPort
+from aoefs.running import PERIOD, RunningTime
 from aoefs.shard import Answer, Shards, ShardStatistics
+from aoefs.strangers import REFUSED, Stranger, Strangers
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
     ATA_BYTES,
@@ -67,6 +69,8 @@ IN_PLACE_COMMANDS = 32  # in flight; with more, answers come in batches anyhow
 MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
 FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
+ROOM_PAUSE, MAX_ROOM_PAUSE = 0.0005, 0.008  # seconds until a full device queue is tried again, doubling
+ROUNDING = 1e-6  # seconds: a deadline on trio's clock and one on ours differ by the error of a sum
 LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
 FORGET_AFTER = 3600.0  # seconds after which a target that is down and that nobody has open is forgotten
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
@@ -119,8 +123,12 @@ class EngineStatistics:
     targets: tuple[TargetStatistics, ...]
     shards: tuple[ShardStatistics, ...]
     links: tuple[LinkStatistics, ...]
-    hints: int
+    strangers: tuple[Stranger, ...]
+    hints: int  # announcements and other config answers that nobody asked for
+    hints_dropped: int  # of these, those that were not asked about
+    candidates_dropped: int  # who answered when too many were under IDENTIFY already
     refused_identities: int
+    stopped_seconds: float  # for which this process was not allowed to run
 
 
 class Engine:
@@ -134,9 +142,16 @@ class Engine:
         self.refused_identities = 0
         self.dirty_lost = False  # a disk went away whose acknowledged writes no good flush had followed
         self._nursery = nursery
-        self.now = trio.lowlevel.current_clock().current_time
+        self._time = RunningTime(trio.lowlevel.current_clock().current_time)
+        self.now = self._time.now
+        self._strangers = Strangers()
         self._discovery = Discovery(
-            self.tags, nursery, self._on_finding, self._trusted_payload, allow_mac=settings.allow_mac
+            self.tags,
+            nursery,
+            self._on_finding,
+            self._on_stranger,
+            self._trusted_payload,
+            allow_mac=settings.allow_mac,
         )
         self._shards = Shards(settings.shards, nursery, self.pump)
         self._owners: dict[Path, Initiator] = {}
@@ -159,6 +174,7 @@ class Engine:
     def add_port(self, port: Port) -> None:
         """Receive on ``port`` from now on, and discover; it is closed with the engine."""
         self.ports[port.interface] = port
+        self._settle_reservations()
         self._nursery.start_soon(self._receive, port, name=f"receiver on {port.interface}")
         self._discovery.start(port)
 
@@ -189,17 +205,30 @@ class Engine:
                 self._drop_path(target, path)
             self.pump(target)
         port.close()
+        self._settle_reservations()
+
+    def macs(self) -> tuple[bytes, ...]:
+        """Ours, on all ports."""
+        return tuple(port.mac for port in self.ports.values())
+
+    def _settle_reservations(self) -> None:
+        for disk in self.disks.values():
+            if disk.reservation.is_due:
+                self._nursery.start_soon(self._settle, disk)
 
     async def _receive(self, port: Port) -> None:
         """The receiver of one port."""
         while self.ports.get(port.interface) is port:
             try:
                 await port.wait_readable()
-                for _ in range(RECEIVE_BATCHES):
-                    if not self._receive_batch(port):
-                        break
+                self._receive_batches(port)
             except trio.ClosedResourceError:
                 return
+
+    def _receive_batches(self, port: Port) -> None:
+        for _ in range(RECEIVE_BATCHES):
+            if not self._receive_batch(port):
+                break
 
     def wait_in_place(self, target: Initiator, wait: Wait) -> None:
         """Wait without the loop for an answer that is microseconds away: a whole trip through it costs more.
@@ -319,22 +348,28 @@ class Engine:
         self.arm(target)
 
     def _block(self, port: Port, target: Initiator) -> None:
-        """The port's socket is full: pump this target again when there is room, in turn with the others."""
-        waiting = self._blocked.setdefault(port, {})
-        if not waiting:
+        """The port has no room: pump this target again when there is some, in turn with the others."""
+        waiting = self._blocked.get(port)
+        if waiting is None:
+            waiting = self._blocked[port] = {}
             self._nursery.start_soon(self._unblock, port, name=f"room on {port.interface}")
         waiting[target] = None
 
     async def _unblock(self, port: Port) -> None:
+        pause = ROOM_PAUSE
         try:
-            await trio.sleep(0.0005)  # ENOBUFS comes from a full device queue, of which no descriptor tells
-            if self.ports.get(port.interface) is not port:
-                return
-            await port.wait_writable()
+            while waiting := self._blocked.get(port):
+                await trio.sleep(pause)  # ENOBUFS comes from a full device queue, of which no descriptor tells
+                if self._blocked.get(port) is not waiting:
+                    return
+                await port.wait_writable()
+                self._blocked[port] = {}
+                for target in waiting:
+                    self.pump(target)
+                pause = min(2 * pause, MAX_ROOM_PAUSE)
         except trio.ClosedResourceError:
             return
-        for target in self._blocked.pop(port, {}):
-            self.pump(target)
+        self._blocked.pop(port, None)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -346,18 +381,29 @@ class Engine:
         armed = self._armed.get(target)
         if armed is None or timeout < armed:
             self._armed[target] = timeout
-            if self._timer_scope is not None and timeout < self._timer_scope.deadline:
-                self._timer_scope.deadline = timeout
+            deadline = timeout + self._time.lost
+            if self._timer_scope is not None and deadline < self._timer_scope.deadline:
+                self._timer_scope.deadline = deadline
 
     async def _timer(self) -> None:
-        """Look at each target when its time has come; a target that moved its time later is just armed again."""
+        """Look at each target when its time has come; a target that moved its time later is just armed again.
+
+        Before one is given up, what its answers are waiting in is emptied: we may be late, not they.
+        """
         while True:
-            with trio.CancelScope(deadline=min(self._armed.values(), default=math.inf)) as self._timer_scope:
+            deadline = min(self._armed.values(), default=math.inf) + self._time.lost
+            with trio.CancelScope(deadline=deadline) as self._timer_scope:
                 await trio.sleep_forever()
-            now = self.now()
+            now = self.now() + ROUNDING
+            received = False
             for target in [target for target, at in self._armed.items() if at <= now]:
                 del self._armed[target]
                 timeout = target.next_timeout()
+                if timeout is not None and timeout <= now and not received:
+                    received = True
+                    for port in self.ports.values():
+                        self._receive_batches(port)
+                    timeout = target.next_timeout()
                 if timeout is None:
                     continue
                 if timeout <= now:
@@ -379,8 +425,9 @@ class Engine:
         asked: dict[Initiator, tuple[float, int]] = {}
         narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to try again, and then
         while True:
-            await trio.sleep(1.0)
+            await trio.sleep(PERIOD)
             now = self.now()
+            self._time.beat()
             for disk in list(self.disks.values()):
                 target = disk.target
                 if now - target.down_since > FORGET_AFTER and self.why_not_forget(disk) is None:
@@ -434,11 +481,24 @@ class Engine:
 
     # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _on_stranger(self, stranger: Stranger) -> None:
+        if not self._is_path(stranger):  # a path that falls silent is no stranger
+            self._strangers.note(stranger, self.now())
+
+    def _is_path(self, stranger: Stranger) -> bool:
+        disk = self.disks.get(stranger.address)
+        paths = disk.target.paths if disk is not None else ()
+        return any(path.interface == stranger.interface and path.mac == stranger.mac for path in paths)
+
+    def _refuse(self, finding: Finding, reason: str) -> None:
+        address, interface, mac = finding.address, finding.port.interface, finding.mac
+        self._strangers.note(Stranger(address, interface, mac, finding.config, REFUSED, reason), self.now())
+
     def _on_finding(self, finding: Finding) -> None:
         disk = self.disks.get(finding.address)
         if disk is None:
             if len(self.disks) >= self.settings.max_targets:
-                log.warning("%s is ignored: %d targets are the most", finding.address, self.settings.max_targets)
+                self._refuse(finding, f"{self.settings.max_targets} targets are the most (--max-targets)")
                 return
             self._admit(finding)
             return
@@ -453,14 +513,8 @@ class Engine:
                 self._drop_path(target, path)
                 self.pump(target)
             self.refused_identities += 1
-            log.warning(
-                "%s: %s on %s is another disk (serial %s, not %s) and is refused",
-                finding.address,
-                finding.mac.hex(":"),
-                finding.port.interface,
-                finding.identity.serial,
-                target.identity.serial,
-            )
+            serials = f"serial {finding.identity.serial}, not {target.identity.serial}"
+            self._refuse(finding, f"it is another disk ({serials})")
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
             self._remove(disk, Change.REPLACED, "is another disk now")
@@ -508,19 +562,19 @@ class Engine:
         target.config = finding.config.string
         target.identify_block = finding.identity.block
         path = target.find_path(finding.port, finding.mac)
+        is_new = path is None or target.is_silent
         if path is None:
             if len(target.paths) >= MAX_PATHS:
                 oldest = min(target.paths, key=lambda path: path.last_answer_at)
                 if oldest.healthy and not target.is_silent:
-                    log.warning(
-                        "%s: %s is ignored: %d paths are the most", target.name, finding.mac.hex(":"), MAX_PATHS
-                    )
+                    self._refuse(finding, f"{MAX_PATHS} paths are the most")
                     return
                 self._drop_path(target, oldest)
             path = target.add_path(
                 finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
             )
             self._owners[path] = target
+        self._strangers.forget((path.interface, path.mac, target.address))
         if path.sectors != finding.sectors:
             log.info("%s: %d sectors per frame on %s", target.name, finding.sectors, path.interface)
         path.sectors, path.full_sectors = finding.sectors, finding.full_sectors
@@ -533,7 +587,23 @@ class Engine:
             log.info("%s is back", target.name)
         if was_down:
             self.settings.on_change(disk, Change.RETURNED)
+        if disk.reservation.is_due:
+            if is_new:
+                target.suspended = target.on_hold = True
+            self._nursery.start_soon(self._settle, disk)
         self.pump(target)
+
+    async def _settle(self, disk: Disk) -> None:
+        """Renew its reservation, which a restarted target forgot and which does not name a new MAC of ours; then I/O
+        goes on.
+        """
+        heard = await disk.reservation.settle()
+        target = disk.target
+        if target.on_hold:
+            target.on_hold = False
+            if heard and target.state is State.UP:
+                target.come_up(self.now())
+                self.pump(target)
 
     def _resize(self, disk: Disk, finding: Finding) -> None:
         target = disk.target
@@ -594,19 +664,31 @@ class Engine:
             self._discovery.start(port)
 
     async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
-        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most."""
-        with trio.move_on_at(self._started_at + patience):
+        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most.
+
+        Who is still under IDENTIFY is waited for.
+        """
+        with trio.move_on_after(max(0.0, self._started_at + patience - self.now())):
             await self._found_one.wait()
-            while (quiet_at := self._last_new_target + QUIET_AFTER_TARGET) > self.now():  # noqa: ASYNC110 (it moves)
-                await trio.sleep_until(quiet_at)
+            while (quiet := self._last_new_target + QUIET_AFTER_TARGET - self.now()) > 0:  # noqa: ASYNC110 (it moves)
+                await trio.sleep(quiet)
+            while self._discovery.candidates():  # noqa: ASYNC110 (a few times in the life of a process)
+                await trio.sleep(0.01)
 
     def statistics(self) -> EngineStatistics:
+        now = self.now()
+        strangers = {stranger.key: stranger for stranger in self._strangers.present(now)}
+        silent = {stranger.key: stranger for stranger in self._discovery.candidates() if not self._is_path(stranger)}
         return EngineStatistics(
             targets=tuple(disk.target.statistics() for _, disk in sorted(self.disks.items())),
             shards=self._shards.statistics(),
             links=tuple(port.statistics() for port in self.ports.values()),
+            strangers=tuple((silent | strangers).values()),
             hints=self._discovery.hints,
+            hints_dropped=self._discovery.hints_dropped,
+            candidates_dropped=self._discovery.candidates_dropped,
             refused_identities=self.refused_identities,
+            stopped_seconds=round(self._time.lost, 3),
         )
 
     def fail_all(self) -> None:

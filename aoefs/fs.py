@@ -395,27 +395,19 @@ class AoeOperations(pyfuse3.Operations):
         return len(order)
 
     async def _take_reservation(self, node: Node) -> None:
-        views = node.views
-        async with views.reserving:
-            if not views.reserved:
-                try:
-                    await node.disk.reserve(tuple(port.mac for port in self._engine.ports.values()))
-                except RequestError as error:
-                    failure = self._fail(node, "reservation", error)
-                    if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
-                        failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
-                    raise failure from None
-            views.reserved += 1
+        try:
+            await node.disk.reservation.take()
+        except RequestError as error:
+            failure = self._fail(node, "reservation", error)
+            if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
+                failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
+            raise failure from None
 
     async def _give_back_reservation(self, node: Node) -> None:
-        views = node.views
-        async with views.reserving:
-            views.reserved -= 1
-            if not views.reserved:
-                try:
-                    await node.disk.reserve(())
-                except RequestError as error:
-                    self._fail(node, "giving back the reservation", error)
+        try:
+            await node.disk.reservation.give_back()
+        except RequestError as error:
+            self._fail(node, "giving back the reservation", error)
 
     def _fail(self, node: Node, what: str, error: RequestError) -> FUSEError:
         """One log line with target, place and cause; the errno for the caller."""

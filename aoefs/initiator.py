@@ -122,6 +122,7 @@ class Initiator:
         self.in_flight = 0
         self.flush_refused = False  # the target answered ABRT to its own flush command
         self.suspended = False  # silent: nothing is sent until it is identified again
+        self.on_hold = False  # suspended although it is identified: its reservation must be renewed first
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0

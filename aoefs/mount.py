@@ -34,7 +34,7 @@ from aoefs.fs import AoeOperations
 from aoefs.interfaces import Interface, InterfaceMonitor
 from aoefs.options import MountOptions
 from aoefs.report import status_report
-from aoefs.wire import payload_sectors
+from aoefs.wire import format_mac, payload_sectors
 
 log = logging.getLogger("aoefs")
 
@@ -188,6 +188,10 @@ class Mount:
         with InterfaceMonitor() as monitor:
             async for event in monitor:
                 port = engine.ports.get(event.name)
+                if port is not None and isinstance(event, Interface) and event.mac != port.mac:
+                    log.warning("%s has the address %s now", event.name, format_mac(event.mac))
+                    engine.drop_port(port)  # its socket and its paths are made for the old one
+                    port = None
                 if not isinstance(event, Interface):
                     if port is not None:
                         log.warning("%s is gone", event.name)
@@ -245,22 +249,32 @@ class Mount:
             log.warning("%s", error)
 
     async def _flush_all(self, engine: Engine) -> bool:
-        """Flush all that is dirty at the same time; True when all that was ever acknowledged is durable now."""
-        failed = [disk.target.name for disk in engine.disks.values() if disk.target.dirty]
+        """Flush all that is dirty and give back what is reserved, at the same time; True when all that was ever
+        acknowledged is durable now.
+        """
+        waiting = [disk for disk in engine.disks.values() if disk.target.dirty or disk.reservation.is_due]
+        failed = [disk.target.name for disk in waiting if disk.target.dirty]
 
-        async def flush(disk: Disk) -> None:
+        async def end(disk: Disk) -> None:
             try:
-                await disk.flush()
+                if disk.target.dirty:
+                    await disk.flush()
+                    failed.remove(disk.target.name)
             except RequestError as error:
                 log.error("%s: the last flush failed: %s", disk.target.name, error)
-            else:
-                failed.remove(disk.target.name)
+            try:
+                if disk.reservation.is_due:
+                    await disk.reservation.end()
+            except RequestError as error:
+                log.error("%s: giving back the reservation failed: %s", disk.target.name, error)
 
         with trio.move_on_after(FLUSH_GRACE) as scope:
             async with trio.open_nursery() as nursery:
-                for disk in engine.disks.values():
-                    if disk.target.dirty:
-                        nursery.start_soon(flush, disk)
+                for disk in waiting:
+                    nursery.start_soon(end, disk)
         if scope.cancelled_caught:
-            log.error("%s: the last flush was not answered within %g s", ", ".join(failed), FLUSH_GRACE)
+            names = ", ".join(
+                disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
+            )
+            log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
         return not failed and not engine.dirty_lost

@@ -123,14 +123,20 @@ def _user(text: str) -> int:
     try:
         return pwd.getpwnam(text).pw_uid
     except KeyError:
-        return whole(0, 0xFFFF_FFFE)(text)
+        return _id_number(text, "user")
 
 
 def _group(text: str) -> int:
     try:
         return grp.getgrnam(text).gr_gid
     except KeyError:
-        return whole(0, 0xFFFF_FFFE)(text)
+        return _id_number(text, "group")
+
+
+def _id_number(text: str, kind: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"there is no {kind} '{text}': give a name of this host, or a number")
+    return whole(0, 0xFFFF_FFFE)(text)
 
 
 def add_interface_argument(parser: argparse.ArgumentParser) -> None:

@@ -43,6 +43,7 @@ class PathStatistics:
     answered: int
     retransmits: int  # commands given up and sent again
     late: int  # of these, answered after all: they were not lost
+    reductions: int  # of the window
     healthy: bool
 
 
@@ -284,5 +285,6 @@ class Path:
             answered=self.answered,
             retransmits=self.retransmits,
             late=self.late,
+            reductions=self.window.reductions,
             healthy=self.healthy,
         )

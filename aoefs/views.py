@@ -75,8 +75,6 @@ class Views:
     whole: Node = field(init=False)
     partitions: list[Node] = field(default_factory=list)
     gone: list[Node] = field(default_factory=list)  # of which the kernel was not told yet
-    reserving: trio.Lock = field(default_factory=trio.Lock)  # giving it back must not overtake the next taking
-    reserved: int = 0  # handles that hold the reservation of the target
     _reading: trio.Lock = field(default_factory=trio.Lock)
     _known: bool = False
     _complaint: str = ""

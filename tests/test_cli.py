@@ -18,7 +18,7 @@ import pytest
 
 from aoefs import __version__, cli, mountpoint
 from aoefs.errors import UserError
-from aoefs.tables import format_size, print_table, printable
+from aoefs.tables import format_size, print_table, printable, target_row
 from tests.lab import INITIATOR, Lab, require, wait_until
 
 HEAVY = {"numpy", "trio", "pyfuse3", "rich", "asyncio", "subprocess", "logging", "ctypes"}
@@ -315,6 +315,24 @@ def test_discover_lists_what_answers(
     ]
     assert discover(lab, "--json") == 0
     assert json.loads(capsys.readouterr().out) == answers
+
+
+def test_discover_lists_who_answers_without_being_a_disk_and_says_why(
+    lab: Lab, answers: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = {"interface": "aoe0", "mac": "02:00:00:00:00:01", "bufcnt": 16, "sectors": 2}
+    stranger = {**target("e1.1"), "size": None, "model": "", "serial": "", "state": "no answer", "paths": [path]}
+    answers += [target("e0.0"), {**stranger, "reason": "a mask\x1b[2J may leave this host out"}]
+    assert discover(lab) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[2].split() == ["e1.1", "aoe0", "1024", "no", "answer"]
+    assert captured.err == "aoefs: e1.1 (02:00:00:00:00:01 on aoe0): a mask\\x1b[2J may leave this host out\n"
+
+
+def test_a_dead_path_shows_in_the_table() -> None:
+    ways = (("aoe0", True), ("aoe1", False), ("aoe2", True), ("aoe2", False), ("aoe2", False))
+    paths = [{"interface": name, "sectors": 2, "healthy": healthy} for name, healthy in ways]
+    assert target_row({**target("e0.0"), "paths": paths})[4] == "aoe0,aoe1(dead),aoe2(2 of 3 dead)"
 
 
 def test_discover_without_any_answer_says_what_to_check(

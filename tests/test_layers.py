@@ -19,11 +19,11 @@ PACKAGE = Path(aoefs.__file__).parent
 
 FLOORS: list[tuple[str, set[str]]] = [
     ("bytes and words", {"__init__", "errors", "wire", "ata"}),
-    ("parts of the core", {"recovery", "overlap", "tags", "latency", "partitions"}),
+    ("parts of the core", {"recovery", "overlap", "tags", "latency", "running", "strangers", "partitions"}),
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "events"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
-    ("tasks", {"discovery", "disk", "engine", "shard", "server"}),
+    ("tasks", {"discovery", "disk", "engine", "reservation", "shard", "server"}),
     (
         "faces",
         {"fs", "views", "control", "console", "history", "report", "tables", "terminal", "turns"},
