@@ -345,7 +345,7 @@ TARGETS: Sequence[Column[Trend]] = (
     Column(title="TARGET", width=7, most=10, rank=0, cell=_text("name", "bold"), left=True, sort="n"),
     Column(title="STATE", width=6, most=8, rank=1, cell=_state, left=True, sort="s"),
     Column(title="SIZE", width=8, rank=10, cell=lambda t, _: (format_size(t.record["size"]), ""), sort="z"),
-    Column(title="MODEL", width=22, most=40, rank=16, cell=_text("model"), left=True),
+    Column(title="MODEL", width=24, most=40, rank=16, cell=_text("model"), left=True),
     Column(title="SERIAL", width=10, most=20, rank=20, cell=_text("serial"), left=True),
     Column(title="READ/s", width=8, rank=2, cell=_byte_rate("read_bytes", READ), once=_total("read_bytes"), sort="r"),
     Column(title="", width=6, most=24, rank=8, cell=_graph("read_rates", READ), live=True),

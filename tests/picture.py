@@ -20,7 +20,7 @@ from aoefs.history import History
 from tests.lab import INITIATOR, Lab, require, wait_until
 
 FILE = Path("examples/console.svg")
-WIDTH, HEIGHT = 132, 36
+WIDTH, HEIGHT = 134, 36
 PICTURES = 40  # one a second
 DEATH = 34  # of a path
 POINT = "/mnt/aoe"

@@ -15,10 +15,11 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
+from aoefs.disk import Disk
 from aoefs.engine import Engine, Settings
 from aoefs.errors import RequestError
 from aoefs.report import status_report
-from tests.ports import Scene, Target, open_scene, target_mac
+from tests.ports import Target, open_scene, target_mac
 
 DEADSECS = 3.0
 BEGAN = 1_700_000_000.0
@@ -69,19 +70,24 @@ async def _play(events: _Events) -> list[dict[str, Any]]:
         wire, _ = scene.add_wire()
         second = Target(wire, targets[1].machine, mac=target_mac(99))
         await trio.sleep(1.0)
+        disks = [await scene.disk(0, slot) for slot in range(3)]
         found = [_picture(scene.engine, events)]
         for picture in range(1, PICTURES):
-            scene.nursery.start_soon(_use, scene, picture)
+            scene.nursery.start_soon(_read, disks[0], picture, 128)
+            scene.nursery.start_soon(_write, disks[1], picture)
+            scene.nursery.start_soon(_read, disks[2], 1, 1)
             await trio.sleep(1.0)
             second.silent = targets[2].silent = picture >= SILENT_AFTER
             found.append(_picture(scene.engine, events))
         return found
 
 
-async def _use(scene: Scene, picture: int) -> None:
-    reading, writing, dying = [await scene.disk(0, slot) for slot in range(3)]
+async def _read(disk: Disk, count: int, sectors: int) -> None:
     with contextlib.suppress(RequestError):
-        for _ in range(picture):
-            await reading.read(0, 128 * 512)
-            await writing.write(0, bytes(64 * 512))
-        await dying.read(0, 512)
+        for _ in range(count):
+            await disk.read(0, sectors * 512)
+
+
+async def _write(disk: Disk, count: int) -> None:
+    for _ in range(count):
+        await disk.write(0, bytes(64 * 512))

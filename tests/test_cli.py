@@ -101,6 +101,7 @@ def test_the_version_is_told() -> None:
         (["umount", "/proc"], 1, "/proc is not an aoefs mount"),
         (["umount", "/nowhere"], 1, "/nowhere is not mounted"),
         (["status", "/nowhere"], 1, "/nowhere is not mounted"),
+        (["status", "--watch", "0.09", "/mnt"], 2, "argument --watch: '0.09' is less than 0.1 seconds"),
         (["discover", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
         (["discover", "--timeout", "soon"], 2, "'soon' is not a number of seconds"),
         (["ping"], 2, "required: X.Y (see aoefs ping --help)"),

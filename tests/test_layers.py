@@ -25,22 +25,12 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     (
         "tasks",
-        {
-            "discovery",
-            "disk",
-            "engine",
-            "exchange",
-            "readahead",
-            "inplace",
-            "receiver",
-            "reservation",
-            "shard",
-            "server",
-        },
+        {"discovery", "disk", "engine", "exchange", "inplace", "readahead", "receiver", "reservation"}
+        | {"roster", "server", "shard"},
     ),
     (
         "faces",
-        {"fs", "manual", "console", "report", "tables", "turns", "views", "control", "history", "terminal", "metrics"},
+        {"console", "control", "fs", "history", "manual", "metrics", "report", "tables", "terminal", "turns", "views"},
     ),
     ("commands", {"mount", "daemon", "companion"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),

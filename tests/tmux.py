@@ -88,6 +88,10 @@ class Tmux:
         self.wait_until(lambda: self._code.exists() and self._code.read_text(), "the program ends")
         return int(self._code.read_text())
 
+    def record(self, file: Path) -> None:
+        """Write all that the program sends to the terminal from now on to a file too."""
+        self._ask("pipe-pane", f"cat > {file}")
+
     def close(self) -> None:
         subprocess.run([*self._tmux, "kill-server"], check=False, capture_output=True, timeout=30)
 
