@@ -24,7 +24,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "service"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     ("tasks", {"discovery", "disk", "engine", "shard", "server"}),
-    ("faces", {"fs", "console", "report", "tables", "turns", "metrics"}),
+    ("faces", {"fs", "console", "report", "tables", "turns", "metrics", "manual"}),
     ("commands", {"mount", "daemon"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
 ]
