@@ -8,7 +8,7 @@ for how registers travel; what real targets put there is noted where it surprise
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
 from aoefs.errors import AtaError, FrameError
@@ -96,6 +96,7 @@ class Identity:
     """What IDENTIFY DEVICE tells (ATA8-ACS 7.12).  ``sectors`` is the capacity in sectors of 512 bytes.
 
     Two answers come from the same disk when ``serial``, ``model`` and ``sectors`` agree (:meth:`same_disk`).
+    ``block`` is the answer itself, 512 bytes, empty for an identity that nobody told.
     """
 
     sectors: int
@@ -110,6 +111,7 @@ class Identity:
     trim: bool = False
     max_trim_blocks: int = 0
     physical_sector_bytes: int = SECTOR_BYTES
+    block: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def size_bytes(self) -> int:
@@ -170,6 +172,7 @@ def decode_identify_untrusted(block: bytes | memoryview) -> Identity:
         trim=bool(words[169] & 1) and words[169] != 0xFFFF,
         max_trim_blocks=words[105],
         physical_sector_bytes=physical,
+        block=data,
     )
 
 

@@ -28,9 +28,17 @@ from aoefs.errors import UserError
 COMMANDS = {
     "discover": "list the targets of the network without mounting",
     "umount": "flush, unmount, and wait until the mount process is gone",
-    "status": "show the state of a mount",
+    "status": "show the state of a mount, live in a terminal",
+    "events": "list what happened to the targets of a mount",
     "target": "export files and devices as AoE targets",
     "demo": "try everything on this one machine",
+    "config": "read, set or test the config string of a target",
+    "doctor": "look for what can be wrong on this host, and say how to mend it",
+    "identify": "show what a disk tells of itself",
+    "mask": "list or change the hosts that a target answers",
+    "path-test": "measure which frames pass between this host and its targets",
+    "ping": "ask a target again and again, and time its answers",
+    "reserve": "keep other hosts from a target",
     "install": "put unit, man pages, mount helper and shell completions in place",
 }
 
@@ -107,7 +115,7 @@ def _run(argv: Sequence[str]) -> int:
             arguments.argv = list(argv)
             _refuse_misplaced_command(arguments.paths)
         else:
-            arguments = parser.parse_args(argv[1:])
+            arguments = parser.parse_intermixed_args(argv[1:])
             arguments.all_parsers = all_parsers
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
@@ -131,6 +139,7 @@ def _refuse_misplaced_command(paths: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default that of the process, under its name) and return the exit code."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start threads that we never use, in 50 ms
     if argv is not None:
         return _guarded(argv)
     if not os.path.basename(sys.argv[0]).startswith("mount."):

@@ -28,6 +28,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from aoefs.events import EventRing
+from aoefs.tables import printable
+
 READY_VARIABLE = "AOEFS_READY_FD"
 LOG_SOCKETS = ("/dev/log", "/run/systemd/journal/dev-log")
 LINES_PER_SECOND = 20  # of the log; more are counted and left out
@@ -76,7 +79,8 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):
-            print(f"aoefs: {self.format(record)}", file=sys.stderr, flush=True)
+            text = "\n".join(map(printable, self.format(record).split("\n")))  # a target's serial number, for one
+            print(f"aoefs: {text}", file=sys.stderr, flush=True)
 
 
 class LogLimit(logging.Filter):
@@ -93,7 +97,8 @@ class LogLimit(logging.Filter):
         self._swallowed: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        second, kind = int(time.monotonic()), str(record.msg)
+        second = int(time.monotonic())
+        kind: str = vars(record).setdefault("kind", str(record.msg))  # another handler's limit may add to it
         if second != self._second:
             self._second = second
             self._passed.clear()
@@ -102,18 +107,19 @@ class LogLimit(logging.Filter):
             self._swallowed[kind] += 1
             return False
         swallowed = self._swallowed.pop(kind, 0)
-        if swallowed:
+        if swallowed and str(record.msg) == kind:
             record.msg = f"{record.getMessage()} (before this, {swallowed} such lines were left out)"
             record.args = None
         return True
 
 
 def log_to(handler: logging.Handler) -> None:
-    """Make this the one place where the log goes."""
+    """Make this the one place where the log goes; a ring of events stays beside it."""
     handler.addFilter(LogLimit())
     for old in log.handlers[:]:
-        log.removeHandler(old)
-        old.close()
+        if not isinstance(old, EventRing):
+            log.removeHandler(old)
+            old.close()
     log.addHandler(handler)
 
 
@@ -181,6 +187,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def run_in_background(arguments: Sequence[str]) -> int:
     """Start ``aoefs ARGUMENTS --foreground`` in a session of its own; wait until it is ready; its exit code."""
+    child, code = start_in_background(arguments)
+    if not code:
+        child.returncode = 0  # it lives on: Popen must not warn that nobody waits for it
+    return code
+
+
+def start_in_background(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """The same, for a caller that stays: the child, and 0 or with what exit code it has failed."""
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     old_handlers = {number: signal.signal(number, _interrupt) for number in numbers}
     read_end, write_end = os.pipe()
@@ -191,7 +205,7 @@ def run_in_background(arguments: Sequence[str]) -> int:
             finally:
                 os.close(write_end)
             try:
-                return _relay(child, pipe)
+                return child, _relay(child, pipe)
             except BaseException:
                 _stop(child)
                 raise
@@ -219,7 +233,6 @@ def _relay(child: subprocess.Popen[bytes], pipe: IO[bytes]) -> int:
     if word == "ok":
         if rest:
             print(f"aoefs: {rest}", file=sys.stderr)
-        child.returncode = 0  # it lives on: Popen must not warn that nobody waits for it
         return 0
     code = _wait(child)
     if word == "error":

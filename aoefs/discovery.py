@@ -19,7 +19,6 @@ forged answers makes a thousand of them), and the driver's tag 0 for queries (an
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,9 +32,10 @@ from aoefs.ata import (
     decode_identify_untrusted,
     transfer_registers,
 )
-from aoefs.errors import FrameError
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError
 from aoefs.path import Run
 from aoefs.port import Port
+from aoefs.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
     ATA_BYTES,
@@ -48,16 +48,14 @@ from aoefs.wire import (
     AtaArgument,
     ConfigArgument,
     ConfigCommand,
+    ErrorCode,
     Header,
     decode_ata_untrusted,
     decode_config_untrusted,
     decode_header_untrusted,
     encode_ata,
     encode_config,
-    format_mac,
 )
-
-log = logging.getLogger("aoefs")
 
 QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a port came up: one lost broadcast must not hide a disk
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
@@ -88,7 +86,8 @@ CandidateKey = tuple[Port, bytes, Address]
 
 
 class Discovery:
-    """See the module.  ``found(finding)`` is called for every finding, also for paths that are known already;
+    """See the module.  ``found(finding)`` is called for every finding, also for paths that are known already, and
+    ``refused(stranger)`` for a candidate of which none came;
     ``trusted_payload(port, mac, address)`` tells the sectors per frame of a path that need no measuring, else 0.
     ``allow_mac`` names the only MACs to look at (empty: all).  Sync methods never block.
     """
@@ -98,6 +97,7 @@ class Discovery:
         tags: TagTable[Run | Exchange],
         nursery: trio.Nursery,
         found: Callable[[Finding], object],
+        refused: Callable[[Stranger], object],
         trusted_payload: Callable[[Port, bytes, Address], int],
         *,
         allow_mac: frozenset[bytes] = frozenset(),
@@ -108,9 +108,10 @@ class Discovery:
         self._tags = tags
         self._nursery = nursery
         self._found = found
+        self._refused = refused
         self._trusted_payload = trusted_payload
         self._allow_mac = allow_mac
-        self._candidates: set[CandidateKey] = set()
+        self._candidates: dict[CandidateKey, ConfigArgument] = {}
         self._hinted: dict[CandidateKey, float] = {}  # when it was asked for a hint last, the oldest first
         self._repeated: set[CandidateKey] = set()  # hinted again within the period: to be asked at its end
         self._schedules: dict[Port, trio.CancelScope] = {}
@@ -154,14 +155,16 @@ class Discovery:
     # ── hearing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hint(self, port: Port, header: Header) -> None:
-        """A config answer with no tag of ours came: ask whoever seems to have sent it, if the rates allow."""
+        """A config answer with no tag of ours came: ask whoever seems to have sent it, if the rates allow and this
+        port discovers at all.
+        """
         key = (port, header.source, header.address)
         now = trio.current_time()
         self.hints += 1
         hinted = self._hinted
         while hinted and next(iter(hinted.values())) + HINT_PERIOD <= now:
             del hinted[next(iter(hinted))]
-        if key in self._repeated or not self._may_exist(header):
+        if port not in self._schedules or key in self._repeated or not self._may_exist(header):
             self.hints_dropped += 1
         elif key in hinted:  # it may have changed once more since we asked
             self._repeated.add(key)
@@ -210,19 +213,30 @@ class Discovery:
     def verify(self, key: CandidateKey, config: ConfigArgument) -> None:
         """Ask for the identity behind (port, MAC, address), which said ``config`` of itself, unless we do already."""
         if key not in self._candidates:
-            self._candidates.add(key)
+            self._candidates[key] = config
             self._nursery.start_soon(self._identify, key, config, name=f"IDENTIFY of {key[2]}")
+
+    def candidates(self) -> list[Stranger]:
+        """Those that are under IDENTIFY."""
+        return [self._stranger(key, NO_ANSWER, SILENT) for key in self._candidates]
+
+    def _stranger(self, key: CandidateKey, state: str, reason: str) -> Stranger:
+        port, mac, address = key
+        return Stranger(address, port.interface, mac, self._candidates[key], state, reason)
 
     async def _identify(self, key: CandidateKey, config: ConfigArgument) -> None:
         """Ask a candidate for its identity, and measure what passes; silence drops it."""
         port, mac, address = key
+        refusals: list[RequestError] = []
         try:
-            frames = await self._ask_disk(key, IDENTIFY_REGISTERS, IDENTIFY_WAITS)
+            frames = await self._ask_disk(key, IDENTIFY_REGISTERS, IDENTIFY_WAITS, refusals=refusals)
             if not frames:
+                if port in self._schedules:
+                    self._refused(self._stranger(key, *_why_not(refusals)))
                 return
             identity = decode_identify_untrusted(frames[0][ATA_BYTES:])
             if any(decode_identify_untrusted(frame[ATA_BYTES:]) != identity for frame in frames):
-                log.warning("%s: two disks answer from %s: both are refused", address, format_mac(mac))
+                self._refused(self._stranger(key, REFUSED, "two disks answer from there"))
                 return
             # 0 in a config answer means 2 (AoEr11 section 3.2)
             full_sectors = max(1, min(config.sectors or 2, port.max_sectors, identity.sectors))
@@ -232,12 +246,13 @@ class Discovery:
                 frames = await self._ask_disk(key, IDENTIFY_REGISTERS, IDENTIFY_WAITS)  # measuring takes its time
                 if not frames or decode_identify_untrusted(frames[0][ATA_BYTES:]) != identity:
                     return
-        except FrameError:
+        except FrameError as error:
             port.rx_unknown += 1
+            self._refused(self._stranger(key, REFUSED, f"its answer to IDENTIFY is unusable: {error}"))
         else:
             self._found(Finding(address, port, mac, config, identity, sectors, full_sectors))
         finally:
-            self._candidates.discard(key)
+            del self._candidates[key]
 
     async def _measure(self, key: CandidateKey, full_sectors: int, identity: Identity) -> int:
         """Sectors per frame that pass both ways: halved while nothing comes back, though a single sector does.
@@ -256,11 +271,17 @@ class Discovery:
         return bool(await self._ask_disk(key, registers, MEASURE_WAITS, bytes(sectors * SECTOR_BYTES)))
 
     async def _ask_disk(
-        self, key: CandidateKey, registers: AtaArgument, waits: tuple[float, ...], data: bytes = b""
+        self,
+        key: CandidateKey,
+        registers: AtaArgument,
+        waits: tuple[float, ...],
+        data: bytes = b"",
+        refusals: list[RequestError] | None = None,
     ) -> list[bytes]:
         """Send a lone command until it is answered from exactly that port, MAC and address; the answering frames.
 
         There are two when two disks answer from one place.  An error is an answer to a READ: it says that we are heard.
+        To IDENTIFY it is none, and goes to ``refusals``.
         """
         port, mac, address = key
         frames: list[bytes] = []
@@ -272,7 +293,14 @@ class Discovery:
             if not exact or not header.is_response or header.version != VERSION:
                 raise FrameError("not the answer to this command")
             identify = registers.command == Opcode.IDENTIFY
-            failed = header.is_error or bool(decode_ata_untrusted(frame).command & FAILED)
+            failure: RequestError | None = None
+            if header.is_error:
+                failure = TargetError(header.error)
+            elif (answer := decode_ata_untrusted(frame)).command & FAILED:
+                failure = AtaError(answer.command, answer.feature)
+            failed = failure is not None
+            if failure is not None and refusals is not None:
+                refusals.append(failure)
             if failed if identify else not failed and len(frame) < ATA_BYTES + len(data):
                 raise FrameError("not the data that were asked for")
             frames.append(frame)
@@ -294,3 +322,13 @@ class Discovery:
         finally:
             self._tags.close(exchange)
         return frames
+
+
+def _why_not(refusals: list[RequestError]) -> tuple[str, str]:
+    """State and reason of a candidate that did not let itself be identified."""
+    if not refusals:
+        return NO_ANSWER, SILENT
+    refusal = refusals[-1]
+    if isinstance(refusal, TargetError) and refusal.code == ErrorCode.TARGET_RESERVED:
+        return RESERVED, "another host has reserved it (AoE error 6 to IDENTIFY)"
+    return REFUSED, f"it refuses IDENTIFY with {refusal}: an access list may leave this host out"

@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import trio
 
 from aoefs.ata import check_result, flush_registers
@@ -31,17 +32,26 @@ from aoefs.overlap import Claim
 from aoefs.path import Run
 from aoefs.port import Port
 from aoefs.request import Request
+from aoefs.reservation import Reservation
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
     SECTOR_BYTES,
     AoeCommand,
     AtaArgument,
+    ConfigArgument,
+    ConfigCommand,
     Header,
+    MaskArgument,
+    MaskDirective,
     ReserveArgument,
-    ReserveCommand,
     decode_ata_untrusted,
+    decode_config_untrusted,
     decode_header_untrusted,
+    decode_mask_untrusted,
+    decode_reserve_untrusted,
     encode_ata,
+    encode_config,
+    encode_mask,
     encode_reserve,
 )
 
@@ -51,21 +61,42 @@ MAX_REQUEST_SECTORS = 2048  # 1 MiB: what one FUSE request holds; larger transfe
 FIRST_WAIT = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
 MAX_WAIT = 8.0  # seconds
 
+_DECODERS: dict[AoeCommand, Callable[[bytes], object]] = {
+    AoeCommand.ATA: decode_ata_untrusted,
+    AoeCommand.CONFIG: decode_config_untrusted,
+    AoeCommand.MASK: decode_mask_untrusted,
+    AoeCommand.RESERVE: decode_reserve_untrusted,
+}
+
+
+class Waiting:
+    """What all :class:`Wait` of an engine have in common: how many tasks sleep, and how many of these are ready to
+    go on and had no turn yet.
+    """
+
+    __slots__ = ("asleep", "ready")
+
+    def __init__(self) -> None:
+        self.asleep = 0
+        self.ready = 0
+
 
 class Wait:
     """One task that waits for one thing; ``wake`` may come before the waiting began.  ``error``: why it is in vain."""
 
-    __slots__ = ("_task", "error", "woken")
+    __slots__ = ("_task", "_waiting", "error", "woken")
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Waiting) -> None:
         self.woken = False
         self.error: RequestError | None = None
         self._task: trio.lowlevel.Task | None = None
+        self._waiting = waiting
 
     def wake(self, _thing: object = None) -> None:
         self.woken = True
         if self._task is not None:
             task, self._task = self._task, None
+            self._waiting.ready += 1
             trio.lowlevel.reschedule(task)
 
     async def wait(self) -> None:
@@ -77,29 +108,44 @@ class Wait:
             self._task = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        self._waiting.asleep += 1
+        try:
+            await trio.lowlevel.wait_task_rescheduled(abort)
+            self._waiting.ready -= 1
+        finally:
+            self._waiting.asleep -= 1
 
 
 class Driver(Protocol):
     """What a disk needs of the engine."""
 
     tags: TagTable[Run | Exchange]
+    waiting: Waiting
 
     def now(self) -> float: ...
 
+    def macs(self) -> tuple[bytes, ...]: ...
+
     def pump(self, target: Initiator) -> None: ...
 
-    def arm(self, target: Initiator) -> None: ...
+    def arm(self, target: Initiator, now: float) -> None: ...
 
     def wait_in_place(self, target: Initiator, wait: Wait) -> None: ...
 
 
 class Disk:
-    """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model."""
+    """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model.
+
+    ``opened`` is for its users to count themselves in: a disk that somebody has open is never forgotten.
+    """
 
     def __init__(self, target: Initiator, driver: Driver) -> None:
         self.target = target
+        self.opened = 0
+        self.reservation = Reservation(self)
         self._driver = driver
+        self._waiting = driver.waiting
+        self.generation = 0  # moves when what was read before may no longer be what is there
         self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
     @property
@@ -108,6 +154,7 @@ class Disk:
 
     def interrupt(self, error: RequestError | None = None) -> None:
         """The target went (``error``) or came back: whoever waits for something else than a Request looks again."""
+        self.generation += 1
         for wait in self._waits:
             wait.error = error
             wait.wake()
@@ -119,7 +166,7 @@ class Disk:
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
         self._check_range(first, end)
-        buffer = memoryview(bytearray((end - first) * SECTOR_BYTES))
+        buffer = np.empty((end - first) * SECTOR_BYTES, np.uint8).data  # every byte of it comes from the disk
         await self._transfer(first, buffer, write=False)
         skip = offset - first * SECTOR_BYTES
         return buffer if size == len(buffer) else buffer[skip : skip + size]
@@ -136,14 +183,16 @@ class Disk:
         requests: list[Request] = []
         if not self.target.order.acquire(claim):
             await self._wait_for_claim(claim)
+        self.generation += 1
         try:
             buffer = memoryview(data)
             if offset % SECTOR_BYTES or len(data) % SECTOR_BYTES:
                 buffer = await self._fill_edges(first, end, offset, data)
             await self._transfer(first, buffer, write=True, requests=requests)
         finally:
+            self.generation += 1
             self.target.release(claim, requests)
-            self._driver.arm(self.target)
+            self._driver.arm(self.target, self._driver.now())
 
     async def flush(self) -> None:
         """Make what was acknowledged durable, with the command that the target announces (none: nothing to do).
@@ -169,13 +218,32 @@ class Disk:
         if target.writes == written:
             target.dirty = False
 
-    async def reserve(self, macs: tuple[bytes, ...]) -> None:
-        """Keep all other initiators from this disk (AoEr11 section 3.4): ``macs`` are all of ours; none gives it back.
+    def our_macs(self) -> tuple[bytes, ...]:
+        """Of all interfaces that we speak on."""
+        return self._driver.macs()
+
+    async def reserve(self, argument: ReserveArgument) -> tuple[bytes, ...]:
+        """Ask for or change the list of initiators that alone may use this disk (AoEr11 section 3.4); the list then.
 
         TargetError 6 when somebody else holds it, 1 when the target knows no reservations.
         """
-        argument = ReserveArgument(ReserveCommand.SET, macs)
-        await self._converse(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
+        frame = await self._converse(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
+        return decode_reserve_untrusted(frame).macs
+
+    async def holders(self) -> tuple[bytes, ...]:
+        """The MACs that hold its reservation; none: nobody does."""
+        return await self.reserve(ReserveArgument())
+
+    async def mask(self) -> tuple[bytes, ...]:
+        """The only MACs that the target listens to; none: to all (AoEr11 section 3.3)."""
+        frame = await self._converse(AoeCommand.MASK, lambda header: encode_mask(header, MaskArgument()))
+        return tuple(mac for kind, mac in decode_mask_untrusted(frame).directives if kind != MaskDirective.DELETE)
+
+    async def set_config(self, string: bytes) -> None:
+        """Store the config string (0 to 1024 bytes), whatever was there.  TargetError, TargetLost."""
+        argument = ConfigArgument(ConfigCommand.FORCE_SET, string)
+        frame = await self._converse(AoeCommand.CONFIG, lambda header: encode_config(header, argument))
+        self.target.config = decode_config_untrusted(frame).string
 
     async def command(self, registers: AtaArgument, data: bytes = b"") -> bytes:
         """Carry out one lone ATA command; the whole answering frame.  TargetError, TargetLost."""
@@ -188,14 +256,14 @@ class Disk:
         """
         target = self.target
         answers: list[tuple[Header, bytes]] = []
-        wait = Wait()
+        wait = Wait(self._waiting)
 
         def on_answer(port: Port, frame: bytes) -> None:
             header = decode_header_untrusted(frame)
             if not target.is_from(port, header, command):
                 raise FrameError("nobody whom this command was sent to")
-            if command is AoeCommand.ATA and not header.is_error:  # an error may come without registers
-                decode_ata_untrusted(frame)
+            if not header.is_error:  # an error may come without anything
+                _DECODERS[command](frame)
             answers.append((header, frame))
             wait.wake()
 
@@ -203,23 +271,25 @@ class Disk:
         self._driver.tags.open(exchange)
         self._waits.add(wait)
         target.begin_lone_command(self._driver.now())
-        self._driver.arm(target)
+        self._driver.arm(target, self._driver.now())
+        until = self._driver.now() + (target.deadsecs or math.inf)
+        pause = FIRST_WAIT
         try:
-            with trio.move_on_after(target.deadsecs or math.inf):
-                pause = FIRST_WAIT
-                while target.state is State.UP and wait.error is None and not answers:
-                    wait.woken = False
-                    paths = [path for path in target.paths if path.healthy] or target.paths
-                    path = paths[exchange.sendings % len(paths)] if paths else None
-                    if path is not None and not target.suspended:
-                        port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
-                        port.send_frame(
-                            encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag()))
-                        )
-                        pause = max(pause, path.rtt.rto)
-                    with trio.move_on_after(pause):
-                        await wait.wait()
-                    pause = min(pause * 2, MAX_WAIT)
+            while target.state is State.UP and wait.error is None and not answers:
+                left = until - self._driver.now()
+                if left <= 0:
+                    break
+                wait.woken = False
+                paths = [path for path in target.paths if path.healthy] or target.paths
+                path = paths[exchange.sendings % len(paths)] if paths else None
+                renewing = target.on_hold and command is AoeCommand.RESERVE
+                if path is not None and (renewing or not target.suspended):
+                    port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
+                    port.send_frame(encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag())))
+                    pause = max(pause, path.rtt.rto)
+                with trio.move_on_after(min(pause, left)):
+                    await wait.wait()
+                pause = min(pause * 2, MAX_WAIT)
         finally:
             target.end_lone_command()
             self._waits.discard(wait)
@@ -250,7 +320,7 @@ class Disk:
         step = MAX_REQUEST_SECTORS * SECTOR_BYTES
         for start in range(0, len(buffer), step):
             piece = buffer[start : start + step]
-            wait = Wait()
+            wait = Wait(self._waiting)
             request = Request(
                 lba + start // SECTOR_BYTES, len(piece) // SECTOR_BYTES, piece, write=write, on_end=wait.wake
             )
@@ -271,13 +341,17 @@ class Disk:
     async def _wait_for_claim(self, claim: Claim) -> None:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""
         target = self.target
-        wait = Wait()
+        wait = Wait(self._waiting)
         claim.granted = wait.wake
         self._waits.add(wait)
+        until = self._driver.now() + (target.deadsecs or math.inf)
         try:
-            with trio.move_on_after(target.deadsecs or math.inf):
-                while target.state is State.UP and wait.error is None and not claim.is_granted:
-                    wait.woken = False
+            while target.state is State.UP and wait.error is None and not claim.is_granted:
+                left = until - self._driver.now()
+                if left <= 0:
+                    break
+                wait.woken = False
+                with trio.move_on_after(left):
                     await wait.wait()
         except trio.Cancelled:
             target.order.release(claim)

@@ -1,8 +1,8 @@
 """The engine: one trio nursery in which frames become finished requests.
 
-Owns the ports, the targets, the tags and the timer.  Tasks: a *receiver* per port, the *completion shards*
-(``aoefs.shard``), the *discovery* (``aoefs.discovery``), one *timer* for all targets, one *watch* that looks for
-silent ones.  Everything that touches a target's machine is a sync call, hence atomic under trio.
+Owns the ports, the targets, the tags and the timer.  Tasks: a *receiver* per port (``aoefs.receiver``), the
+*completion shards* (``aoefs.shard``), the *discovery* (``aoefs.discovery``), one *timer* for all targets, one *watch*
+that looks for silent ones.  Everything that touches a target's machine is a sync call, hence atomic under trio.
 
 The life of a read::
 
@@ -12,7 +12,6 @@ The life of a read::
 What holds always:
 
 - ``pump`` is the only place that sends runs; it is called after every input that may have opened a window.
-- The receiver does the least: match, RTT, window, send more, queue.  Completion is the shards' business.
 - A waiting call ends: with its data, with an error, or cancelled; then nothing of it is left in a queue.
 - Only a finding of the discovery creates a target or a path, or ends a silence.  Another disk under the same address
   is refused while the first one lives elsewhere, and replaces it when it answers in its very place.
@@ -27,7 +26,6 @@ import logging
 import math
 import os
 import secrets
-import select
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,50 +33,54 @@ from enum import Enum
 
 import trio
 
-from aoefs.ata import check_result
 from aoefs.discovery import Discovery, Finding
-from aoefs.disk import Disk, Wait
-from aoefs.errors import AtaError, FrameError, IdentityChanged, RequestError, TargetError, TargetLost
+from aoefs.disk import Disk, Waiting
+from aoefs.errors import IdentityChanged, TargetLost
 from aoefs.initiator import DEFAULT_DEADSECS, DEFAULT_MAXOUT, Initiator, State, TargetStatistics
-from aoefs.link import LINK_DOWN, LinkStatistics
+from aoefs.inplace import InPlace
+from aoefs.link import LinkStatistics
 from aoefs.path import Path, Run
 from aoefs.port import Port, SocketPort
-from aoefs.shard import Answer, Shards, ShardStatistics
+from aoefs.receiver import Receiver
+from aoefs.running import PERIOD, RunningTime
+from aoefs.shard import Shards, ShardStatistics
+from aoefs.strangers import REFUSED, Stranger, Strangers
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import (
-    ATA_BYTES,
     MAX_SECTORS,
-    SECTOR_BYTES,
     Address,
-    AoeCommand,
     ConfigArgument,
-    Header,
-    decode_ata_untrusted,
-    decode_header_untrusted,
 )
 
 log = logging.getLogger("aoefs")
 
-RECEIVE_BATCHES = 8  # batches of one port before the other tasks get a turn
 QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
-IN_PLACE = 0.0003  # seconds for which a caller may wait without the loop
-SELECT_LIMIT = 1024  # descriptors that select(2) can take; poll(2) counts in milliseconds only
-IN_PLACE_COMMANDS = 32  # in flight; with more, answers come in batches anyhow
 MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
 FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
+ROOM_PAUSE, MAX_ROOM_PAUSE = 0.0005, 0.008  # seconds until a full device queue is tried again, doubling
+ROUNDING = 1e-6  # seconds: a deadline on trio's clock and one on ours differ by the error of a sum
 LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
+FORGET_AFTER = 3600.0  # seconds after which a target that is down and that nobody has open is forgotten
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
 
 
 class Change(Enum):
-    """What happened to a target, as told to ``Settings.on_change``."""
+    """What happened to a target, as told to ``Settings.on_change``.
+
+    REVALIDATED: somebody else may have changed its data.  The file system adds what it did itself: REWRITTEN, the
+    whole disk was open for writing until now; REPARTITIONED, its partitions are others.
+    """
 
     APPEARED = "appeared"
     RESIZED = "resized"
     RETURNED = "returned"
     REPLACED = "replaced"
+    FORGOTTEN = "forgotten"
     DOWN = "down"
+    REVALIDATED = "revalidated"
+    REWRITTEN = "rewritten"
+    REPARTITIONED = "repartitioned"
 
 
 def _usable_cpus() -> int:
@@ -110,8 +112,12 @@ class EngineStatistics:
     targets: tuple[TargetStatistics, ...]
     shards: tuple[ShardStatistics, ...]
     links: tuple[LinkStatistics, ...]
-    hints: int
+    strangers: tuple[Stranger, ...]
+    hints: int  # announcements and other config answers that nobody asked for
+    hints_dropped: int  # of these, those that were not asked about
+    candidates_dropped: int  # who answered when too many were under IDENTIFY already
     refused_identities: int
+    stopped_seconds: float  # for which this process was not allowed to run
 
 
 class Engine:
@@ -125,16 +131,26 @@ class Engine:
         self.refused_identities = 0
         self.dirty_lost = False  # a disk went away whose acknowledged writes no good flush had followed
         self._nursery = nursery
-        self.now = trio.lowlevel.current_clock().current_time
+        self._time = RunningTime(trio.lowlevel.current_clock().current_time)
+        self.now = self._time.now
+        self._strangers = Strangers()
         self._discovery = Discovery(
-            self.tags, nursery, self._on_finding, self._trusted_payload, allow_mac=settings.allow_mac
+            self.tags,
+            nursery,
+            self._on_finding,
+            self._on_stranger,
+            self._trusted_payload,
+            allow_mac=settings.allow_mac,
         )
         self._shards = Shards(settings.shards, nursery, self.pump)
         self._owners: dict[Path, Initiator] = {}
+        self._receiver = Receiver(tags, self._owners, self._shards, self.pump, self._discovery.hint, self.now)
+        self.waiting = Waiting()
+        self.in_place = InPlace(self._receiver, self._shards, self.waiting, self.now)
+        self.wait_in_place = self.in_place.wait
         self._blocked: dict[Port, dict[Initiator, None]] = {}  # targets that wait for room in a port's socket
         self._armed: dict[Initiator, float] = {}  # when the timer will look at a target
         self._timer_scope: trio.CancelScope | None = None
-        self.attend_to: int | None = None  # a descriptor that brings other work, once it is known
         self._last_new_target = 0.0
         self._found_one = trio.Event()
         self._started_at = self.now()
@@ -147,11 +163,15 @@ class Engine:
         """Speak AoE on a local interface from now on.  OSError as ``aoefs.link.Link``."""
         self.add_port(SocketPort(interface, self.tags))
 
-    def add_port(self, port: Port) -> None:
+    def add_port(self, port: Port, *, discover: bool = True) -> None:
         """Receive on ``port`` from now on, and discover; it is closed with the engine."""
         self.ports[port.interface] = port
-        self._nursery.start_soon(self._receive, port, name=f"receiver on {port.interface}")
-        self._discovery.start(port)
+        self._settle_reservations()
+        self._receiver.add_port(port)
+        self.in_place.add_port(port)
+        self._nursery.start_soon(self._receiver.run, port, name=f"receiver on {port.interface}")
+        if discover:
+            self._discovery.start(port)
 
     def port_changed(self, port: Port, *, up: bool) -> None:
         """The interface went up or down, or its MTU changed: measure and discover again."""
@@ -179,120 +199,19 @@ class Engine:
             for path in [path for path in target.paths if path.link is port]:
                 self._drop_path(target, path)
             self.pump(target)
+        self.in_place.drop_port(port)
+        self._receiver.drop_port(port)
         port.close()
+        self._settle_reservations()
 
-    async def _receive(self, port: Port) -> None:
-        """The receiver of one port."""
-        while self.ports.get(port.interface) is port:
-            try:
-                await port.wait_readable()
-                for _ in range(RECEIVE_BATCHES):
-                    if not self._receive_batch(port):
-                        break
-            except trio.ClosedResourceError:
-                return
+    def macs(self) -> tuple[bytes, ...]:
+        """Ours, on all ports."""
+        return tuple(port.mac for port in self.ports.values())
 
-    def wait_in_place(self, target: Initiator, wait: Wait) -> None:
-        """Wait without the loop for an answer that is microseconds away: a whole trip through it costs more.
-
-        Another request in ``attend_to`` ends it, or ``IN_PLACE`` seconds: by so much other tasks are late at most.
-        """
-        if self.attend_to is None or len(target.paths) != 1 or target.in_flight > IN_PLACE_COMMANDS:
-            return
-        path = target.paths[0]
-        port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
-        if not 0 < path.rtt.srtt < IN_PLACE:
-            return
-        descriptors = [self.attend_to, port.descriptor]
-        if max(descriptors) >= SELECT_LIMIT:
-            return
-        until = self.now() + IN_PLACE
-        while not wait.woken and (left := until - self.now()) > 0:
-            readable, _, _ = select.select(descriptors, (), (), left)
-            if port.descriptor not in readable:
-                return
-            self._receive_batch(port)
-            self._shards.complete_in_place(target.address)
-            if self.attend_to in readable:
-                return
-
-    def _receive_batch(self, port: Port) -> bool:
-        """Take one batch of frames; False when there was nothing more."""
-        try:
-            received, entries, odd = port.receive()
-        except OSError as error:
-            if error.errno not in LINK_DOWN:
-                raise
-            port.up = False
-            return False
-        if not received:
-            return False
-        port.up = True
-        now = self.now()
-        touched: dict[Initiator, None] = {}
-        for run, first, count in entries:
-            target = self._owners.get(run.path)
-            if target is not None and target.receive(run, first, count, now):
-                touched[target] = None
-                self._shards.put(Answer(target, run, first, count, None))
-            else:
-                port.rx_unknown += 1
-        for frame in odd:
-            owner = self._judge(port, frame, now)
-            if owner is not None:
-                touched[owner] = None
-        for target in touched:
-            self.pump(target)
-        return received > 1
-
-    # ── frames that want judging ──────────────────────────────────────────────────────────────────────────────────
-
-    def _judge(self, port: Port, frame: bytes, now: float) -> Initiator | None:
-        """Handle one frame that is not simply a good answer; the target whose command it answered."""
-        try:
-            header = decode_header_untrusted(frame)
-            owner = self.tags.find(header.tag)
-            if isinstance(owner, Exchange):
-                owner.on_answer(port, frame)
-                return None
-            if isinstance(owner, Run):
-                return self._judge_answer(port, frame, header, owner, now)
-        except FrameError:
-            port.rx_unknown += 1
-            return None
-        if header.command == AoeCommand.CONFIG and header.is_response:
-            self._discovery.hint(port, header)
-        else:
-            port.rx_unknown += 1
-        return None
-
-    def _judge_answer(self, port: Port, frame: bytes, header: Header, run: Run, now: float) -> Initiator | None:
-        """An answer with the tag of a data command: an error, or good but from another verified path."""
-        index = header.tag - run.tag
-        target = self._owners.get(run.path)
-        if target is None or index >= run.count or not target.is_from(port, header):
-            raise FrameError("nobody whom this command was sent to")
-        start, sectors = run.sectors_of(index, 1)
-        request = run.request
-        lba = request.lba + start
-        error: RequestError | None = None
-        if header.is_error:
-            error = TargetError(header.error, lba)
-        else:
-            try:
-                check_result(decode_ata_untrusted(frame), lba=lba, write=request.write)
-            except AtaError as failure:
-                error = failure
-            else:
-                if not request.write:
-                    data = memoryview(frame)[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
-                    if len(data) < sectors * SECTOR_BYTES:
-                        raise FrameError("an answer with too few data is no answer")
-                    request.land(start, data)
-        if not target.receive(run, index, 1, now):
-            raise FrameError("answered before")
-        self._shards.put(Answer(target, run, index, 1, error))
-        return target
+    def _settle_reservations(self) -> None:
+        for disk in self.disks.values():
+            if disk.reservation.is_due:
+                self._nursery.start_soon(self._settle, disk)
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -307,48 +226,67 @@ class Engine:
                 run.path.sectors = max(1, min(run.path.sectors, port.max_sectors))  # the MTU may be what refused it
                 self._block(port, target)
                 break
-        self.arm(target)
+        self.arm(target, now)
 
     def _block(self, port: Port, target: Initiator) -> None:
-        """The port's socket is full: pump this target again when there is room, in turn with the others."""
-        waiting = self._blocked.setdefault(port, {})
-        if not waiting:
+        """The port has no room: pump this target again when there is some, in turn with the others."""
+        waiting = self._blocked.get(port)
+        if waiting is None:
+            waiting = self._blocked[port] = {}
             self._nursery.start_soon(self._unblock, port, name=f"room on {port.interface}")
         waiting[target] = None
 
     async def _unblock(self, port: Port) -> None:
+        pause = ROOM_PAUSE
         try:
-            await trio.sleep(0.0005)  # ENOBUFS comes from a full device queue, of which no descriptor tells
-            if self.ports.get(port.interface) is not port:
-                return
-            await port.wait_writable()
+            while waiting := self._blocked.get(port):
+                await trio.sleep(pause)  # ENOBUFS comes from a full device queue, of which no descriptor tells
+                if self._blocked.get(port) is not waiting:
+                    return
+                await port.wait_writable()
+                self._blocked[port] = {}
+                for target in waiting:
+                    self.pump(target)
+                pause = min(2 * pause, MAX_ROOM_PAUSE)
         except trio.ClosedResourceError:
             return
-        for target in self._blocked.pop(port, {}):
-            self.pump(target)
+        self._blocked.pop(port, None)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def arm(self, target: Initiator) -> None:
+    def arm(self, target: Initiator, now: float) -> None:
         """See that the timer looks at ``target`` when its machine wants it."""
+        armed = self._armed.get(target)
+        if armed is not None and target.may_wait_until(armed, now):
+            return
         timeout = target.next_timeout()
         if timeout is None:
             return
-        armed = self._armed.get(target)
         if armed is None or timeout < armed:
             self._armed[target] = timeout
-            if self._timer_scope is not None and timeout < self._timer_scope.deadline:
-                self._timer_scope.deadline = timeout
+            deadline = timeout + self._time.lost
+            if self._timer_scope is not None and deadline < self._timer_scope.deadline:
+                self._timer_scope.deadline = deadline
 
     async def _timer(self) -> None:
-        """Look at each target when its time has come; a target that moved its time later is just armed again."""
+        """Look at each target when its time has come; a target that moved its time later is just armed again.
+
+        Before one is given up, what its answers are waiting in is emptied: we may be late, not they.
+        """
         while True:
-            with trio.CancelScope(deadline=min(self._armed.values(), default=math.inf)) as self._timer_scope:
+            deadline = min(self._armed.values(), default=math.inf) + self._time.lost
+            with trio.CancelScope(deadline=deadline) as self._timer_scope:
                 await trio.sleep_forever()
-            now = self.now()
+            now = self.now() + ROUNDING
+            received = False
             for target in [target for target, at in self._armed.items() if at <= now]:
                 del self._armed[target]
                 timeout = target.next_timeout()
+                if timeout is not None and timeout <= now and not received:
+                    received = True
+                    for port in self.ports.values():
+                        self._receiver.receive_batches(port)
+                    timeout = target.next_timeout()
                 if timeout is None:
                     continue
                 if timeout <= now:
@@ -363,16 +301,21 @@ class Engine:
                         self.settings.on_change(disk, Change.DOWN)
                     self.pump(target)
                 else:
-                    self.arm(target)
+                    self.arm(target, now)
 
     async def _watch(self) -> None:
         """Ask for targets that are silent, at growing distances; what comes back is a finding like any other."""
         asked: dict[Initiator, tuple[float, int]] = {}
         narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to try again, and then
         while True:
-            await trio.sleep(1.0)
+            await trio.sleep(PERIOD)
             now = self.now()
-            for target in [disk.target for disk in self.disks.values()]:
+            self._time.beat()
+            for disk in list(self.disks.values()):
+                target = disk.target
+                if now - target.down_since > FORGET_AFTER and self.why_not_forget(disk) is None:
+                    self.forget(disk)
+                    continue
                 if not target.is_silent:
                     asked.pop(target, None)
                     self._ask_again(target, now, narrow)
@@ -421,11 +364,24 @@ class Engine:
 
     # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _on_stranger(self, stranger: Stranger) -> None:
+        if not self._is_path(stranger):  # a path that falls silent is no stranger
+            self._strangers.note(stranger, self.now())
+
+    def _is_path(self, stranger: Stranger) -> bool:
+        disk = self.disks.get(stranger.address)
+        paths = disk.target.paths if disk is not None else ()
+        return any(path.interface == stranger.interface and path.mac == stranger.mac for path in paths)
+
+    def _refuse(self, finding: Finding, reason: str) -> None:
+        address, interface, mac = finding.address, finding.port.interface, finding.mac
+        self._strangers.note(Stranger(address, interface, mac, finding.config, REFUSED, reason), self.now())
+
     def _on_finding(self, finding: Finding) -> None:
         disk = self.disks.get(finding.address)
         if disk is None:
             if len(self.disks) >= self.settings.max_targets:
-                log.warning("%s is ignored: %d targets are the most", finding.address, self.settings.max_targets)
+                self._refuse(finding, f"{self.settings.max_targets} targets are the most (--max-targets)")
                 return
             self._admit(finding)
             return
@@ -440,17 +396,11 @@ class Engine:
                 self._drop_path(target, path)
                 self.pump(target)
             self.refused_identities += 1
-            log.warning(
-                "%s: %s on %s is another disk (serial %s, not %s) and is refused",
-                finding.address,
-                finding.mac.hex(":"),
-                finding.port.interface,
-                finding.identity.serial,
-                target.identity.serial,
-            )
+            serials = f"serial {finding.identity.serial}, not {target.identity.serial}"
+            self._refuse(finding, f"it is another disk ({serials})")
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
-            self._remove(disk)
+            self._remove(disk, Change.REPLACED, "is another disk now")
             self._admit(finding)
 
     def _drop_path(self, target: Initiator, path: Path) -> None:
@@ -493,20 +443,21 @@ class Engine:
         target = disk.target
         target.set_bufcnt(finding.config.buffer_count)
         target.config = finding.config.string
+        target.identify_block = finding.identity.block
         path = target.find_path(finding.port, finding.mac)
+        is_new = path is None or target.is_silent
         if path is None:
             if len(target.paths) >= MAX_PATHS:
                 oldest = min(target.paths, key=lambda path: path.last_answer_at)
                 if oldest.healthy and not target.is_silent:
-                    log.warning(
-                        "%s: %s is ignored: %d paths are the most", target.name, finding.mac.hex(":"), MAX_PATHS
-                    )
+                    self._refuse(finding, f"{MAX_PATHS} paths are the most")
                     return
                 self._drop_path(target, oldest)
             path = target.add_path(
                 finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
             )
             self._owners[path] = target
+        self._strangers.forget((path.interface, path.mac, target.address))
         if path.sectors != finding.sectors:
             log.info("%s: %d sectors per frame on %s", target.name, finding.sectors, path.interface)
         path.sectors, path.full_sectors = finding.sectors, finding.full_sectors
@@ -519,7 +470,23 @@ class Engine:
             log.info("%s is back", target.name)
         if was_down:
             self.settings.on_change(disk, Change.RETURNED)
+        if disk.reservation.is_due:
+            if is_new:
+                target.suspended = target.on_hold = True
+            self._nursery.start_soon(self._settle, disk)
         self.pump(target)
+
+    async def _settle(self, disk: Disk) -> None:
+        """Renew its reservation, which a restarted target forgot and which does not name a new MAC of ours; then I/O
+        goes on.
+        """
+        heard = await disk.reservation.settle()
+        target = disk.target
+        if target.on_hold:
+            target.on_hold = False
+            if heard and target.state is State.UP:
+                target.come_up(self.now())
+                self.pump(target)
 
     def _resize(self, disk: Disk, finding: Finding) -> None:
         target = disk.target
@@ -531,18 +498,49 @@ class Engine:
         self._refresh(disk, finding)
         self.settings.on_change(disk, Change.RESIZED)
 
-    def _remove(self, disk: Disk) -> None:
-        """Forget a target: what waits fails, its paths are no longer answered to."""
+    def forget(self, disk: Disk) -> None:
+        """Let a target go to which :meth:`why_not_forget` does not object; a new one if it ever answers again."""
+        if disk.target.dirty:
+            log.warning("%s is forgotten, though its last writes were not flushed", disk.target.name)
+        else:
+            log.info("%s is forgotten", disk.target.name)
+        self._remove(disk, Change.FORGOTTEN, "was forgotten")
+
+    def why_not_forget(self, disk: Disk) -> str | None:
+        """Why a target must be kept, as the end of a sentence; None when it is down and nobody has it open."""
+        if disk.opened:
+            return "is open"
+        if disk.target.state is not State.DOWN:
+            return "is not down"
+        return None if disk.target.order.idle else "has writes under way of which a late copy may still travel"
+
+    def revalidate(self, disk: Disk) -> None:
+        """Ask a target again who it is, where it is known to be, or everywhere if it is silent; what is cached is old.
+
+        Answers come as findings; returns at once.
+        """
+        target = disk.target
+        if target.is_silent:
+            self._ask_for(target)
+        for path in () if target.is_silent else target.paths:
+            port: Port = path.link  # type: ignore[assignment]
+            if port.up:
+                self._discovery.ask(port, path.mac, target.address)
+        disk.generation += 1
+        self.settings.on_change(disk, Change.REVALIDATED)
+
+    def _remove(self, disk: Disk, change: Change, why: str) -> None:
+        """A target goes for good: what waits fails, its paths are no longer answered to."""
         target = disk.target
         self.dirty_lost |= target.dirty
-        error = IdentityChanged(f"{target.name} is another disk now")
+        error = IdentityChanged(f"{target.name} {why}")
         target.go_down(State.REPLACED, error)
         disk.interrupt(error)
         for path in target.paths:
             self._owners.pop(path, None)
             path.link.forget(path)  # type: ignore[attr-defined]
         del self.disks[target.address]
-        self.settings.on_change(disk, Change.REPLACED)
+        self.settings.on_change(disk, change)
 
     def discover(self) -> None:
         """Ask on all ports, now and by the schedule."""
@@ -550,19 +548,31 @@ class Engine:
             self._discovery.start(port)
 
     async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
-        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most."""
-        with trio.move_on_at(self._started_at + patience):
+        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most.
+
+        Who is still under IDENTIFY is waited for.
+        """
+        with trio.move_on_after(max(0.0, self._started_at + patience - self.now())):
             await self._found_one.wait()
-            while (quiet_at := self._last_new_target + QUIET_AFTER_TARGET) > self.now():  # noqa: ASYNC110 (it moves)
-                await trio.sleep_until(quiet_at)
+            while (quiet := self._last_new_target + QUIET_AFTER_TARGET - self.now()) > 0:  # noqa: ASYNC110 (it moves)
+                await trio.sleep(quiet)
+            while self._discovery.candidates():  # noqa: ASYNC110 (a few times in the life of a process)
+                await trio.sleep(0.01)
 
     def statistics(self) -> EngineStatistics:
+        now = self.now()
+        strangers = {stranger.key: stranger for stranger in self._strangers.present(now)}
+        silent = {stranger.key: stranger for stranger in self._discovery.candidates() if not self._is_path(stranger)}
         return EngineStatistics(
             targets=tuple(disk.target.statistics() for _, disk in sorted(self.disks.items())),
             shards=self._shards.statistics(),
             links=tuple(port.statistics() for port in self.ports.values()),
+            strangers=tuple((silent | strangers).values()),
             hints=self._discovery.hints,
+            hints_dropped=self._discovery.hints_dropped,
+            candidates_dropped=self._discovery.candidates_dropped,
             refused_identities=self.refused_identities,
+            stopped_seconds=round(self._time.lost, 3),
         )
 
     def fail_all(self) -> None:
@@ -581,13 +591,18 @@ class Engine:
     def stop(self) -> None:
         """Stopped: flush the queues of the shards, fail what waits and every later request."""
         self._shards.flush()
+        self.in_place.close()
         for disk in self.disks.values():
             self._put_down(disk)
 
 
 @asynccontextmanager
-async def open_engine(interfaces: Iterable[str], settings: Settings | None = None) -> AsyncIterator[Engine]:
+async def open_engine(
+    interfaces: Iterable[str], settings: Settings | None = None, *, discover: bool = True
+) -> AsyncIterator[Engine]:
     """An engine on these interfaces; leaving the block stops its tasks and fails what still waits.
+
+    Without ``discover`` nothing asks who is there: for lone commands (``aoefs.exchange``).
 
     OSError as ``aoefs.link.Link`` for the first interface that cannot be used.  An exception of the block's own
     leaves it as it is, not wrapped in a group.
@@ -606,7 +621,7 @@ async def open_engine(interfaces: Iterable[str], settings: Settings | None = Non
         async with trio.open_nursery() as nursery:
             engine = Engine(nursery, settings or Settings(), tags)
             for port in ports:
-                engine.add_port(port)
+                engine.add_port(port, discover=discover)
             try:
                 yield engine
             except trio.Cancelled:

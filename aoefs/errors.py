@@ -3,7 +3,8 @@
 ``FrameError`` (bytes from the wire are not what they claim), ``TargetError`` (the target answered with an AoE
 error), ``AtaError`` (the disk answered with an ATA error), ``TargetLost`` (nobody answered in time) and
 ``IdentityChanged`` (somebody else answers now) are *theirs*.  A ``ValueError`` is *ours*: a caller inside this
-package broke a contract.  ``UserError`` is a person's: one line for stderr with an exit code.
+package broke a contract.  ``UserError`` is a person's: one line for stderr with an exit code; ``ControlError`` one's
+who wrote to a control file.
 
 ``aoefs.fs`` holds the one table from these types to an errno.
 """
@@ -77,6 +78,14 @@ class TargetLost(RequestError):
 
 class IdentityChanged(RequestError):
     """Another disk answers under this address now; what was open belongs to the disk that is gone."""
+
+
+class ControlError(AoeFsError):
+    """What was written to a control file makes no sense here, and has changed nothing; ``str()`` says why."""
+
+
+class TargetBusy(ControlError):
+    """It makes sense, but the target is in use."""
 
 
 class UserError(AoeFsError):

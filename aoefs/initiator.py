@@ -29,6 +29,7 @@ has (the disk's time is in it), Commands as objects (see ``aoefs.request``).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -51,7 +52,7 @@ SCORN_BACKOFF = 2  # timeouts in a row after which a path is left alone while an
 
 
 class State(Enum):
-    """UP serves; DOWN fails at once until it is identified again; REPLACED is for ever (another disk answers)."""
+    """UP serves; DOWN fails at once until it is identified again; REPLACED is for ever (another disk, or forgotten)."""
 
     UP = "up"
     DOWN = "down"
@@ -110,7 +111,9 @@ class Initiator:
         self.name = str(address)
         self.identity = identity
         self.config = b""
+        self.identify_block = identity.block  # the last one told
         self.state = State.UP
+        self.down_since = math.inf  # when it fell silent for too long
         self.paths: list[Path] = []
         self.order = OverlapGuard()
         self.deadsecs = deadsecs
@@ -119,6 +122,7 @@ class Initiator:
         self.in_flight = 0
         self.flush_refused = False  # the target answered ABRT to its own flush command
         self.suspended = False  # silent: nothing is sent until it is identified again
+        self.on_hold = False  # suspended although it is identified: its reservation must be renewed first
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
@@ -236,8 +240,12 @@ class Initiator:
         if work is None:
             return None
         request, sector, sectors = work
-        room = min(room, path.room, BLOCK_TAGS)
-        taken = min(sectors, room * path.sectors)
+        room = min(room, path.room)
+        if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
+            if sector != request.cursor:
+                self._again.appendleft(work)
+            return None  # half a window in one batch costs hardly more than one command, and its answers come together
+        taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
         if sector == request.cursor:
             request.cursor += taken
             if request.cursor == request.sectors:
@@ -438,6 +446,19 @@ class Initiator:
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def may_wait_until(self, at: float, now: float) -> bool:
+        """A timer that was set for ``at`` (seconds) is early enough still, as can be told without much looking.
+
+        A timeout only moves later, but for what begins now (an RTO or the patience from now on), suspects and copies.
+        """
+        if self._quarantine or at > now + self._patience:
+            return False
+        return not any(at > now + path.rtt.rto or path.has_suspects for path in self.paths)
+
+    def answers_within(self, seconds: float) -> bool:
+        """Its answers usually come that soon."""
+        return any(0 < path.rtt.srtt < seconds for path in self.paths)
+
     def next_timeout(self) -> float | None:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
@@ -472,6 +493,7 @@ class Initiator:
 
     def _expire(self, now: float) -> None:
         if now >= self._silent_since + self.deadsecs:
+            self.down_since = now
             self.go_down(State.DOWN, TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
             return
         expired = []

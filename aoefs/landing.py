@@ -4,46 +4,65 @@ Owns the receive memory of one link and the prediction of what comes next.  :met
 (run, first, count): good answers whose data are in place; and *odd frames*: whole frames that want judging one by one
 (config answers, errors, other tags, damaged).  A good answer never costs an object of its own.
 
-**How.**  Each message slot has three pieces: the 36 bytes of headers, the *place*, and the spill.  Before a call, the
-places of the slots are pointed at where the next expected answers belong, in the order of sending.  After it, the
-headers of the batch are compared with what was predicted in a few array expressions.  A frame that is not the
-predicted one lies in the wrong place (and may go on in the spill); it is copied out and, if good, moved.
+**How.**  A ring of message slots.  Each has three pieces: the 36 bytes of headers, the *place*, and the spill.  When a
+run was sent, the places of the next slots are pointed, once, at where its answers belong, and what their headers will
+say is written down beside them.  A batch then takes the slots from the head of the ring, and one comparison of memory
+says that it is what was predicted.  A frame that is not lies in the wrong place (and may go on in the spill): it is
+copied out and, if good, moved; and the ring is laid out anew.
 
 What holds always:
 
-- A place belongs to a command that flies, of a request that has not ended, and to one slot of a batch only.  So a
-  wrong frame there is overwritten by the right one later, and never reaches a reader.  A read of which a command was
-  sent twice has no places: the late answer to the first sending may have filled what the second one would spoil.
+- A place belongs to a command that flies, of a request that has not ended, and to one slot only; this is looked at
+  before every batch, run by run.  So a wrong frame there is overwritten by the right one later, and never reaches a
+  reader.  A read of which a command was sent twice has no places: the late answer to the first sending may have
+  filled what the second one would spoil.
 - All wrong frames of a batch are copied out before one of them is moved to its place.
 - An entry is made only of an answer on the link and from the MAC that the command was sent to, with its tag, shelf,
-  slot, command, and all of its data; everything else is an odd frame, for ``aoefs.engine`` to judge.
+  slot, command, and all of its data; everything else is an odd frame, for ``aoefs.receiver`` to judge.
 
 Rejected: predicting by address alone (targets answer out of order by nature: a run that was predicted in vain goes to
-the end of the order), and landing all payloads in an arena (one copy more for every byte).
+the end of the order), landing all payloads in an arena (one copy more for every byte), and pointing the places before
+every batch (as dear as the batch).
 """
 
 from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aoefs.ata import FAILED
 from aoefs.link import Link
 from aoefs.mmsg import MessageVector, address_of, memory_at
 from aoefs.path import Path, Run
+from aoefs.request import bits
 from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
 from aoefs.wire import ATA_BYTES, SECTOR_BYTES
 
 SLOTS = 64  # frames per system call
-_WORTH_PREDICTING = 3  # commands per run on average from which prediction pays
-_ENOUGH_RUNS = 8  # to look at before that average is believed
+RING = 4 * SLOTS  # slots that can be pointed ahead: a request of 1 MiB in jumbo frames takes half of them
+_WORTH_PREDICTING = 3  # commands of a run from which pointing pays; below, a copy is cheaper
+_COMPARED = 7  # words of the header: up to the tag (6), then flags, error, count and status
 _TAG = struct.Struct("!I")
 _OFFSETS = np.arange(BLOCK_TAGS, dtype=np.int64)
 
 Entry = tuple[Run, int, int]  # run, first command, number of commands
+
+
+class _Expectation:
+    """What the good answers on a path look like: the words of their headers, and the length of those to writes.
+
+    The last word and the length are learned from the last good ones, for targets differ in what they say there.
+    """
+
+    __slots__ = ("length", "words")
+
+    def __init__(self, head: bytes) -> None:
+        self.words = np.zeros(_COMPARED, np.uint32)
+        self.words[:5] = np.frombuffer(head, np.uint32)
+        self.length = ATA_BYTES
 
 
 class Landing:
@@ -52,104 +71,127 @@ class Landing:
     def __init__(self, link: Link, tags: TagTable[Run | Exchange]) -> None:
         self._link = link
         self._tags = tags
-        self._expected: deque[Run] = deque()  # runs in flight on this link, in the order in which answers should come
-        self._headers = np.zeros((SLOTS, ATA_BYTES), np.uint8)
+        self._runs: dict[Run, None] = {}  # in flight and worth predicting, in the order in which answers should come
+        self._unpointed: deque[Run] = deque()  # those of them that have no slots yet
+        self._pointed: deque[tuple[Run, int, int, int]] = deque()  # (run, first, count, mask) from the head slot on
+        self._head = 0  # the next slot to fill
+        self._tail = 0  # the first slot without a place
+        self._headers = np.zeros((RING, ATA_BYTES), np.uint8)
         self._header_bytes = self._headers.data.cast("B")
-        self._words = self._headers.view(np.uint32)
+        self._words = self._headers.view(np.uint32)[:, :_COMPARED]
         self._statuses = self._headers[:, 27]
-        self._wanted = np.zeros((SLOTS, 6), np.uint32)
+        self._wanted = np.zeros((RING, _COMPARED), np.uint32)
         self._wanted_tags = self._wanted.view(">u4")[:, 5]
-        self._needed = np.zeros(SLOTS, np.uint32)
-        self._heads: dict[Path, NDArray[np.uint32]] = {}
-        self._vector = MessageVector(SLOTS, 3)
-        self._vector.base[:, 0] = address_of(self._headers) + np.arange(SLOTS, dtype=np.uintp) * ATA_BYTES
+        self._lengths = np.zeros(RING, np.uint32)  # as the last good ones were
+        self._needed = np.zeros(RING, np.uint32)  # at least
+        self._expectations: dict[tuple[Path, bool], _Expectation] = {}
+        self._vector = MessageVector(RING, 3)
+        self._vector.base[:, 0] = address_of(self._headers) + np.arange(RING, dtype=np.uintp) * ATA_BYTES
         self._vector.size[:, 0] = ATA_BYTES
         self._allocate_spill()
 
     def _allocate_spill(self) -> None:
+        """A row for each slot of a batch; slots that are never in one batch share it."""
         self._spill_bytes = max(2048, self._link.mtu + 64)
         self._spill = np.zeros((SLOTS, self._spill_bytes), np.uint8)
         self._spill_view = self._spill.data.cast("B")
-        spill = np.arange(SLOTS, dtype=np.uintp) * self._spill_bytes
-        self._vector.base[:, 2] = address_of(self._spill) + spill
+        rows = np.arange(RING, dtype=np.uintp) % SLOTS
+        self._vector.base[:, 2] = address_of(self._spill) + rows * self._spill_bytes
         self._vector.size[:, 2] = self._spill_bytes
+        self._lone = bytearray(ATA_BYTES + self._spill_bytes)
+        self._lone_view = memoryview(self._lone)
 
     def expect(self, run: Run) -> None:
         """``run`` was sent on this link."""
-        self._expected.append(run)
+        if run.count >= _WORTH_PREDICTING or self._runs:
+            self._runs[run] = None
+            self._unpointed.append(run)
 
     def forget(self, path: Path) -> None:
         """``path`` is gone."""
-        self._heads.pop(path, None)
+        for write in (False, True):
+            self._expectations.pop((path, write), None)
 
     def receive(self) -> tuple[int, list[Entry], list[bytes]]:
         """Take one batch: (number of frames, good answers in place, odd frames).  OSError as recvmmsg(2)."""
         if self._spill_bytes < self._link.mtu:
             self._allocate_spill()
-        predicted = self._predict()
-        received = self._vector.receive(self._link.descriptor, SLOTS)
+        self._point_ahead()
+        head = self._head
+        received = self._vector.receive(self._link.descriptor, min(SLOTS, RING - head), head)
         if not received:
             return 0, [], []
         self._link.rx_frames += received
-        if predicted:
-            slots = sum(count for _, _, count in predicted)
-            checked = min(received, slots)
-            good = self._statuses[:checked] & FAILED == 0
-            good &= self._vector.length[:checked] >= self._needed[:checked]
-            same = self._words[:checked, :6] == self._wanted[:checked]
-            if good.all() and same.all():
-                entries = _first_slots(predicted, checked)
-                if received == checked:
-                    return received, entries, []
-                matched = [True] * checked
-            else:
-                matched = (good & same.all(axis=1)).tolist()
-                entries = _matched_slots(predicted, matched)
-                self._retry_later(predicted, entries)
-            matched += [False] * (received - checked)
-            strays = [slot for slot, ok in enumerate(matched) if not ok]
-        else:
-            entries = []
-            strays = list(range(received))
-        return received, entries, self._take_strays(strays, entries)
+        pointed = min(received, self._tail - head)
+        end = head + pointed
+        if (
+            self._words[head:end].tobytes() == self._wanted[head:end].tobytes()
+            and self._vector.length[head:end].tobytes() == self._lengths[head:end].tobytes()
+        ):
+            entries = self._take_pointed(pointed)
+            return received, entries, self._take_strays(range(end, head + received), end, entries)
+        matched = self._check_one_by_one(head, end)
+        entries = _matched_slots(self._pointed, matched)
+        strays = [slot for slot in range(head, head + received) if slot >= end or not matched[slot - head]]
+        odd = self._take_strays(strays, end, entries)
+        self._start_anew(entries)
+        return received, entries, odd
+
+    def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
+        """As :meth:`receive`, for one frame and without any array: a batch of one is not worth that."""
+        if self._spill_bytes < self._link.mtu:
+            self._allocate_spill()
+        try:
+            size = self._link.socket.recv_into(self._lone)
+        except BlockingIOError:
+            return 0, [], []
+        self._link.rx_frames += 1
+        frame = self._lone_view[:size]
+        entry = self._place(bytes(frame[:ATA_BYTES]), frame[ATA_BYTES:])
+        return (1, [], [bytes(frame)]) if entry is None else (1, [entry], [])
 
     # ── prediction ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _predict(self) -> list[Entry]:
-        """Point the places at what should come next; the commands so predicted, one per slot from slot 0 on."""
-        expected = self._expected
-        while expected and (not expected[0].flying or expected[0].request.ended):
-            expected.popleft()
-        predicted: list[Entry] = []
-        slot = 0
-        for run in expected:
+    def _point_ahead(self) -> None:
+        """See that every pointed slot still has a right to its place, and point the next ones."""
+        for run, _, _, mask in self._pointed:
+            request = run.request
+            if run.flying & mask != mask or request.error is not None or (request.copies and not request.write):
+                self._start_anew([])
+                break
+        unpointed = self._unpointed
+        while unpointed:
+            run = unpointed[0]
             request = run.request
             flying = run.flying & ~run.path.suspects(run)
-            if not flying or request.ended or (request.copies and not request.write):
-                continue
-            first = (flying & -flying).bit_length() - 1
-            shifted = flying >> first
-            count = min((~shifted & shifted + 1).bit_length() - 1, SLOTS - slot)
-            predicted.append((run, first, count))
-            slot += count
-            if slot == SLOTS or (len(predicted) == _ENOUGH_RUNS and slot < _WORTH_PREDICTING * _ENOUGH_RUNS):
-                break
-        if slot < _WORTH_PREDICTING * len(predicted):
-            predicted = []
-        sizes = self._vector.size[:, 1]
-        sizes[:] = 0
-        slot = 0
-        for run, first, count in predicted:
-            self._point(run, first, count, slot)
-            slot += count
-        return predicted
+            if not run.flying or request.ended:
+                self._runs.pop(run, None)
+            elif flying and (request.write or not request.copies):
+                first = (flying & -flying).bit_length() - 1
+                flying >>= first
+                count = (~flying & flying + 1).bit_length() - 1
+                if self._tail + count > RING:
+                    if self._head < RING // 2:
+                        break
+                    self._start_anew([])
+                    unpointed = self._unpointed
+                    continue
+                self._point(run, first, count)
+            unpointed.popleft()
 
-    def _point(self, run: Run, first: int, count: int, slot: int) -> None:
-        end = slot + count
-        self._wanted[slot:end, :5] = self._head(run.path)
-        self._wanted_tags[slot:end] = _OFFSETS[:count] + (run.tag + first)
+    def _point(self, run: Run, first: int, count: int) -> None:
+        slot = self._tail
+        end = self._tail = slot + count
+        self._pointed.append((run, first, count, bits(first, count)))
         request = run.request
+        key = (run.path, request.write)
+        expectation = self._expectations.get(key)
+        if expectation is None:
+            expectation = self._expectations[key] = _Expectation(run.path.answer_head)
+        self._wanted[slot:end] = expectation.words
+        self._wanted_tags[slot:end] = _OFFSETS[:count] + (run.tag + first)
         if request.write:
+            self._lengths[slot:end] = expectation.length
             self._needed[slot:end] = ATA_BYTES
             return
         if not request.address:
@@ -158,90 +200,110 @@ class Landing:
         address = request.address + run.sector * SECTOR_BYTES + first * step_bytes
         self._vector.base[slot:end, 1] = _OFFSETS[:count] * step_bytes + address
         self._vector.size[slot:end, 1] = step_bytes
-        self._needed[slot:end] = ATA_BYTES + step_bytes
+        self._lengths[slot:end] = self._needed[slot:end] = ATA_BYTES + step_bytes
         if first + count == run.count:
             last_bytes = (run.sectors - (run.count - 1) * run.step) * SECTOR_BYTES
             self._vector.size[end - 1, 1] = last_bytes
-            self._needed[end - 1] = ATA_BYTES + last_bytes
+            self._lengths[end - 1] = self._needed[end - 1] = ATA_BYTES + last_bytes
 
-    def _head(self, path: Path) -> NDArray[np.uint32]:
-        head = self._heads.get(path)
-        if head is None:
-            head = self._heads[path] = np.frombuffer(path.answer_head, np.uint32)
-        return head
+    def _take_pointed(self, count: int) -> list[Entry]:
+        """The next ``count`` slots hold what was predicted."""
+        entries: list[Entry] = []
+        pointed = self._pointed
+        self._head += count
+        while count:
+            run, first, commands, mask = pointed[0]
+            if commands > count:
+                entries.append((run, first, count))
+                pointed[0] = (run, first + count, commands - count, mask ^ bits(first, count))
+                break
+            entries.append((run, first, commands))
+            pointed.popleft()
+            if first + commands == run.count:
+                self._runs.pop(run, None)
+            count -= commands
+        if entries and not pointed:
+            self._start_anew([])
+        return entries
 
-    def _retry_later(self, predicted: list[Entry], entries: list[Entry]) -> None:
-        """Runs that were predicted in vain go to the end of the order."""
-        came = {id(run) for run, _, _ in entries}
-        late = {id(run): run for run, _, _ in predicted if id(run) not in came}
-        if late:
-            self._expected = deque(run for run in self._expected if id(run) not in late)
-            self._expected.extend(late.values())
+    def _start_anew(self, entries: list[Entry]) -> None:
+        """Point no slot; all that flies gets new ones.  Runs predicted in vain go to the end of the order."""
+        if entries:
+            came = {run for run, _, _ in entries}
+            for run in [run for run, *_ in self._pointed if run not in came]:
+                if run in self._runs:
+                    del self._runs[run]
+                    self._runs[run] = None
+        self._vector.size[: self._tail, 1] = 0
+        self._head = self._tail = 0
+        self._pointed.clear()
+        self._unpointed = deque(self._runs)
+
+    def _check_one_by_one(self, head: int, end: int) -> list[bool]:
+        """Which of the pointed slots hold what was predicted; what may differ is learned from those that do."""
+        good = self._statuses[head:end] & FAILED == 0
+        good &= self._vector.length[head:end] >= self._needed[head:end]
+        good &= (self._words[head:end, :6] == self._wanted[head:end, :6]).all(axis=1)
+        matched: list[bool] = good.tolist()
+        slot = head
+        for run, _, count, _ in self._pointed:
+            if slot < end and matched[slot - head]:
+                expectation = self._expectations[run.path, run.request.write]
+                expectation.words[6] = self._words[slot, 6]
+                expectation.length = int(self._vector.length[slot])
+            slot += count
+        return matched
 
     # ── what was not predicted ────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_strays(self, strays: list[int], entries: list[Entry]) -> list[bytes]:
+    def _take_strays(self, strays: Sequence[int], pointed_end: int, entries: list[Entry]) -> list[bytes]:
         """Judge frames one by one: good answers are moved to their place and become entries, others are odd."""
-        frames = [self._copy_out(slot) for slot in strays]
+        frames = [self._pieces(slot, slot < pointed_end) for slot in strays]
         odd = []
-        for frame in frames:
-            entry = self._place(frame)
+        for head, data in frames:
+            entry = self._place(head, data)
             if entry is None:
-                odd.append(frame)
+                odd.append(head + data)
             else:
                 entries.append(entry)
         return odd
 
-    def _copy_out(self, slot: int) -> bytes:
-        """The whole frame that lies in ``slot``."""
+    def _pieces(self, slot: int, pointed: bool) -> tuple[bytes, bytes | memoryview]:
+        """The headers and the data of the frame in a slot; copied out if they lie in the place of another one."""
         length = int(self._vector.length[slot])
-        head = self._header_bytes[slot * ATA_BYTES : slot * ATA_BYTES + min(length, ATA_BYTES)]
-        rest = length - ATA_BYTES
-        if rest <= 0:
-            return bytes(head)
-        placed = min(rest, int(self._vector.size[slot, 1]))
-        place = memory_at(int(self._vector.base[slot, 1]), placed) if placed else b""
-        start = slot * self._spill_bytes
-        return b"".join((head, place, self._spill_view[start : start + min(rest - placed, self._spill_bytes)]))
+        head = self._header_bytes[slot * ATA_BYTES : slot * ATA_BYTES + min(length, ATA_BYTES)].tobytes()
+        rest = max(0, length - ATA_BYTES)
+        placed = min(rest, int(self._vector.size[slot, 1])) if pointed else 0
+        start = slot % SLOTS * self._spill_bytes
+        spilled = self._spill_view[start : start + min(rest - placed, self._spill_bytes)]
+        return head, memory_at(int(self._vector.base[slot, 1]), placed) + spilled if pointed else spilled
 
-    def _place(self, frame: bytes) -> Entry | None:
+    def _place(self, head: bytes, data: bytes | memoryview) -> Entry | None:
         """Move a good answer to where it belongs; None when it is anything else."""
-        if len(frame) < ATA_BYTES or frame[27] & FAILED:
+        if len(head) < ATA_BYTES or head[27] & FAILED:
             return None
-        tag: int = _TAG.unpack_from(frame, 20)[0]
+        tag: int = _TAG.unpack_from(head, 20)[0]
         run = self._tags.find(tag)
         if run.__class__ is not Run:
             return None
         index = tag - run.tag
-        if index >= run.count or frame[:20] != run.path.answer_head or run.path.interface != self._link.interface:
+        if index >= run.count or head[:20] != run.path.answer_head or run.path.interface != self._link.interface:
             return None
         request = run.request
         if not request.write:
             start, sectors = run.sectors_of(index, 1)
-            data = memoryview(frame)[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
-            if len(data) < sectors * SECTOR_BYTES:
+            size = sectors * SECTOR_BYTES
+            if len(data) < size:
                 return None
-            request.land(start, data)
+            request.land(start, data[:size])
         return run, index, 1
 
 
-def _first_slots(predicted: list[Entry], count: int) -> list[Entry]:
-    """The entries of the first ``count`` slots."""
-    entries = []
-    for run, first, commands in predicted:
-        if commands >= count:
-            entries.append((run, first, count))
-            break
-        entries.append((run, first, commands))
-        count -= commands
-    return entries
-
-
-def _matched_slots(predicted: list[Entry], matched: list[bool]) -> list[Entry]:
+def _matched_slots(pointed: Iterable[tuple[Run, int, int, int]], matched: list[bool]) -> list[Entry]:
     """The entries of the slots that hold what was predicted, joined where they follow one another."""
     entries: list[Entry] = []
     slot = 0
-    for run, first, count in predicted:
+    for run, first, count, _ in pointed:
         start: int | None = None
         for index in range(first, first + count):
             ok = slot < len(matched) and matched[slot]

@@ -86,13 +86,14 @@ class MessageVector:
                 return sent
             _raise_unless_interrupted()
 
-    def receive(self, descriptor: int, count: int) -> int:
-        """Fill up to ``count`` slots with what is queued; how many, 0 when nothing is.
+    def receive(self, descriptor: int, count: int, first: int = 0) -> int:
+        """Fill up to ``count`` slots from ``first`` on with what is queued; how many, 0 when nothing is.
 
         OSError for anything but an empty queue (ENETDOWN once after the interface went down).
         """
+        address = self._address + first * _MMSGHDR.itemsize
         while True:
-            received: int = _recvmmsg(descriptor, self._address, count, socket.MSG_DONTWAIT, None)
+            received: int = _recvmmsg(descriptor, address, count, socket.MSG_DONTWAIT, None)
             if received >= 0:
                 return received
             if ctypes.get_errno() == errno.EAGAIN:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -25,22 +25,28 @@ import pyfuse3
 import trio
 
 from aoefs import __version__, interfaces, mountpoint, tuning, turns
-from aoefs.daemon import Ready
+from aoefs.control import Control
+from aoefs.daemon import LogLimit, Ready
 from aoefs.disk import Disk
 from aoefs.engine import Change, Engine, Settings, open_engine
-from aoefs.errors import RequestError, UserError
+from aoefs.errors import ControlError, RequestError, UserError
+from aoefs.events import EventRing
 from aoefs.fs import AoeOperations
 from aoefs.initiator import State
 from aoefs.interfaces import Interface, InterfaceMonitor
 from aoefs.options import MountOptions
+from aoefs.readahead import ReadAheads
 from aoefs.report import status_report
 from aoefs.service import PidFile, notify
-from aoefs.wire import payload_sectors
+from aoefs.wire import format_mac, payload_sectors
 
 log = logging.getLogger("aoefs")
 
+_NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDATED, Change.REWRITTEN)
+
 GRACE = 10.0  # seconds for which open files are served after a signal
 FLUSH_GRACE = 10.0  # seconds that the last flush of all targets may take
+TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they take less, or long
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
 MAX_WORKERS = tuning.MAX_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
 
@@ -56,11 +62,15 @@ class Mount:
     def __init__(self, options: MountOptions, ready: Ready) -> None:
         self._options = options
         self._ready = ready
+        self._wanted = options.interfaces  # by name, none: every usable one
+        self._events = EventRing()
         self._changes_in, self._changes_out = trio.open_memory_channel[tuple[Disk, Change]](4096)
         self._unmounted = False
 
     async def run(self) -> int:
         options = self._options
+        self._events.addFilter(LogLimit())
+        self._events.listen_to(log)
         names = [interface.name for interface in interfaces.choose(options.interfaces)]
         async with AsyncExitStack() as stack:
             pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
@@ -83,7 +93,7 @@ class Mount:
                 stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
             operations = AoeOperations(
                 engine,
-                partial(self._status, engine),
+                Control(engine, self._events, partial(self._status, engine), partial(self._set_interfaces, engine)),
                 uid=options.uid,
                 gid=options.gid,
                 umask=options.umask,
@@ -92,14 +102,14 @@ class Mount:
                 reserve=options.reserve,
             )
             if not options.plain_loop:
-                turns.install(partial(setattr, engine, "attend_to"))
+                turns.install(engine.in_place)
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
             nursery.start_soon(self._tell_of_changes, engine, operations, name="invalidations")
             nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
-            nursery.start_soon(self._become_ready, engine, names, pid_file, name="ready")
+            nursery.start_soon(self._become_ready, engine, operations, pid_file, nursery, name="ready")
             await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
             self._unmounted = True
             self._tell_systemd("STOPPING=1")
@@ -126,23 +136,33 @@ class Mount:
         """Unmount only what is still mounted, so that nothing mounted there meanwhile is hit."""
         pyfuse3.close(unmount=not self._unmounted)
 
-    def _tune(self) -> None:
+    def _tune(self) -> bool:
+        """Ask the kernel for what makes a mount fast and safe; False when it does not read ahead far enough."""
         device = os.stat(self._options.mountpoint).st_dev
+        small = tuning.set_read_ahead(device)
         for complaint in (
-            tuning.set_read_ahead(device),
+            small,
             tuning.set_max_background(device),
             tuning.become_io_flusher(),
             tuning.avoid_oom_killer(),
         ):
             if complaint:
                 log.info("%s", complaint)
+        return small is None
 
-    async def _become_ready(self, engine: Engine, names: list[str], pid_file: PidFile | None) -> None:
-        await trio.to_thread.run_sync(self._tune)
+    async def _become_ready(
+        self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None, nursery: trio.Nursery
+    ) -> None:
+        if not await trio.to_thread.run_sync(self._tune):
+            operations.read_aheads = ReadAheads(nursery)
         await engine.first_discovery()
         hint = None
         if not engine.disks:
-            hint = f"mounted, but no target answers on {', '.join(names)} yet: files appear when one does"
+            hint = f"mounted, but no target answers on {', '.join(engine.ports)} yet: files appear when one does"
+        with trio.move_on_after(TABLE_PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for disk in engine.disks.values():
+                    nursery.start_soon(partial(operations.read_table, again=False), disk, name="partition table")
         if pid_file is not None:
             try:
                 pid_file.write()
@@ -158,7 +178,11 @@ class Mount:
 
     def _status(self, engine: Engine) -> dict[str, object]:
         return status_report(
-            engine.statistics(), mountpoint=self._options.mountpoint, pid=os.getpid(), version=__version__
+            engine.statistics(),
+            self._events.picture(),
+            mountpoint=self._options.mountpoint,
+            pid=os.getpid(),
+            version=__version__,
         )
 
     # ── while it runs ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -170,20 +194,35 @@ class Mount:
             log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
 
     async def _tell_of_changes(self, engine: Engine, operations: AoeOperations) -> None:
-        """The kernel has to forget what it knows; systemd shows how many targets there are."""
-        async for disk, change in self._changes_out:
-            self._tell_systemd(_summary(engine))
-            for call in operations.invalidations(disk, change):
-                try:
-                    await trio.to_thread.run_sync(call)
-                except OSError as error:
-                    log.debug("%s: invalidation: %s", disk.target.name, error)
+        """The kernel has to forget what it knows; systemd shows how many targets there are.
+
+        Each change by a task: a target whose dirty pages block it must not keep the news of the others.
+        """
+        async with trio.open_nursery() as nursery:
+            async for disk, change in self._changes_out:
+                self._tell_systemd(_summary(engine))
+                calls = operations.invalidations(disk, change)
+                nursery.start_soon(self._invalidate, disk.target.name, calls, name="invalidation")
+                if change in _NEW_TABLE:
+                    again = change is not Change.APPEARED
+                    nursery.start_soon(partial(operations.read_table, again=again), disk, name="partition table")
+
+    async def _invalidate(self, name: str, calls: Sequence[Callable[[], object]]) -> None:
+        for call in calls:
+            try:
+                await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+            except OSError as error:
+                log.debug("%s: invalidation: %s", name, error)
 
     async def _follow_interfaces(self, engine: Engine) -> None:
         """Interfaces come, go, and change their MTU."""
         with InterfaceMonitor() as monitor:
             async for event in monitor:
                 port = engine.ports.get(event.name)
+                if port is not None and isinstance(event, Interface) and event.mac != port.mac:
+                    log.warning("%s has the address %s now", event.name, format_mac(event.mac))
+                    engine.drop_port(port)  # its socket and its paths are made for the old one
+                    port = None
                 if not isinstance(event, Interface):
                     if port is not None:
                         log.warning("%s is gone", event.name)
@@ -199,8 +238,26 @@ class Mount:
                     except OSError as error:
                         log.warning("%s: %s", event.name, error.strerror)
 
+    def _set_interfaces(self, engine: Engine, names: Sequence[str]) -> None:
+        """Speak on these interfaces from now on, on every usable one if none is named; all of them or ControlError."""
+        opened: list[str] = []
+        try:
+            chosen = [interface.name for interface in interfaces.choose(names)]
+            for name in chosen:
+                if name not in engine.ports:
+                    engine.open_port(name)
+                    opened.append(name)
+        except (UserError, OSError) as error:
+            for name in opened:
+                engine.drop_port(engine.ports[name])
+            raise ControlError(str(error)) from None
+        for port in [port for name, port in engine.ports.items() if name not in chosen]:
+            engine.drop_port(port)
+        self._wanted = tuple(names)
+        log.info("speaking on %s from now on", ", ".join(chosen))
+
     def _is_wanted(self, interface: Interface) -> bool:
-        names = self._options.interfaces
+        names = self._wanted
         usable = interface.ethernet and interface.up and payload_sectors(interface.mtu) > 0
         return usable and (interface.name in names if names else not interface.master)
 
@@ -224,24 +281,34 @@ class Mount:
             log.warning("%s", error)
 
     async def _flush_all(self, engine: Engine) -> bool:
-        """Flush all that is dirty at the same time; True when all that was ever acknowledged is durable now."""
-        failed = [disk.target.name for disk in engine.disks.values() if disk.target.dirty]
+        """Flush all that is dirty and give back what is reserved, at the same time; True when all that was ever
+        acknowledged is durable now.
+        """
+        waiting = [disk for disk in engine.disks.values() if disk.target.dirty or disk.reservation.is_due]
+        failed = [disk.target.name for disk in waiting if disk.target.dirty]
 
-        async def flush(disk: Disk) -> None:
+        async def end(disk: Disk) -> None:
             try:
-                await disk.flush()
+                if disk.target.dirty:
+                    await disk.flush()
+                    failed.remove(disk.target.name)
             except RequestError as error:
                 log.error("%s: the last flush failed: %s", disk.target.name, error)
-            else:
-                failed.remove(disk.target.name)
+            try:
+                if disk.reservation.is_due:
+                    await disk.reservation.end()
+            except RequestError as error:
+                log.error("%s: giving back the reservation failed: %s", disk.target.name, error)
 
         with trio.move_on_after(FLUSH_GRACE) as scope:
             async with trio.open_nursery() as nursery:
-                for disk in engine.disks.values():
-                    if disk.target.dirty:
-                        nursery.start_soon(flush, disk)
+                for disk in waiting:
+                    nursery.start_soon(end, disk)
         if scope.cancelled_caught:
-            log.error("%s: the last flush was not answered within %g s", ", ".join(failed), FLUSH_GRACE)
+            names = ", ".join(
+                disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
+            )
+            log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
         return not failed and not engine.dirty_lost
 
 

@@ -88,6 +88,11 @@ def _mounts() -> list[Mount]:
     return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
 
 
+def own_mounts() -> list[Mount]:
+    """Every aoefs mount that this process can see."""
+    return [mount for mount in _mounts() if mount.type == FILE_SYSTEM_TYPE]
+
+
 def find_mount(path: str) -> Mount | None:
     """The topmost mount whose mount point is exactly this path."""
     path = os.path.realpath(path)
@@ -166,11 +171,15 @@ def require_fuse(*, allow_other: bool = False) -> None:
         return  # root mounts without help
     if shutil.which("fusermount3") is None:
         raise UserError("fusermount3 is missing: install the package fuse3, or run as root")
-    if allow_other:
-        with contextlib.suppress(OSError):
-            if re.search(r"^\s*user_allow_other\b", Path(_FUSE_CONFIGURATION).read_text(), re.MULTILINE):
-                return
+    if allow_other and not user_allow_other():
         raise UserError(f"allow_other needs a line 'user_allow_other' in {_FUSE_CONFIGURATION}, or root")
+
+
+def user_allow_other() -> bool:
+    """Whether users other than root may let others into their FUSE mounts."""
+    with contextlib.suppress(OSError):
+        return bool(re.search(r"^\s*user_allow_other\b", Path(_FUSE_CONFIGURATION).read_text(), re.MULTILINE))
+    return False
 
 
 # ── who keeps it busy ─────────────────────────────────────────────────────────────────────────────────────────────

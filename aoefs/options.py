@@ -57,6 +57,7 @@ class MountOptions:
     mountpoint: str
     interfaces: tuple[str, ...] = ()
     foreground: bool = False
+    console: bool = False
     read_only: bool = False
     shards: int | None = None
     deadsecs: float = 180.0
@@ -133,14 +134,20 @@ def _user(text: str) -> int:
     try:
         return pwd.getpwnam(text).pw_uid
     except KeyError:
-        return whole(0, 0xFFFF_FFFE)(text)
+        return _id_number(text, "user")
 
 
 def _group(text: str) -> int:
     try:
         return grp.getgrnam(text).gr_gid
     except KeyError:
-        return whole(0, 0xFFFF_FFFE)(text)
+        return _id_number(text, "group")
+
+
+def _id_number(text: str, kind: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"there is no {kind} '{text}': give a name of this host, or a number")
+    return whole(0, 0xFFFF_FFFE)(text)
 
 
 def _path(text: str) -> str:
@@ -175,6 +182,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction  # so that the command line can take back what the file says
     add("-f", "--foreground", action=flag, help="stay in the foreground, log to stderr")
+    add("--console", action=flag, help="stay in the foreground with the live console; leaving it unmounts")
     add("-r", "--read-only", action=flag, help="never write to a target (also -o ro)")
     add("--shards", type=whole(1, 1024), metavar="N", help="completion shards (default: one for each usable CPU)")
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")

@@ -43,6 +43,7 @@ class PathStatistics:
     answered: int
     retransmits: int  # commands given up and sent again
     late: int  # of these, answered after all: they were not lost
+    reductions: int  # of the window
     healthy: bool
 
 
@@ -202,6 +203,12 @@ class Path:
             return run.flying & bits(0, self.witness_index)
         return 0
 
+    @property
+    def has_suspects(self) -> bool:
+        for run in self.runs:  # the oldest is the first to be suspect
+            return self.suspects(run) != 0
+        return False
+
     def next_timeout(self) -> float | None:
         """When :meth:`give_up` may have something to do; None with nothing in flight.  May be early, never late."""
         for run in self.runs:
@@ -284,5 +291,6 @@ class Path:
             answered=self.answered,
             retransmits=self.retransmits,
             late=self.late,
+            reductions=self.window.reductions,
             healthy=self.healthy,
         )

@@ -1,7 +1,7 @@
 """A port: a link with its sending and landing halves, as the engine sees it.
 
 :class:`Port` is what the engine needs of a local interface; :class:`SocketPort` is the real one.  Tests put a
-simulated Ethernet segment behind the same eight names, so everything above runs on a virtual clock.
+simulated Ethernet segment behind the same names, so everything above runs on a virtual clock.
 
 What holds always: sending and receiving never block; only the two ``wait_*`` do.
 """
@@ -43,6 +43,10 @@ class Port(Protocol):
         """See :meth:`aoefs.landing.Landing.receive`."""
         ...
 
+    def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
+        """See :meth:`aoefs.landing.Landing.receive_lone`."""
+        ...
+
     def forget(self, path: Path) -> None: ...
 
     async def wait_readable(self) -> None: ...
@@ -69,6 +73,7 @@ class SocketPort:
         self.descriptor = self._link.descriptor
         self.mac = self._link.mac
         self.receive = self._landing.receive
+        self.receive_lone = self._landing.receive_lone
         self.forget = self._landing.forget
         self.send_frame = self._link.send
         self.statistics = self._link.statistics

@@ -6,33 +6,47 @@ Frozen records in, plain dicts out; nothing else reads the engine for a person.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 import trio
 
-from aoefs.engine import EngineStatistics, open_engine
+from aoefs.disk import Disk
+from aoefs.engine import Engine, EngineStatistics, open_engine
+from aoefs.errors import RequestError
+from aoefs.events import Event
 from aoefs.initiator import TargetStatistics
 from aoefs.latency import percentile_us
 from aoefs.link import LinkStatistics
 from aoefs.path import PathStatistics
-from aoefs.wire import format_mac
+from aoefs.strangers import RESERVED, Stranger
+from aoefs.wire import Address, format_mac
+
+ACCESS_PATIENCE = 0.5  # seconds: some targets know no masks and reservations, and say nothing when they are asked
+
+STATUS_EVENTS = 50
+
+
+def _fields(record: Any) -> dict[str, object]:
+    """A flat record with slots as a dict; asdict copies deeply, and takes 20 times as long for a thousand paths."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def path_report(path: PathStatistics, bufcnt: int) -> dict[str, object]:
-    return {**asdict(path), "mac": format_mac(path.mac), "bufcnt": bufcnt}
+    return {**_fields(path), "mac": format_mac(path.mac), "bufcnt": bufcnt}
 
 
 def _latency_report(counts: Sequence[int]) -> dict[str, object]:
     """Percentiles since the mount, and the histogram itself (aoefs.latency) for whoever wants those of an interval."""
-    last = max((bucket for bucket, count in enumerate(counts) if count), default=-1)
-    return {
-        "p50": percentile_us(counts, 0.5),
-        "p99": percentile_us(counts, 0.99),
-        "histogram": list(counts[: last + 1]),
-    }
+    size = len(counts) if any(counts) else 0
+    while size and not counts[size - 1]:
+        size -= 1
+    counts = counts[:size]
+    return {"p50": percentile_us(counts, 0.5), "p99": percentile_us(counts, 0.99), "histogram": list(counts)}
 
 
-def target_report(target: TargetStatistics) -> dict[str, object]:
+def target_report(target: TargetStatistics) -> dict[str, Any]:
     """One target: who it is, how to reach it, and its counters since the mount (bytes, microseconds)."""
     identity = target.identity
     return {
@@ -63,12 +77,38 @@ def target_report(target: TargetStatistics) -> dict[str, object]:
     }
 
 
+def stranger_report(stranger: Stranger) -> dict[str, Any]:
+    """Somebody who answers and is no disk of ours: the same fields as far as they are known, and the reason."""
+    config = stranger.config
+    path = {
+        "interface": stranger.interface,
+        "mac": format_mac(stranger.mac),
+        "bufcnt": config.buffer_count,
+        "sectors": config.sectors,
+    }
+    return {
+        "name": str(stranger.address),
+        "shelf": stranger.address.shelf,
+        "slot": stranger.address.slot,
+        "size": None,
+        "model": "",
+        "serial": "",
+        "firmware": "",
+        "config": config.string.decode("utf-8", "backslashreplace"),
+        "state": stranger.state,
+        "reason": stranger.reason,
+        "paths": [path],
+    }
+
+
 def link_report(link: LinkStatistics) -> dict[str, object]:
-    return {**asdict(link), "mac": format_mac(link.mac)}
+    return {**_fields(link), "mac": format_mac(link.mac)}
 
 
-def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, version: str) -> dict[str, object]:
-    """The object of ``status --json``."""
+def status_report(
+    statistics: EngineStatistics, events: Sequence[Event] = (), *, mountpoint: str, pid: int, version: str
+) -> dict[str, object]:
+    """The object of ``status --json``, with the last ``STATUS_EVENTS`` events."""
     return {
         "mountpoint": mountpoint,
         "pid": pid,
@@ -76,17 +116,67 @@ def status_report(statistics: EngineStatistics, *, mountpoint: str, pid: int, ve
         "targets": [target_report(target) for target in statistics.targets],
         "shards": [asdict(shard) for shard in statistics.shards],
         "links": [link_report(link) for link in statistics.links],
+        "strangers": [stranger_report(stranger) for stranger in statistics.strangers],
         "hints": statistics.hints,
+        "hints_dropped": statistics.hints_dropped,
+        "candidates_dropped": statistics.candidates_dropped,
         "refused_identities": statistics.refused_identities,
+        "stopped_seconds": statistics.stopped_seconds,
+        "events": [asdict(event) for event in events[-STATUS_EVENTS:]],
     }
 
 
-def discover_once(interfaces: Sequence[str], seconds: float) -> list[dict[str, object]]:
-    """What answers within ``seconds`` on these interfaces, as the JSON objects of ``aoefs discover --json``."""
+async def _explain_access(engine: Engine) -> dict[Address, tuple[str | None, str]]:
+    """What reservations and MAC masks mean to this host, by target: (another state than its own, the reason)."""
+    found: dict[Address, tuple[str | None, str]] = {}
+    ours = set(engine.macs())
 
-    async def run() -> list[dict[str, object]]:
+    async def explain(disk: Disk) -> None:
+        with suppress(RequestError):
+            holders = await disk.holders()
+            if holders and not ours.intersection(holders):
+                found[disk.target.address] = RESERVED, f"{_list(holders)} has reserved it: its I/O fails (EBUSY)"
+        with suppress(RequestError):
+            mask = await disk.mask()
+            used = {path.interface for path in disk.target.paths}
+            left_out = [port for port in engine.ports.values() if port.mac not in mask and port.interface not in used]
+            if mask and left_out and disk.target.address not in found:
+                names = ", ".join(f"{port.interface} ({format_mac(port.mac)})" for port in left_out)
+                found[disk.target.address] = None, f"its MAC mask leaves out {names}"
+
+    with trio.move_on_after(ACCESS_PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for disk in engine.disks.values():
+                nursery.start_soon(explain, disk)
+    return found
+
+
+def _list(macs: Sequence[bytes]) -> str:
+    return ", ".join(map(format_mac, macs[:4])) + (", ..." if len(macs) > 4 else "")
+
+
+def discover_once(interfaces: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """What answers within ``seconds`` on these interfaces, as the JSON objects of ``aoefs discover --json``.
+
+    Also who answers and does not let itself be used: ``size`` is then null, and ``reason`` says why.
+    """
+
+    async def run() -> list[dict[str, Any]]:
         async with open_engine(interfaces) as engine:
             await engine.first_discovery(seconds)
-            return [target_report(target) for target in engine.statistics().targets]
+            access = await _explain_access(engine)
+            statistics = engine.statistics()
+            found = []
+            for target in statistics.targets:
+                state, reason = access.get(target.address, (None, None))
+                report = {**target_report(target), "reason": reason}
+                found.append(report if state is None else {**report, "state": state})
+            strangers: dict[tuple[Address, str], dict[str, Any]] = {}
+            for stranger in statistics.strangers:
+                report = stranger_report(stranger)
+                known = strangers.setdefault((stranger.address, stranger.reason), report)
+                if known is not report:
+                    known["paths"] += report["paths"]
+            return sorted([*found, *strangers.values()], key=lambda one: (one["shelf"], one["slot"]))
 
     return trio.run(run)

@@ -69,11 +69,13 @@ class Shard:
         self._parked: trio.lowlevel.Task | None = None
 
     def put(self, answer: Answer) -> None:
-        """Queue an answer and wake the task."""
         queue = self.queue
         queue.append(answer)
         if len(queue) > self.longest_queue:
             self.longest_queue = len(queue)
+
+    def wake(self) -> None:
+        """Let the task complete what is queued."""
         if self._parked is not None:
             task, self._parked = self._parked, None
             trio.lowlevel.reschedule(task)
@@ -135,23 +137,33 @@ class Shards:
     def __init__(self, count: int, nursery: trio.Nursery, pump: Callable[[Initiator], object]) -> None:
         self._shards = [Shard(number, pump) for number in range(max(1, count))]
         self._nursery = nursery
+        self._fed: dict[Shard, None] = {}  # queues that wait for complete_in_place()
         self._start(self._shards[0])
 
-    def put(self, answer: Answer) -> None:
-        """To the shard of the answer's target; to shard 0 while that one does not run."""
-        self._running(answer.initiator.address).put(answer)
+    def put(self, answer: Answer, *, wake: bool = True) -> None:
+        """To the shard of the answer's target; to shard 0 while that one does not run.
 
-    def _running(self, address: Address) -> Shard:
+        ``wake`` its task, or leave the answer for :meth:`complete_in_place`.
+        """
+        address = answer.initiator.address
         shard = self._shards[(address.shelf + address.slot) % len(self._shards)]
-        return shard if shard.active else self._shards[0]
+        if not shard.active:
+            shard = self._shards[0]
+        shard.put(answer)
+        if wake:
+            shard.wake()
+        else:
+            self._fed[shard] = None
 
-    def complete_in_place(self, address: Address) -> None:
-        """Complete a batch of this target's shard now, for a caller that waits in place; it counts there."""
-        shard = self._running(address)
-        if shard.queue:
+    def complete_in_place(self) -> None:
+        """Complete a batch of each shard now, for a caller that waits in place; it counts there."""
+        for shard in self._fed:
             seen = shard.complete_batch()
             if shard.number == 0:
                 self._start_missing(seen)
+            if shard.queue:
+                shard.wake()
+        self._fed.clear()
 
     def _start(self, shard: Shard) -> None:
         shard.active = True

@@ -7,7 +7,7 @@ its control characters made visible.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Target = Mapping[str, Any]
@@ -23,7 +23,12 @@ def format_size(size: int) -> str:
         units.pop(0)
     if units[0] == "B":
         return f"{size} B"
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {units[0]}"
+    return f"{three_digits(value)} {units[0]}"
+
+
+def three_digits(value: float) -> str:
+    """A number below 999.5 with three significant digits, in at most four characters: ``1.00``, ``10.0``, ``999``."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def printable(value: object) -> str:
@@ -34,19 +39,29 @@ def printable(value: object) -> str:
 def target_row(target: Target) -> list[str]:
     """The cells of one target (a JSON object of ``discover`` or ``status``) under the columns of ``discover``."""
     paths = target["paths"]
-    names = dict.fromkeys(str(path["interface"]) for path in paths)
     sectors = sorted({int(path["sectors"]) for path in paths})
     cells = (
         target["name"],
-        format_size(target["size"]),
+        "" if target["size"] is None else format_size(target["size"]),
         target["model"],
         target["serial"],
-        ",".join(names),
+        ",".join(_interfaces(paths)),
         "/".join(str(512 * count) for count in sectors),
         target["state"],
         target["config"] or "",
     )
     return [printable(cell) for cell in cells]
+
+
+def _interfaces(paths: Sequence[Target]) -> Iterator[str]:
+    """``aoe0``, or ``aoe0(dead)`` when nothing gets through there, or how many of its paths are dead."""
+    healthy: dict[str, list[bool]] = {}
+    for path in paths:
+        healthy.setdefault(str(path["interface"]), []).append(path.get("healthy", True))
+    for name, ways in healthy.items():
+        dead = ways.count(False)
+        share = f"{dead} of {len(ways)} " if dead < len(ways) else ""
+        yield f"{name}({share}dead)" if dead else name
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -11,10 +11,16 @@ What holds always:
 - Answers are padded to 60 bytes, carry the version 1, our own shelf and slot and no flag of the request.
 - A frame whose MAC or address is a broadcast may only ask (config query, IDENTIFY); data are neither read nor
   written for it.  vblade executes a broadcast WRITE on every target that hears it.
+- Whoever the lists of :class:`aoefs.access.Access` do not let in hears nothing, and who does not hold a reserved
+  export gets error 6 for every ATA command but IDENTIFY.  A count in a mask or reserve command is compared with the
+  frame before anything changes; a refused command changes nothing, a mask edit what came before the bad directive.
 - A FLUSH is answered after the store has synced and not before.  The machine cannot wait, so it hands out a
   :class:`FlushRequest`, and whoever drives it comes back with the outcome.
 - After one failed sync every later FLUSH fails: the kernel forgets which pages it lost after it has told us once,
   and the initiator that sends a FLUSH again, since our answer was lost, must not hear "all is well".
+
+SMART tells what the machine knows of its store: RETURN STATUS fails after a failed sync, READ DATA has three
+attributes (store errors, sectors written and read).
 
 An unreadable sector answers UNC; a failed write or sync answers "device fault" and not ABRT, which initiators take
 for "read-only" or "no such command".
@@ -26,16 +32,21 @@ of an LBA (vblade and initiators in the field go by the opcode).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from aoefs.access import MAX_MACS, Access
 from aoefs.ata import ErrorBit, Identity, Opcode, Status, encode_identify
 from aoefs.errors import FrameError
+from aoefs.smart import Attribute, Feature, encode_smart, is_smart_untrusted, status_lba
 from aoefs.wire import (
     ATA_BYTES,
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
     CONFIG_BYTES,
+    HEADER_BYTES,
+    MASK_BYTES,
+    RESERVE_BYTES,
     SECTOR_BYTES,
     Address,
     AoeCommand,
@@ -45,12 +56,22 @@ from aoefs.wire import (
     ErrorCode,
     Flag,
     Header,
+    MaskArgument,
+    MaskCommand,
+    MaskDirective,
+    MaskError,
+    ReserveArgument,
+    ReserveCommand,
     decode_ata_untrusted,
     decode_config_untrusted,
     decode_header_untrusted,
+    decode_mask_untrusted,
+    decode_reserve_untrusted,
     encode_ata,
     encode_config,
     encode_header,
+    encode_mask,
+    encode_reserve,
     pad,
 )
 
@@ -59,6 +80,7 @@ from aoefs.wire import (
 DEFAULT_BUFFER_COUNT = 64
 FIRMWARE = 0x0100  # "firmware version" of a config answer, shown by the Linux driver in sysfs
 LBA28_MASK = (1 << 28) - 1
+_MASK_COMMAND_OFFSET = 25
 _CONFIG_COMMAND_OFFSET = 29
 
 READ_OPCODES = frozenset({Opcode.READ, Opcode.READ_EXT})
@@ -142,7 +164,7 @@ class Counters:
 
 
 class TargetMachine:
-    """One export at ``address``.
+    """One export at ``address``; ``access`` says to whom (by default to everybody).
 
     ``report`` is told of a failing store in one line (it must not raise, and it limits its own rate).
     """
@@ -157,6 +179,7 @@ class TargetMachine:
         firmware: str = "1",
         buffer_count: int = DEFAULT_BUFFER_COUNT,
         config_string: bytes = b"",
+        access: Access | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         if not address.is_target:
@@ -167,6 +190,7 @@ class TargetMachine:
         self.store = store
         self.buffer_count = buffer_count
         self.config_string = config_string
+        self.access = access if access is not None else Access()
         self.counters = Counters()
         self.report = report if report is not None else lambda _line: None
         self.sync_failed = False
@@ -178,15 +202,22 @@ class TargetMachine:
             flush=True,
             flush_ext=True,
             write_cache=store.volatile and not store.read_only,
+            smart=True,
         )
         self._identify = encode_identify(self.identity)
 
     # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def announcement(self, *, mac: bytes, max_sectors: int) -> bytes:
-        """The broadcast config answer that nobody asked for (tag 0), so that initiators ask."""
-        header = Header(BROADCAST_MAC, mac, self.address, AoeCommand.CONFIG, 0, Flag.RESPONSE)
-        return encode_config(header, self._config(ConfigCommand.READ, max_sectors))
+    def announcements(self, *, mac: bytes, max_sectors: int) -> list[bytes]:
+        """The config answer that nobody asked for (tag 0), so that initiators ask: a broadcast, or with a list of whom
+        we listen to, one frame to each of them.
+        """
+        config = self._config(ConfigCommand.READ, max_sectors)
+        audience = self.access.audience
+        return [
+            encode_config(Header(to, mac, self.address, AoeCommand.CONFIG, 0, Flag.RESPONSE), config)
+            for to in ((BROADCAST_MAC,) if audience is None else audience)
+        ]
 
     def handle_untrusted(
         self, frame: bytes | memoryview, *, mac: bytes, max_sectors: int
@@ -234,6 +265,7 @@ class TargetMachine:
             or shelf not in (self.address.shelf, BROADCAST_ADDRESS.shelf)
             or slot not in (self.address.slot, BROADCAST_ADDRESS.slot)
             or header.source[0] & 1  # a group address as the source: an answer would go to many
+            or not self.access.hears(header.source)
         ):
             return None
         if header.version != 1:
@@ -243,7 +275,13 @@ class TargetMachine:
             return self._handle_config(header, frame, mac, max_sectors)
         if header.command == AoeCommand.ATA:
             return self._handle_ata(header, frame, mac, max_sectors, broadcast)
-        return None if broadcast else self._refuse(header, mac, ErrorCode.UNRECOGNIZED_COMMAND)
+        if broadcast:
+            return None
+        if header.command == AoeCommand.MASK:
+            return self._handle_mask(header, frame, mac)
+        if header.command == AoeCommand.RESERVE:
+            return self._handle_reserve(header, frame, mac)
+        return self._refuse(header, mac, ErrorCode.UNRECOGNIZED_COMMAND)
 
     def _reply(self, header: Header, mac: bytes, error: int = 0) -> Header:
         flags = Flag.RESPONSE | (Flag.ERROR if error else 0)
@@ -282,6 +320,50 @@ class TargetMachine:
         self.counters.refused += bool(error)
         return encode_config(self._reply(header, mac, error), self._config(command, max_sectors))
 
+    # ── who may ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _handle_mask(self, header: Header, frame: bytes | memoryview, mac: bytes) -> bytes | None:
+        """AoEr11 section 3.3.  The answer to an edit goes out even if it shuts its sender out."""
+        if len(frame) < MASK_BYTES:
+            return None
+        command = frame[_MASK_COMMAND_OFFSET]
+        error, index = MaskError.NONE, 0
+        if command == MaskCommand.EDIT:
+            try:
+                wanted = decode_mask_untrusted(frame)
+            except FrameError:
+                return self._refuse(header, mac, ErrorCode.BAD_ARGUMENT)
+            if wanted.error:  # it would announce that no directives follow: not an edit that we can read
+                return self._refuse(header, mac, ErrorCode.BAD_ARGUMENT)
+            error, index = self.access.edit_mask(wanted.directives)
+        elif command != MaskCommand.READ:  # a READ has no directives: their count is void
+            return self._refuse(header, mac, ErrorCode.BAD_ARGUMENT)
+        if error:
+            self.counters.refused += 1
+            return encode_mask(self._reply(header, mac), MaskArgument(command, (), error, index))
+        entries = tuple((int(MaskDirective.NONE), entry) for entry in self.access.mask)
+        return encode_mask(self._reply(header, mac), MaskArgument(command, entries))
+
+    def _handle_reserve(self, header: Header, frame: bytes | memoryview, mac: bytes) -> bytes | None:
+        """AoEr11 section 3.4.  Every answer but "bad argument" carries the list as it is then."""
+        if len(frame) < RESERVE_BYTES:
+            return None
+        command = frame[HEADER_BYTES]
+        error = 0
+        if command in (ReserveCommand.SET, ReserveCommand.FORCE_SET):
+            try:
+                macs = decode_reserve_untrusted(frame).macs
+            except FrameError:
+                return self._refuse(header, mac, ErrorCode.BAD_ARGUMENT)
+            if len(set(macs)) > MAX_MACS:
+                return self._refuse(header, mac, ErrorCode.BAD_ARGUMENT)
+            if not self.access.reserve(header.source, macs, force=command == ReserveCommand.FORCE_SET):
+                error = ErrorCode.TARGET_RESERVED
+                self.counters.refused += 1
+        elif command != ReserveCommand.READ:
+            return self._refuse(header, mac, ErrorCode.BAD_ARGUMENT)
+        return encode_reserve(self._reply(header, mac, error), ReserveArgument(command, self.access.holders))
+
     # ── ATA ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _ata(
@@ -304,9 +386,9 @@ class TargetMachine:
     def _abort(self, header: Header, ata: AtaArgument, mac: bytes, bit: ErrorBit = ErrorBit.ABRT) -> bytes:
         return self._ata(header, ata, mac, Status.DRDY | Status.ERR, bit, count=ata.count)
 
-    def _bad_argument(self, header: Header, ata: AtaArgument, mac: bytes) -> bytes:
+    def _refuse_ata(self, header: Header, ata: AtaArgument, mac: bytes, error: ErrorCode) -> bytes:
         self.counters.refused += 1
-        return encode_ata(self._reply(header, mac, ErrorCode.BAD_ARGUMENT), ata)
+        return encode_ata(self._reply(header, mac, error), ata)
 
     def _handle_ata(
         self, header: Header, frame: bytes | memoryview, mac: bytes, max_sectors: int, broadcast: bool
@@ -317,13 +399,32 @@ class TargetMachine:
             return self._ata(header, ata, mac, data=self._identify)
         if broadcast:
             return None
+        if not self.access.admits(header.source):
+            return self._refuse_ata(header, ata, mac, ErrorCode.TARGET_RESERVED)
         if opcode in READ_OPCODES or opcode in WRITE_OPCODES:
             return self._transfer(header, ata, frame, mac, max_sectors)
         if opcode in (Opcode.FLUSH, Opcode.FLUSH_EXT):
             return FlushRequest(header, ata, mac)
         if opcode == Opcode.CHECK_POWER_MODE:
             return self._ata(header, ata, mac, count=0xFF)  # active or idle
+        if opcode == Opcode.SMART and is_smart_untrusted(ata):
+            return self._smart(header, ata, mac)
         return self._abort(header, ata, mac)
+
+    def _smart(self, header: Header, ata: AtaArgument, mac: bytes) -> bytes:
+        counters = self.counters
+        if ata.feature == Feature.RETURN_STATUS:
+            told = replace(ata, lba=status_lba(ata.lba, failing=self.sync_failed))
+            return self._ata(header, told, mac, data=bytes(SECTOR_BYTES))  # aoeping takes no shorter answer
+        if ata.feature != Feature.READ_DATA:
+            return self._abort(header, ata, mac)
+        health = max(1, 100 - counters.store_errors)
+        attributes = (
+            Attribute(187, health, health, counters.store_errors),
+            Attribute(241, 100, 100, counters.written_sectors),
+            Attribute(242, 100, 100, counters.read_sectors),
+        )
+        return self._ata(header, ata, mac, data=encode_smart(attributes))
 
     def _transfer(
         self, header: Header, ata: AtaArgument, frame: bytes | memoryview, mac: bytes, max_sectors: int
@@ -333,7 +434,7 @@ class TargetMachine:
         size = ata.count * SECTOR_BYTES
         # A count of 0 is 256 or 65536 sectors in plain ATA: never what a frame holds.
         if not 1 <= ata.count <= max_sectors or (write and len(frame) < ATA_BYTES + size):
-            return self._bad_argument(header, ata, mac)
+            return self._refuse_ata(header, ata, mac, ErrorCode.BAD_ARGUMENT)
         if lba + ata.count > self.store.sectors:
             return self._abort(header, ata, mac, ErrorBit.IDNF)
         if write:

@@ -25,7 +25,7 @@ def set_read_ahead(device: int) -> str | None:
     try:
         bdi.write_text(f"{READ_AHEAD_KB}\n")
     except OSError as error:
-        return f"read-ahead stays at the kernel's default: {error.strerror} (sequential buffered reads are slower)"
+        return f"read-ahead stays at the kernel's default: {error.strerror} (the daemon reads ahead itself)"
     return None
 
 

@@ -2,41 +2,73 @@
 
 pyfuse3 takes one request per turn: a checkpoint for its lock, an epoll re-arm and an epoll wait.  It reaches trio
 through its module attribute ``pyfuse3.trio`` (its asyncio mode replaces that too); :func:`install` puts a stand-in
-there whose ``wait_readable`` first looks without waiting, and whose ``Lock`` has no checkpoint of its own.  It also
-tells the engine which descriptor brings new requests, so that a handler may wait in place for an answer that is
-microseconds away (:meth:`aoefs.engine.Engine.wait_in_place`) until there is other work.
+there.  With it a worker that answered a request without going to sleep takes the next one at once; and whichever
+worker waits for a request attends to the ports as well (``aoefs.inplace``), so that one descriptor in the loop stands
+for all of them.
 
-What holds always: after ``MAX_STREAK`` requests taken without the loop, the loop gets its turn, so that no task
-starves; everything else of trio is trio's own.
+What holds always: how long the loop goes without a turn is bounded by ``aoefs.inplace``; whenever the lock is free
+and somebody waits for it, one of those is about to run; when nobody holds it or is about to, the receivers are told;
+everything else of trio is trio's own.
 
-Rejected: reading the FUSE descriptor ourselves (pyfuse3 owns the protocol), and spinning (the target may need the
-processor on which we would spin).
+Rejected: reading the FUSE descriptor ourselves (pyfuse3 owns the protocol).
 """
 
 from __future__ import annotations
 
-import select
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import pyfuse3
 import trio
 
-MAX_STREAK = 16  # requests taken without asking the loop
+
+class Place(Protocol):
+    """What is needed of :class:`aoefs.inplace.InPlace`."""
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when there is anything to do."""
+        ...
+
+    def attend_to(self, descriptor: int) -> None: ...
+
+    def attended(self, somebody: bool) -> None:
+        """Somebody waits for requests, or is about to; or nobody."""
+        ...
+
+    def next_request(self) -> bool:
+        """See :meth:`aoefs.inplace.InPlace.next_request`."""
+        ...
+
+    def others_are_ready(self) -> bool: ...
+
+    def workers_wanted(self) -> int: ...
+
+    def loop_turned(self) -> None: ...
 
 
 class _Lock:
-    """A lock that hands itself over in order, without the checkpoint of ``trio.Lock``."""
+    """A lock without the checkpoint of ``trio.Lock``.
 
-    def __init__(self) -> None:
+    Giving it up wakes those who waited longest, as candidates, as many as the place wants: until one of them runs,
+    anybody who comes by may take the lock, so that a worker that did not go to sleep over its request goes on without
+    a change of tasks; and when several requests are under way, several workers have a go in one turn of the loop.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._held = False
+        self._candidates = 0  # woken, and had no turn yet
         self._waiting: deque[trio.lowlevel.Task] = deque()
 
     async def __aenter__(self) -> None:
-        if not self._held:
-            self._held = True
-            return
+        if self._held:
+            await self._wait()
+        self._held = True
+        self._place.attended(True)
+
+    async def _wait(self) -> None:
         task = trio.lowlevel.current_task()
         self._waiting.append(task)
 
@@ -44,50 +76,65 @@ class _Lock:
             self._waiting.remove(task)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        while True:
+            await trio.lowlevel.wait_task_rescheduled(abort)
+            self._candidates -= 1
+            if not self._held:
+                return
+            self._waiting.appendleft(task)  # somebody was faster
 
     async def __aexit__(self, *_error: object) -> None:
-        if self._waiting:
+        self._held = False
+        wanted = self._place.workers_wanted()
+        while self._waiting and self._candidates < wanted:
+            self._candidates += 1
             trio.lowlevel.reschedule(self._waiting.popleft())
-        else:
-            self._held = False
+        if not self._candidates:
+            self._place.attended(False)
 
 
 class _LowLevel:
-    """``trio.lowlevel`` but for ``wait_readable``."""
+    """``trio.lowlevel`` but for waiting for the descriptor of the requests."""
 
-    def __init__(self, found_descriptor: Callable[[int], object]) -> None:
-        self._found_descriptor = found_descriptor
-        self._poll: select.poll | None = None
-        self._streak = 0
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._attending = False
+        self._closing = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
 
     async def wait_readable(self, descriptor: int) -> None:
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(descriptor, select.POLLIN)
-            self._found_descriptor(descriptor)
-        if self._streak < MAX_STREAK and self._poll.poll(0):
-            self._streak += 1
-            return
-        self._streak = 0
-        await trio.lowlevel.wait_readable(descriptor)
+        place = self._place
+        if not self._attending:
+            place.attend_to(descriptor)
+            self._attending = True
+        while not place.next_request():
+            if self._closing:
+                raise trio.ClosedResourceError
+            if place.others_are_ready():
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(place.descriptor)
+            place.loop_turned()
+
+    def notify_closing(self, descriptor: int) -> None:
+        self._closing = True
+        trio.lowlevel.notify_closing(descriptor)
+        trio.lowlevel.notify_closing(self._place.descriptor)
 
 
 class _Trio:
     """``trio`` but for ``Lock`` and ``lowlevel``."""
 
-    Lock = _Lock
-
-    def __init__(self, found_descriptor: Callable[[int], object]) -> None:
-        self.lowlevel = _LowLevel(found_descriptor)
+    def __init__(self, place: Place) -> None:
+        self.lowlevel = _LowLevel(place)
+        self.Lock = partial(_Lock, place)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
 
 
-def install(found_descriptor: Callable[[int], object]) -> None:
-    """Let pyfuse3 use the stand-in; ``found_descriptor(fd)`` is called once, with the descriptor of the requests."""
-    pyfuse3.trio = _Trio(found_descriptor)  # type: ignore[attr-defined]
+def install(place: Place) -> None:
+    """Let pyfuse3 use the stand-in; ``place`` is told the descriptor of the requests at the first one."""
+    pyfuse3.trio = _Trio(place)  # type: ignore[attr-defined]

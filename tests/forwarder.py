@@ -5,8 +5,8 @@ comes from the left end (the initiators), *back* what comes from the right end (
 :class:`Wire` between two sides of its lab and changes the faults while I/O runs; a change holds when the call
 returns.
 
-What holds always: both ends are promiscuous, since initiators and targets address each other and not us; nothing is
-ever sent back where it came from; a corrupted frame is lost, as a card drops what fails its checksum.
+What holds always: both ends are promiscuous, since initiators and targets address each other and not us; nothing but
+a lie is ever sent back where it came from; a corrupted frame is lost, as a card drops what fails its checksum.
 
 Rejected: tc-netem (module not everywhere, no choice of frames by content) and a bridge with rules (the same).
 """
@@ -49,17 +49,60 @@ class Misdeeds:
     """What one direction does: ``faults`` to any frame; and to chosen ones:
 
     ``hold_writes`` is the rate at which a write request is kept back for ``hold_by`` seconds and then delivered;
-    ``lost_opcodes`` are ATA commands of which no request gets through.
+    ``lost_opcodes`` are ATA commands of which no request gets through; ``lies`` is the rate at which an ATA request is
+    answered at once, whatever becomes of it, by somebody who is not its target (:func:`lie`).
     """
 
     faults: Faults = field(default_factory=Faults)
     hold_writes: float = 0.0
     hold_by: float = 0.0
     lost_opcodes: tuple[int, ...] = ()
+    lies: float = 0.0
 
 
 NOTHING_WRONG = Misdeeds()
 BLACK_HOLE = Misdeeds(Faults(loss=1.0))
+
+
+# ── lies ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_FLAGS, _ERROR, _SHELF, _SLOT, _COMMAND, _TAG, _DATA_FLAGS, _COUNT = 14, 15, 17, 18, 19, 20, 24, 26
+_THIRD_MAC = bytes.fromhex("026666666666")
+
+
+def _change(answer: bytearray, at: int, value: int) -> bytearray:
+    answer[at] = value
+    return answer
+
+
+def _from_third(answer: bytearray) -> bytearray:
+    answer[6:12] = _THIRD_MAC
+    return answer
+
+
+# What makes an answer none, though it carries the tag of a command that waits for one.
+LIES: dict[str, Callable[[bytearray], bytes | bytearray]] = {
+    "another MAC": _from_third,
+    "another MAC, ATA error": lambda answer: _change(_from_third(answer), _OPCODE_OFFSET, 0x41),
+    "another MAC, AoE error": lambda answer: _change(_change(_from_third(answer), _FLAGS, 0x1C), _ERROR, 3),
+    "another shelf": lambda answer: _change(answer, _SHELF, answer[_SHELF] ^ 1),
+    "another slot": lambda answer: _change(answer, _SLOT, answer[_SLOT] ^ 1),
+    "another tag": lambda answer: _change(answer, _TAG, answer[_TAG] ^ 0x40),
+    "another version": lambda answer: _change(answer, _FLAGS, 0x28),
+    "another command": lambda answer: _change(answer, _COMMAND, AoeCommand.CONFIG),
+    "too short": lambda answer: answer[: max(30, len(answer) - 1) if len(answer) > 60 else 30],
+}
+
+
+def lie(request: bytes, kind: str, dice: random.Random) -> bytes:
+    """A false answer to an ATA request, with data that nobody ever wrote."""
+    answer = bytearray(request[:ATA_BYTES])
+    answer[:6], answer[6:12] = request[6:12], request[:6]
+    answer[_FLAGS] |= 0x08
+    answer[_OPCODE_OFFSET] = 0x40
+    if not request[_DATA_FLAGS] & 1:
+        answer += dice.randbytes(512) * request[_COUNT]
+    return bytes(LIES[kind](answer.ljust(60, b"\0")))
 
 
 # ── the process ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,12 +132,15 @@ class Direction:
         self._random = random.Random(seed)
         self._plain = True
         self._forwarded = 0
+        self._lies = 0.0
+        self._lied = 0
         self._late: list[tuple[float, int, bytes]] = []
         self._numbers = itertools.count()
 
     def misbehave(self, misdeeds: Misdeeds) -> None:
         self._plain = misdeeds == NOTHING_WRONG
         self._segment.faults = misdeeds.faults
+        self._lies = misdeeds.lies
 
         def hold(frame: bytes) -> float:
             held = is_write(frame) and self._random.random() < misdeeds.hold_writes
@@ -116,12 +162,20 @@ class Direction:
                     self._forwarded += 1
                     self._send(frame)
                     continue
+                if self._lies and self._random.random() < self._lies:
+                    self._lie_about(frame)
                 now = time.monotonic()
                 for arrives, copy in self._segment.transmit(frame, now):
                     if arrives <= now:
                         self._send(copy)
                     else:
                         heapq.heappush(self._late, (arrives, next(self._numbers), copy))
+
+    def _lie_about(self, frame: bytes) -> None:
+        if is_request(frame) and frame[_COMMAND] == AoeCommand.ATA and len(frame) >= ATA_BYTES:
+            with contextlib.suppress(OSError):
+                self.source.send(lie(frame, self._random.choice(list(LIES)), self._random))
+                self._lied += 1
 
     def _send(self, frame: bytes) -> None:
         try:
@@ -139,7 +193,7 @@ class Direction:
     def report(self) -> dict[str, int]:
         injected = asdict(self._segment.injected)
         injected["sent"] += self._forwarded
-        return {**injected, "dropped": self.dropped, "under_way": len(self._late)}
+        return {**injected, "dropped": self.dropped, "under_way": len(self._late), "lied": self._lied}
 
 
 def run(left: str, right: str, control_path: str, seed: int) -> None:
@@ -181,6 +235,7 @@ class Report(Injected):
 
     dropped: int = 0
     under_way: int = 0
+    lied: int = 0
 
 
 class Wire:

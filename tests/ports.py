@@ -219,6 +219,9 @@ class SegmentPort:
             request.land(start, data)
         return run, index, 1
 
+    def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
+        return self.receive()
+
     def forget(self, path: Path) -> None:
         pass
 
@@ -356,13 +359,15 @@ class Scene:
         machine = make_machine(Address(shelf, slot), sectors=sectors, serial=serial, bufcnt=bufcnt)
         return Target(self.wire, machine, mac=mac, max_sectors=max_sectors)
 
-    def add_wire(self, interface: str = "seg1", max_sectors: int = 2) -> tuple[Wire, SegmentPort]:
+    def add_wire(
+        self, interface: str = "seg1", max_sectors: int = 2, *, discover: bool = True
+    ) -> tuple[Wire, SegmentPort]:
         """A second segment with a port of the engine on it."""
         wire = Wire()
         self.nursery.start_soon(wire.run)
         mac = OUR_MAC[:-1] + bytes([len(self.engine.ports) + 1])
         port = SegmentPort(wire, self.engine.tags, interface, mac, max_sectors)
-        self.engine.add_port(port)
+        self.engine.add_port(port, discover=discover)
         return wire, port
 
     async def disk(self, shelf: int = 0, slot: int = 0) -> Disk:
@@ -375,14 +380,16 @@ class Scene:
 
 
 @asynccontextmanager
-async def open_scene(settings: Settings | None = None, max_sectors: int = 2) -> AsyncIterator[Scene]:
+async def open_scene(
+    settings: Settings | None = None, max_sectors: int = 2, *, discover: bool = True
+) -> AsyncIterator[Scene]:
     """The engine runs on one segment from here on; its first query goes out when the caller first waits."""
     async with trio.open_nursery() as nursery:
         wire = Wire()
         nursery.start_soon(wire.run)
         async with open_engine([], settings) as engine:
             port = SegmentPort(wire, engine.tags, max_sectors=max_sectors)
-            engine.add_port(port)
+            engine.add_port(port, discover=discover)
             yield Scene(engine, wire, port, nursery)
         nursery.cancel_scope.cancel()
 

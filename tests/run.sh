@@ -9,7 +9,8 @@ need_root
 # Targets, initiators and whatever uses a disk, each to check aoefs against.
 # shellcheck disable=SC2086 # a list
 install_packages $run_packages vblade aoetools user-mode-linux nbdkit libnbd-bin tshark fio qemu-utils \
-    xfsprogs btrfs-progs busybox-static cpio kmod util-linux procps psmisc strace tmux systemd mandoc zsh fish
+    xfsprogs btrfs-progs dosfstools fdisk gdisk parted busybox-static cpio kmod util-linux procps psmisc strace tmux \
+    systemd mandoc zsh fish
 install_aoefs '.[test]'
 .venv/bin/ruff check
 .venv/bin/ruff format --check

@@ -3,9 +3,10 @@
     python -m tests.soak [--minutes 10] [--seed N]
 
 Two targets (vblade on one cable, ours on two) are written by fio with checksums, by writers whose ranges overlap, and
-by fsync; meanwhile wires lose, double, reorder, hold back and swallow frames, or lose large ones only, and targets
-sleep or are killed and started again.  In the end all of it must have succeeded, without one error in the status, and
-what a reader of the mount sees must be what lies in the images.
+by fsync; meanwhile wires lose, double, reorder, hold back and swallow frames, answer falsely, or lose large ones only,
+targets sleep or are killed and started again, the daemon is stopped for seconds, and interfaces are switched off or get
+a small MTU.  In the end all of it must have succeeded, without one error in the status, and what a reader of the mount
+sees must be what lies in the images.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ HALF = SIZE // 2  # below it fio writes, above it the writers
 WRITERS = 4
 RANGE = 64 << 10  # bytes that one pair of writers shares
 SECTOR = 512
+MIN_TURNS = 3  # of each pair of writers, however slow the machine is
 
 MENU: dict[str, Callable[[random.Random], Misdeeds]] = {
     "nothing": lambda dice: NOTHING_WRONG,
@@ -47,8 +49,9 @@ MENU: dict[str, Callable[[random.Random], Misdeeds]] = {
     "corruption": lambda dice: Misdeeds(Faults(corrupt=0.02)),
     "no jumbo": lambda dice: Misdeeds(Faults(longest=1514)),
     "held back": lambda dice: Misdeeds(hold_writes=0.03, hold_by=dice.choice((0.05, 0.4))),
+    "lies": lambda dice: Misdeeds(Faults(loss=0.01, reorder=0.05), lies=dice.choice((0.05, 0.5))),
     "all": lambda dice: Misdeeds(
-        Faults(loss=0.02, burst=2, duplicate=0.05, reorder=0.05, jitter=0.0003, corrupt=0.01), 0.01, 0.3
+        Faults(loss=0.02, burst=2, duplicate=0.05, reorder=0.05, jitter=0.0003, corrupt=0.01), 0.01, 0.3, (), 0.05
     ),
 }
 
@@ -77,7 +80,7 @@ def write_in_pairs(path: Path, pair: int, until: float, seed: int) -> None:
                 assert os.pwrite(descriptor, data[first:end], start + first) == end - first
 
         for turn in itertools.count(1):
-            if time.monotonic() > until:
+            if time.monotonic() > until and turn > MIN_TURNS:
                 break
             stamps = [stamp(writer, turn) for writer in range(2)]
             failures: list[BaseException] = []
@@ -108,7 +111,6 @@ def write_in_pairs(path: Path, pair: int, until: float, seed: int) -> None:
                 assert os.pwrite(descriptor, model, start + RANGE) == RANGE
             assert os.pread(descriptor, RANGE, start + RANGE) == model, f"pair {pair}, turn {turn}: partial sectors"
         os.fsync(descriptor)
-        assert turn > 3, f"only {turn} turns"
 
 
 def _noting(call: Callable[..., object], failures: list[BaseException]) -> Callable[..., None]:
@@ -139,6 +141,12 @@ def write_all(path: Path, seconds: float, seed: int) -> int:
 # ── the soak ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def start_target(lab: Lab, images: list[Path], number: int) -> Process:
+    if number == 0:
+        return lab.vblade(0, 0, images[0])
+    return lab.target(f"0.1={images[1]}", interfaces=["aoe0", "aoe1"])
+
+
 @dataclass
 class Soak:
     """What runs, and how to hurt it."""
@@ -147,14 +155,10 @@ class Soak:
     wires: list[Wire]
     images: list[Path]
     dice: random.Random
-    targets: list[Process] = field(default_factory=list)
+    daemon: Process
+    targets: list[Process]
     jobs: list[Process] = field(default_factory=list)
     hurt: dict[str, int] = field(default_factory=dict)
-
-    def start_target(self, number: int) -> Process:
-        if number == 0:
-            return self.lab.vblade(0, 0, self.images[0])
-        return self.lab.target(f"0.1={self.images[1]}", interfaces=["aoe0", "aoe1"])
 
     def start_jobs(self, mount: Mount, seconds: float) -> None:
         for number in range(2):
@@ -178,9 +182,13 @@ class Soak:
         )
         return ["sh", "-c", loop, "fio", str(int(seconds)), options]
 
+    def _set_link(self, interface: str, *, up: bool) -> None:
+        self.lab.ip("initiator", "link", "set", interface, "up" if up else "down")
+
     def step(self) -> None:
         """Hurt something else."""
-        kind = self.dice.choice([*MENU, *MENU, "one way", "black hole", "asleep", "restart"])
+        others = ("one way", "black hole", "asleep", "restart", "stopped", "interface off", "small mtu")
+        kind = self.dice.choice([*MENU, *MENU, *others])
         self.hurt[kind] = self.hurt.get(kind, 0) + 1
         wire = self.dice.choice(self.wires)
         if kind in MENU:
@@ -195,6 +203,18 @@ class Soak:
             wire.misbehave(BLACK_HOLE)
             time.sleep(self.dice.uniform(0.1, 3.0))
             wire.misbehave(NOTHING_WRONG)
+        elif kind == "stopped":
+            self.daemon.send_signal(signal.SIGSTOP)
+            time.sleep(self.dice.uniform(0.0, 3.0))
+            self.daemon.send_signal(signal.SIGCONT)
+        elif kind == "interface off":
+            self._set_link(wire.left, up=False)
+            time.sleep(self.dice.uniform(0.0, 1.0))
+            self._set_link(wire.left, up=True)
+        elif kind == "small mtu":
+            self.lab.ip("initiator", "link", "set", wire.left, "mtu", 1500)
+            time.sleep(self.dice.uniform(0.2, 2.0))
+            self.lab.ip("initiator", "link", "set", wire.left, "mtu", self.lab.mtu)
         else:
             number = self.dice.randrange(2)
             if kind == "asleep":
@@ -204,7 +224,7 @@ class Soak:
             else:
                 self.targets[number].stop(signal.SIGKILL)
                 time.sleep(self.dice.uniform(0.0, 1.0))
-                self.targets[number] = self.start_target(number)
+                self.targets[number] = start_target(self.lab, self.images, number)
 
 
 def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = print) -> None:
@@ -219,9 +239,10 @@ def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = pri
             for number in range(2)
         ]
         images = [lab.image(f"disk{number}", SIZE, seed=number) for number in range(2)]
-        run = Soak(lab, wires, images, dice)
-        run.targets = [run.start_target(number) for number in range(2)]
+        targets = [start_target(lab, images, number) for number in range(2)]
         mount = mount_until(lab, "e0.0", "e0.1")
+        assert mount.process is not None
+        run = Soak(lab, wires, images, dice, mount.process, targets)
         run.start_jobs(mount, seconds)
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -18,7 +18,7 @@ import pytest
 
 from aoefs import __version__, cli, mountpoint
 from aoefs.errors import UserError
-from aoefs.tables import format_size, print_table, printable
+from aoefs.tables import format_size, print_table, printable, target_row
 from tests.lab import INITIATOR, Lab, require, wait_until
 
 HEAVY = {"numpy", "trio", "pyfuse3", "rich", "asyncio", "subprocess", "logging", "ctypes"}
@@ -53,7 +53,10 @@ def is_mounted(path: Path) -> bool:
 # ── help and errors ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["umount", "--help"], ["discover", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["umount", "--help"], ["discover", "--help"], ["ping", "--help"], ["doctor", "--help"]],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         f"import sys, aoefs.cli; code = aoefs.cli.main({arguments}); print(*sys.modules, file=sys.stderr); exit(code)"
@@ -68,6 +71,14 @@ def test_help_names_every_command_and_word_of_the_mount() -> None:
     text = aoefs("--help").stdout
     assert all(f"\n  {name} " in text for name in cli.COMMANDS)
     assert "--deadsecs SECONDS" in text
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_a_help_that_fits(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: aoefs {command} ")
+    assert "(see" not in text
 
 
 def test_the_version_is_told() -> None:
@@ -92,6 +103,29 @@ def test_the_version_is_told() -> None:
         (["status", "/nowhere"], 1, "/nowhere is not mounted"),
         (["discover", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
         (["discover", "--timeout", "soon"], 2, "'soon' is not a number of seconds"),
+        (["ping"], 2, "required: X.Y (see aoefs ping --help)"),
+        (["ping", "disk"], 2, "'disk' is not a target address: write shelf.slot"),
+        (["ping", "e0.255"], 2, "slot 0 to 254 (65535 and 255 are broadcast)"),
+        (["ping", "0.0", "-c", "0"], 2, "'0' is not a whole number from 1"),
+        (["ping", "0.0", "-W", "0"], 2, "--timeout 0 waits for no answer"),
+        (["ping", "0.0", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
+        (["config", "65535.255"], 2, "is out of range"),
+        (["config", "0.0", "set"], 2, "config e0.0 set needs a STRING"),
+        (["config", "0.0", "get", "x"], 2, "prints, and takes no STRING"),
+        (["config", "0.0", "test", "x", "--force"], 2, "--force belongs to 'set'"),
+        (["config", "0.0", "set", "ä" * 513], 2, "1026 bytes; the protocol allows 1024"),
+        (["config", "0.0", "put", "x"], 2, "invalid choice: 'put'"),
+        (["config", "0.0", "-i", "nowhere0", "set", "x"], 1, "interface nowhere0 does not exist"),
+        (["identify", "0.0", "--raw", "--smart"], 2, "--raw goes with neither"),
+        (["reserve", "0.0", "set", "1:2"], 2, "'1:2' is not a MAC address"),
+        (["reserve", "0.0", "release", "02:00:00:00:00:01"], 2, "reserve e0.0 release takes no MAC"),
+        (["reserve", "0.0", "force", *["02:00:00:00:00:01"] * 65], 2, "65 MACs are more than the 64"),
+        (["mask", "0.0", "add"], 2, "mask e0.0 add needs at least one MAC"),
+        (["mask", "0.0", "get", "02:00:00:00:00:01"], 2, "mask e0.0 get takes no MAC"),
+        (["mask", "0.0", "add", *["02:00:00:00:00:01"] * 65], 2, "at most 64 MACs"),
+        (["path-test", "0.0", "1.2.3"], 2, "'1.2.3' is not a target address"),
+        (["path-test", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
+        (["doctor", "0.0"], 2, "unrecognized arguments: 0.0"),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_code(arguments: list[str], code: int, says: str) -> None:
@@ -103,12 +137,15 @@ def test_a_mistake_gets_one_line_and_its_code(arguments: list[str], code: int, s
     assert says in answer.stderr
 
 
-@pytest.mark.parametrize("arguments", [["discover", "-i", "aoe0"], ["-i", "aoe0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["discover", "-i", "aoe0"], ["-i", "aoe0"], ["ping", "0.0"], ["mask", "0.0", "-i", "aoe0"], ["path-test"]],
+)
 def test_without_the_right_to_raw_ethernet_one_line_says_so(lab: Lab, arguments: list[str]) -> None:
     require("setpriv")
     (lab.directory / "mnt").mkdir()
     drop = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", sys.executable, "-m", "aoefs"]
-    where = [] if arguments[0] == "discover" else [str(lab.directory / "mnt")]
+    where = [str(lab.directory / "mnt")] if arguments[0] == "-i" else []
     answer = lab.run(INITIATOR, [*drop, *arguments, *where], check=False)
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr == "aoefs: no permission for raw Ethernet: run as root, or with the capability CAP_NET_RAW\n"
@@ -248,17 +285,31 @@ def test_umount_tells_what_it_waits_for(monkeypatch: pytest.MonkeyPatch, capsys:
 # ── status and discover ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_status_prints_the_status_file_or_a_table(tmp_path: Path) -> None:
+def test_status_prints_the_status_file_or_tables(tmp_path: Path) -> None:
     path = tmp_path / "mnt"
     with standin(path) as process:
         status = json.loads(aoefs("status", "--json", path).stdout)
         assert status["pid"] == process.pid
-        lines = aoefs("status", "--once", path).stdout.splitlines()
-    assert " ".join(lines[0].split()) == (
-        "name size model serial interfaces payload state read written errors in flight"
-    )
-    assert " ".join(lines[1].split()) == "e0.0 1.00 MiB Stand-in\\x1b[2J S1 aoe0 1024 up 4.00 KiB 0 B 0 0"
-    assert len(lines) == 3
+        pictures = [aoefs("status", *options, path).stdout for options in (["--once"], [])]
+    assert pictures[0] == pictures[1]  # a pipe is no terminal to draw in
+    targets, paths = pictures[0].split("\n\n")
+    assert targets.splitlines()[0].split()[:6] == ["target", "state", "size", "model", "serial", "read"]
+    assert targets.splitlines()[1].split()[:9] == [
+        "e0.0",
+        "up",
+        "1.00",
+        "MiB",
+        "Stand-in\\x1b[2J",
+        "S1",
+        "4.00",
+        "KiB",
+        "0",
+    ]
+    assert len(targets.splitlines()) == 3
+    assert [line.split()[:4] for line in paths.splitlines()[1:]] == [
+        ["e0.1", "silent", "aoe0", "02:ae:00:00:02:00"],
+        ["e0.0", "ok", "aoe0", "02:ae:00:00:02:00"],
+    ]
 
 
 def target(name: str, config: str = "") -> dict[str, object]:
@@ -302,6 +353,24 @@ def test_discover_lists_what_answers(
     assert json.loads(capsys.readouterr().out) == answers
 
 
+def test_discover_lists_who_answers_without_being_a_disk_and_says_why(
+    lab: Lab, answers: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = {"interface": "aoe0", "mac": "02:00:00:00:00:01", "bufcnt": 16, "sectors": 2}
+    stranger = {**target("e1.1"), "size": None, "model": "", "serial": "", "state": "no answer", "paths": [path]}
+    answers += [target("e0.0"), {**stranger, "reason": "a mask\x1b[2J may leave this host out"}]
+    assert discover(lab) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[2].split() == ["e1.1", "aoe0", "1024", "no", "answer"]
+    assert captured.err == "aoefs: e1.1 (02:00:00:00:00:01 on aoe0): a mask\\x1b[2J may leave this host out\n"
+
+
+def test_a_dead_path_shows_in_the_table() -> None:
+    ways = (("aoe0", True), ("aoe1", False), ("aoe2", True), ("aoe2", False), ("aoe2", False))
+    paths = [{"interface": name, "sectors": 2, "healthy": healthy} for name, healthy in ways]
+    assert target_row({**target("e0.0"), "paths": paths})[4] == "aoe0,aoe1(dead),aoe2(2 of 3 dead)"
+
+
 def test_discover_without_any_answer_says_what_to_check(
     lab: Lab, answers: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +388,7 @@ def test_discover_without_any_answer_says_what_to_check(
         (999, "999 B"),
         (1000, "0.98 KiB"),
         (1024, "1.00 KiB"),
+        (10 * 1024 - 1, "10.0 KiB"),
         (10 * 1024, "10.0 KiB"),
         (1023 << 20, "1.00 GiB"),
         (500 << 20, "500 MiB"),

@@ -21,6 +21,16 @@ from aoefs.discovery import (
 )
 from aoefs.engine import Change, Settings
 from aoefs.errors import IdentityChanged, RequestError
+from aoefs.strangers import (
+    MAX_STRANGERS,
+    NO_ANSWER,
+    REFUSED,
+    REMEMBERED,
+    RESERVED,
+    SILENT,
+    Stranger,
+    Strangers,
+)
 from aoefs.wire import (
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
@@ -148,8 +158,10 @@ async def test_identify_of_another_mac_is_not_accepted(autojump_clock: MockClock
     [("address", Address(0, 1)), ("flags", Flag.RESPONSE | Flag.ERROR), ("version", 0), ("command", AoeCommand.MASK)],
 )
 async def test_identify_with_another_header_is_not_accepted(
-    autojump_clock: MockClock, field: str, value: object
+    autojump_clock: MockClock, field: str, value: object, announce: Announce
 ) -> None:
+    if field == "flags":
+        announce("e0.0: .* is refused: it refuses IDENTIFY with AoE error 0")
     async with open_scene() as scene:
         target = scene.add_target()
         block = encode_identify(target.machine.identity)
@@ -180,7 +192,11 @@ async def test_identify_is_tried_again_and_a_stranger_who_stays_silent_is_droppe
         assert not live_tags(scene.engine)
 
 
-async def test_a_disk_of_no_capacity_or_with_too_few_data_is_none(autojump_clock: MockClock) -> None:
+async def test_a_disk_of_no_capacity_or_with_too_few_data_is_none(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0: .* is refused: its answer to IDENTIFY is unusable: .* 0 sectors")
+    announce("e0.1: .* is refused: its answer to IDENTIFY is unusable: .* 512 needed")
     async with open_scene() as scene:
         empty, short = scene.add_target(0, 0), scene.add_target(0, 1)
         empty.identify_as(replace(empty.machine.identity, sectors=0))
@@ -192,7 +208,7 @@ async def test_a_disk_of_no_capacity_or_with_too_few_data_is_none(autojump_clock
 async def test_two_disks_behind_one_mac_and_address_are_both_refused(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
-    announce("e0.0: two disks answer")
+    announce("e0.0: .* is refused: two disks answer")
     async with open_scene() as scene:
         scene.add_target(serial="one")
         scene.add_target(serial="two")
@@ -215,13 +231,76 @@ async def test_only_allowed_macs_are_looked_at(autojump_clock: MockClock) -> Non
 
 
 async def test_no_more_than_max_targets_are_made(autojump_clock: MockClock, announce: Announce) -> None:
-    announce("is ignored: 10 targets are the most")
+    announce("is refused: 10 targets are the most")
     async with open_scene(Settings(max_targets=10)) as scene:
         for slot in range(20):
             scene.add_target(0, slot, sectors=8)
         await trio.sleep(2)
         assert len(scene.engine.disks) == 10
     assert Settings().max_targets == 1024
+
+
+# ── strangers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def strangers(scene: Scene) -> list[tuple[str, str]]:
+    return [(str(one.address), one.state) for one in scene.engine.statistics().strangers]
+
+
+async def test_who_answers_but_is_not_identified_is_known_as_a_stranger_until_he_is_or_is_gone(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
+        await trio.sleep(0.1)
+        assert strangers(scene) == [("e0.0", NO_ANSWER)], "before it is given up"
+        await trio.sleep(10)
+        assert strangers(scene) == [("e0.0", NO_ANSWER)]
+        target.answer = lambda _frame, reply: [(0.0, reply)]
+        target.announce()
+        await scene.disk()
+        assert strangers(scene) == []
+        target.silent = True
+        with trio.move_on_after(10):
+            await scene.engine.disks[ZERO].read(0, 512)
+        assert strangers(scene) == [], "a path that falls silent is none"
+        other = scene.add_target(0, 1)
+        other.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
+        other.announce()
+        await trio.sleep(10)
+        assert strangers(scene) == [("e0.1", NO_ANSWER)]
+        other.silent = True
+        await trio.sleep(REMEMBERED + QUERY_PERIOD)
+        assert strangers(scene) == []
+
+
+@pytest.mark.parametrize(("code", "state"), [(6, RESERVED), (3, REFUSED)])
+async def test_an_aoe_error_to_identify_says_why_and_is_logged_once(
+    autojump_clock: MockClock, announce: Announce, caplog: pytest.LogCaptureFixture, code: int, state: str
+) -> None:
+    announce(f"e0.0: .*AoE error {code}")
+
+    def answer(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
+        if frame[19] == AoeCommand.ATA:
+            reply = reply[:14] + b"\x1c" + bytes([code]) + reply[16:]
+        return [(0.0, reply)]
+
+    async with open_scene() as scene:
+        target = scene.add_target()
+        target.answer = answer
+        await trio.sleep(3 * QUERY_PERIOD)
+        assert strangers(scene) == [("e0.0", state)]
+        assert len(caplog.records) == 1
+
+
+async def test_however_many_strangers_there_are_few_are_remembered() -> None:
+    book = Strangers()
+    config = ConfigArgument()
+    for number in range(2 * MAX_STRANGERS):
+        book.note(Stranger(Address(number, 0), "seg0", target_mac(number), config, NO_ANSWER, SILENT), float(number))
+    assert len(book.present(0.0)) == MAX_STRANGERS
+    assert book.present(2.0 * MAX_STRANGERS + REMEMBERED) == []
 
 
 # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from aoefs.ata import ErrorBit, Identity, Opcode, Status
 from aoefs.engine import Settings
 from aoefs.errors import AtaError, TargetError, TargetLost
-from aoefs.wire import AoeCommand, AtaFlag, Flag, ReserveCommand, decode_ata_untrusted, decode_reserve_untrusted
+from aoefs.wire import AoeCommand, AtaFlag, Flag, decode_ata_untrusted
 from tests.ports import DELAY, Scene, Target, open_scene, target_mac
 from tests.test_engine import Announce, error_answer
 
@@ -227,23 +227,6 @@ async def test_a_flush_to_a_target_that_comes_back_goes_out_as_soon_as_it_is_kno
             back = trio.current_time()
         assert trio.current_time() - back <= 0.02
         assert not disk.target.dirty
-
-
-async def test_a_reservation_names_all_our_macs_and_is_given_back(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        with pytest.raises(TargetError) as caught:  # this target knows none
-            await disk.reserve((scene.port.mac,))
-        assert caught.value.code == 1
-        target.answer = lambda _frame, reply: [(0.0, reply[:14] + b"\x18\0" + reply[16:])]
-        await disk.reserve((scene.port.mac, target_mac(1)))
-        await disk.reserve(())
-        sent = [decode_reserve_untrusted(frame) for _, _, frame in scene.wire.sent(AoeCommand.RESERVE)]
-        assert [(one.command, one.macs) for one in sent[-2:]] == [
-            (ReserveCommand.SET, (scene.port.mac, target_mac(1))),
-            (ReserveCommand.SET, ()),
-        ]
 
 
 async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autojump_clock: MockClock) -> None:

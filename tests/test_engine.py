@@ -605,7 +605,10 @@ async def ready_in_place(scene: Scene, descriptors: tuple[int, int]) -> Disk:
     await disk.read(0, 512)
     await trio.sleep(2)
     scene.wire.immediate = True
-    scene.port.descriptor, scene.engine.attend_to = descriptors
+    scene.port.descriptor, requests = descriptors
+    scene.engine.in_place.add_port(scene.port)
+    scene.engine.in_place.attend_to(requests)
+    scene.engine.in_place.loop_turned()
     return disk
 
 

@@ -19,9 +19,11 @@ from pyfuse3 import EntryAttributes, FUSEError
 from trio.testing import MockClock
 
 from aoefs.ata import ErrorBit, Status
+from aoefs.control import Control
 from aoefs.disk import Disk
 from aoefs.engine import Change, Settings
-from aoefs.fs import BLOCK_BYTES, CONTROL, ROOT, STATUS, AoeOperations
+from aoefs.events import EventRing
+from aoefs.fs import BLOCK_BYTES, CONTROL, ROOT, AoeOperations
 from aoefs.report import status_report
 from aoefs.wire import AoeCommand, Flag
 from tests.ports import Scene, Target, nothing_is_left, open_scene, target_mac
@@ -34,8 +36,11 @@ CONTEXT = cast(pyfuse3.RequestContext, None)
 class Mounted:
     """Operations as pyfuse3 would call them, with the types of this test."""
 
-    def __init__(self, scene: Scene, operations: AoeOperations, changes: list[tuple[Disk, Change]]) -> None:
+    def __init__(
+        self, scene: Scene, operations: AoeOperations, changes: list[tuple[Disk, Change]], ring: EventRing
+    ) -> None:
         self.scene = scene
+        self.ring = ring
         self.operations: Any = operations
         self.changes = changes
 
@@ -56,7 +61,9 @@ class Mounted:
 
 
 @asynccontextmanager
-async def mounted(settings: Settings | None = None, **options: Any) -> AsyncIterator[Mounted]:
+async def mounted(
+    settings: Settings | None = None, set_interfaces: Callable[[list[str]], object] = print, **options: Any
+) -> AsyncIterator[Mounted]:
     changes: list[tuple[Disk, Change]] = []
     settings = replace(settings or Settings(), on_change=lambda disk, change: changes.append((disk, change)))
     fields = {"uid": 1000, "gid": 1001, "umask": 0o077} | options
@@ -65,7 +72,9 @@ async def mounted(settings: Settings | None = None, **options: Any) -> AsyncIter
         def status() -> dict[str, object]:
             return status_report(scene.engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="0")
 
-        yield Mounted(scene, AoeOperations(scene.engine, status, **fields), changes)
+        ring = EventRing()
+        control = Control(scene.engine, ring, status, lambda names: set_interfaces(list(names)))
+        yield Mounted(scene, AoeOperations(scene.engine, control, **fields), changes, ring)
 
 
 @contextmanager
@@ -115,7 +124,7 @@ async def test_any_other_name_does_not_exist(autojump_clock: MockClock, name: st
         with fails(errno.ENOENT):
             await mount.lookup(name)
         with fails(errno.ENOENT):
-            await mount.lookup("e0.0", CONTROL)
+            await mount.lookup("e0.0", await mount.inode("e0.0"))
 
 
 async def test_names_that_are_no_text_do_not_exist(autojump_clock: MockClock) -> None:
@@ -132,7 +141,7 @@ async def test_the_directories_lead_to_each_other(autojump_clock: MockClock) -> 
         assert await mount.inode(".aoefs") == CONTROL
         assert await mount.inode(".", CONTROL) == CONTROL
         assert await mount.inode("..", CONTROL) == ROOT
-        assert await mount.inode("status.json", CONTROL) == STATUS
+        assert 2 < await mount.inode("status.json", CONTROL) < 16
         for inode in (ROOT, CONTROL):
             entry = await mount.operations.getattr(inode, CONTEXT)
             assert stat.S_ISDIR(entry.st_mode)
@@ -296,13 +305,31 @@ async def test_a_target_that_appears_during_a_listing_fits_in_and_none_is_listed
         assert sorted(listing.names) == [".aoefs", "e0.0", "e0.3", "e0.4", "e0.5", "e0.7", "e0.9"]
 
 
-async def test_the_control_directory_holds_the_status(
+async def test_the_control_directory_has_a_directory_for_each_target(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with mounted() as mount:
+        for slot in (0, 1):
+            mount.scene.add_target(0, slot)
+            await mount.scene.disk(0, slot)
         listing = Listing(monkeypatch)
-        await listing.read(mount, await mount.operations.opendir(CONTROL, CONTEXT), 10)
-        assert listing.entries == [("status.json", STATUS)]
+        while await listing.read(mount, await mount.operations.opendir(CONTROL, CONTEXT), 3):
+            pass
+        files = ["status.json", "events", "discover", "revalidate", "flush", "interfaces"]
+        assert listing.names == [*files, "e0.0", "e0.1"]
+        for name, inode in listing.entries:
+            assert await mount.inode(name, CONTROL) == inode
+        inner = Listing(monkeypatch)
+        directory = await mount.inode("e0.1", CONTROL)
+        while await inner.read(mount, await mount.operations.opendir(directory, CONTEXT), 2):
+            pass
+        assert inner.names == ["ident", "config", "stats"]
+        assert await mount.inode("..", directory) == CONTROL
+        assert (await mount.operations.getattr(CONTROL, CONTEXT)).st_nlink == 4
+        with fails(errno.ENOENT):
+            await mount.lookup("status.json", directory)
+        with fails(errno.ENOENT):
+            await mount.lookup("e0.2", CONTROL)
 
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -663,9 +690,11 @@ async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fa
         await mount.operations.release(handle)
         calls = mount.operations.invalidations(old_disk, Change.REPLACED)
         assert [(call.func, call.args[0]) for call in calls] == [
+            (pyfuse3.invalidate_entry, ROOT),
             (pyfuse3.invalidate_inode, inodes[0]),
-            (pyfuse3.invalidate_entry_async, ROOT),
+            (pyfuse3.invalidate_entry, CONTROL),
         ]
+        assert (await mount.lookup("e0.0")).entry_timeout == 0, "the kernel asks before it opens the name again"
         new = await mount.open()
         assert await mount.read(new, 0, 3) == b"old"
 
@@ -747,9 +776,10 @@ async def test_the_status_is_a_picture_taken_at_open(autojump_clock: MockClock) 
 
 async def test_the_status_cannot_be_written(autojump_clock: MockClock) -> None:
     async with mounted() as mount:
+        status = await mount.inode("status.json", CONTROL)
         with fails(errno.EACCES):
-            await mount.operations.open(STATUS, os.O_WRONLY, CONTEXT)
-        info = await mount.operations.open(STATUS, os.O_RDONLY, CONTEXT)
+            await mount.operations.open(status, os.O_WRONLY, CONTEXT)
+        info = await mount.operations.open(status, os.O_RDONLY, CONTEXT)
         with fails(errno.EBADF):
             await mount.write(info.fh, 0, b"x")
 

@@ -108,7 +108,7 @@ def test_what_is_written_is_what_is_read() -> None:
 def test_what_is_in_flight_never_exceeds_the_buffer_count_over_all_paths(bufcnt: int, paths: int) -> None:
     made = pair(*segments(paths), bufcnt=bufcnt)
     most = 0
-    operations = [made.read(number, 40) for number in range(6)]
+    operations = [made.read(number, 32) for number in range(12)]
     while not all(operation.ended_at for operation in operations):
         made.step()
         most = max(most, made.initiator.in_flight)
@@ -861,3 +861,28 @@ def test_the_history_of_a_mixed_load_is_that_of_a_disk() -> None:
     check_history(made.operations[0])
     made.run()
     check_at_rest(made)
+
+
+def test_less_than_half_a_window_is_not_sent_while_more_room_is_on_its_way() -> None:
+    """Each batch costs two system calls and a few array expressions, whatever its size."""
+    made = pair(bufcnt=16)
+    made.initiator.paths[0].window.size = 16
+    request, _ = ask(sectors=200)
+    made.initiator.submit(request, 0.0)
+    (first,) = drain(made.initiator, 0.0)
+    assert first.count == 16
+    for answered in range(7):
+        made.initiator.receive(first, answered, 1, 0.001)
+        assert drain(made.initiator, 0.001) == []
+    made.initiator.receive(first, 7, 1, 0.001)
+    assert [run.count for run in drain(made.initiator, 0.001)] == [8]
+
+
+def test_what_fits_is_sent_however_little_room_there_is() -> None:
+    made = pair(bufcnt=16)
+    made.initiator.paths[0].window.size = 16
+    large, _ = ask(sectors=30)
+    small, _ = ask(sectors=2)
+    for request in (large, small):
+        made.initiator.submit(request, 0.0)
+    assert [run.count for run in drain(made.initiator, 0.0)] == [15, 1]

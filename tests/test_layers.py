@@ -18,14 +18,31 @@ import aoefs
 PACKAGE = Path(aoefs.__file__).parent
 
 FLOORS: list[tuple[str, set[str]]] = [
-    ("bytes and words", {"__init__", "errors", "wire", "ata"}),
-    ("parts of the core", {"recovery", "overlap", "tags", "latency"}),
+    ("bytes and words", {"__init__", "errors", "wire", "ata", "smart"}),
+    ("parts of the core", {"recovery", "overlap", "tags", "latency", "access", "running", "strangers", "partitions"}),
     ("the core, without any I/O", {"request", "path", "initiator", "target"}),
-    ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "service"}),
+    ("this host", {"interfaces", "export", "options", "mountpoint", "tuning", "events", "service"}),
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
-    ("tasks", {"discovery", "disk", "engine", "shard", "server"}),
-    ("faces", {"fs", "console", "report", "tables", "turns", "metrics", "manual"}),
-    ("commands", {"mount", "daemon"}),  # and all of aoefs/commands
+    (
+        "tasks",
+        {
+            "discovery",
+            "disk",
+            "engine",
+            "exchange",
+            "readahead",
+            "inplace",
+            "receiver",
+            "reservation",
+            "shard",
+            "server",
+        },
+    ),
+    (
+        "faces",
+        {"fs", "manual", "console", "report", "tables", "turns", "views", "control", "history", "terminal", "metrics"},
+    ),
+    ("commands", {"mount", "daemon", "companion"}),  # and all of aoefs/commands
     ("the command line", {"cli", "__main__"}),
 ]
 PURE_FLOORS = 3  # the first so many: no I/O, no clock

@@ -45,6 +45,7 @@ def test_a_relative_mount_point_becomes_absolute() -> None:
 EVERY_OPTION = [
     ("interface", "eth1", ("interfaces", ("eth1",))),
     ("foreground", None, ("foreground", True)),
+    ("console", None, ("console", True)),
     ("read-only", None, ("read_only", True)),
     ("shards", "3", ("shards", 3)),
     ("deadsecs", "0.5", ("deadsecs", 0.5)),
@@ -218,7 +219,9 @@ def test_interfaces_add_up_without_doubles() -> None:
         (["/mnt", "--maxout", "0"], "'0' is not a whole number from 1"),
         (["/mnt", "--shards", "²"], "'²' is not a whole number"),
         (["/mnt", "--umask", "999"], "'999' is not an octal mode"),
-        (["/mnt", "--uid", "no such user"], "'no such user' is not a whole number"),
+        (["/mnt", "--uid", "no such user"], "there is no user 'no such user'"),
+        (["/mnt", "--gid", "nobodys"], "there is no group 'nobodys'"),
+        (["/mnt", "--uid", "99999999999"], "'99999999999' is not a whole number from 0 to 4294967294"),
         (["/mnt", "--allow-mac", "1:2"], "'1:2' is not a MAC address: write it as"),
         (["/mnt", "--metrics", "x"], "'x' is not a place for metrics: write PORT or ADDRESS:PORT"),
         (["/mnt", "--metrics", ":9100"], "':9100' is not a place"),

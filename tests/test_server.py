@@ -34,17 +34,23 @@ from aoefs.wire import (
     AoeCommand,
     AtaArgument,
     ConfigArgument,
+    ErrorCode,
     Header,
+    MaskDirective,
+    ReserveArgument,
+    ReserveCommand,
     decode_ata_untrusted,
     decode_config_untrusted,
     decode_header_untrusted,
     encode_ata,
     encode_config,
+    encode_reserve,
 )
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
 
 OURS = bytes.fromhex("020000000001")
 THEIRS = bytes.fromhex("020000000002")
+STRANGER = bytes.fromhex("020000000003")
 ADDRESSES = (Address(0, 0), Address(7, 3))
 SECTORS = 64
 
@@ -94,9 +100,15 @@ def twin(original: TargetMachine) -> TargetMachine:
 
 
 def request(
-    tag: int, ata: AtaArgument, data: bytes = b"", *, address: Address = ADDRESSES[0], to: bytes = OURS
+    tag: int,
+    ata: AtaArgument,
+    data: bytes = b"",
+    *,
+    address: Address = ADDRESSES[0],
+    to: bytes = OURS,
+    sender: bytes = THEIRS,
 ) -> bytes:
-    return encode_ata(Header(to, THEIRS, address, AoeCommand.ATA, tag), ata, data)
+    return encode_ata(Header(to, sender, address, AoeCommand.ATA, tag), ata, data)
 
 
 def read(tag: int, lba: int, count: int = 2, address: Address = ADDRESSES[0]) -> bytes:
@@ -146,7 +158,8 @@ async def serving(
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             client = Client(theirs)
-            await client.receive(len(machines))
+            for each in machines:
+                await client.receive(len(each.announcements(mac=OURS, max_sectors=1)))
             yield server, client
             nursery.cancel_scope.cancel()
 
@@ -165,12 +178,20 @@ def runs(draw: st.DrawFn) -> list[bytes]:
         lba = draw(st.integers(0, SECTORS) | st.sampled_from([0, 8, SECTORS - 1, (1 << 48) - 2, (1 << 28) - 1]))
         count = draw(st.sampled_from([1, 2, 2, 2, 0, 3]))
         to = draw(st.sampled_from([OURS, OURS, OURS, OURS, BROADCAST_MAC, THEIRS]))
+        senders = draw(st.sampled_from([(THEIRS,), (THEIRS,), (STRANGER,), (THEIRS, STRANGER)]))
         for _ in range(draw(st.integers(1, 24))):
             tag += 1
             data = bytes([tag & 0xFF]) * (512 * count - draw(st.sampled_from([0] * 12 + [1, -7])))
             device = 0xE0 << 24 if not opcode & 0x04 else 0
             ata = AtaArgument(draw(st.sampled_from([0, 0x40, 0x41])), 0, count, opcode, (lba | device) & (1 << 48) - 1)
-            frame = request(tag, ata, data if opcode & 0xF0 == 0x30 else b"", address=address, to=to)
+            frame = request(
+                tag,
+                ata,
+                data if opcode & 0xF0 == 0x30 else b"",
+                address=address,
+                to=to,
+                sender=senders[tag % len(senders)],
+            )
             cut = draw(st.sampled_from([None] * 20 + [24, 35, 36, 59]))
             frames.append(frame[:cut])
             lba += count + draw(st.sampled_from([0] * 12 + [1, -2]))
@@ -178,12 +199,22 @@ def runs(draw: st.DrawFn) -> list[bytes]:
     return frames
 
 
-@given(runs(), st.booleans(), st.integers(1, 2))
+#: How an export is shut: its mask list, its holders.
+any_access = st.tuples(*[st.sampled_from([(), (), (THEIRS,), (STRANGER,), (THEIRS, STRANGER)])] * 2)
+
+
+@given(runs(), st.booleans(), st.integers(1, 2), any_access)
 @settings(max_examples=150)
-def test_a_batch_answers_as_the_machine_alone_does(frames: list[bytes], read_only: bool, max_sectors: int) -> None:
+def test_a_batch_answers_as_the_machine_alone_does(
+    frames: list[bytes], read_only: bool, max_sectors: int, access: tuple[tuple[bytes, ...], tuple[bytes, ...]]
+) -> None:
     machines = [machine(ADDRESSES[0]), machine(ADDRESSES[1], MemoryStore(SECTORS, read_only=read_only))]
     alone = [twin(each) for each in machines]
-    frames.append(request(1, AtaArgument(0, 0, 1, Opcode.CHECK_POWER_MODE, 0)))
+    frames.append(request(1, AtaArgument(0, 0, 1, Opcode.CHECK_POWER_MODE, 0), address=ADDRESSES[1]))
+    mask, holders = access
+    for each in (machines[0], alone[0]):
+        each.access.edit_mask([(MaskDirective.ADD, mac) for mac in mask])
+        each.access.reserve(THEIRS, holders, force=True)
     expected = Counter(
         answer
         for frame in frames
@@ -278,6 +309,41 @@ async def test_a_failing_run_is_answered_frame_by_frame() -> None:
                 assert answer[36:] == export.store.data[lba * 512 : lba * 512 + 512]
     assert export.counters.store_errors == 1
     assert export.counters.reads == SECTORS - 1
+
+
+@pytest.mark.parametrize("count", [1, 6, 60])
+async def test_a_reservation_in_the_midst_of_a_batch_holds_for_the_frames_behind_it(count: int) -> None:
+    async with serving(machine()) as (server, client):
+        head = Header(OURS, STRANGER, ADDRESSES[0], AoeCommand.RESERVE, 0)
+        client.send(
+            *(write(1000 + lba, lba, b"a" * 512) for lba in range(count)),
+            encode_reserve(head, ReserveArgument(ReserveCommand.SET, (STRANGER,))),
+            *(write(2000 + lba, lba, b"b" * 512) for lba in range(count)),
+        )
+        errors = {}
+        for answer in await client.receive(2 * count + 1):
+            header = decode_header_untrusted(answer)
+            errors[header.tag] = header.error
+        assert errors == {
+            0: 0,
+            **dict.fromkeys(range(1000, 1000 + count), 0),
+            **dict.fromkeys(range(2000, 2000 + count), ErrorCode.TARGET_RESERVED),
+        }
+        store = server.machines[ADDRESSES[0]].store
+        assert isinstance(store, MemoryStore)
+        assert store.data[: count * 512] == b"a" * 512 * count
+
+
+@pytest.mark.parametrize("count", [1, 6, 60])
+async def test_the_holder_of_a_reserved_export_keeps_its_batches(count: int) -> None:
+    export = machine()
+    export.access.reserve(THEIRS, [THEIRS], force=False)
+    async with serving(export) as (server, client):
+        client.send(*(read(lba, lba, 1) for lba in range(count)))
+        answers = {decode_header_untrusted(answer).tag: answer for answer in await client.receive(count)}
+        assert isinstance(export.store, MemoryStore)
+        assert b"".join(answers[lba][36:] for lba in range(count)) == export.store.data[: count * 512]
+        assert (server.statistics()[0].batches > 0) == (count > 3)
 
 
 async def test_many_exports_answer_one_broadcast() -> None:

@@ -190,7 +190,7 @@ async def test_the_engine_flushes_the_queues_when_it_stops(
         scene.add_target()
         disk = await scene.disk()
 
-        def put_and_stop(shards: Shards, answer: Answer) -> None:
+        def put_and_stop(shards: Shards, answer: Answer, *, wake: bool = True) -> None:
             put(shards, answer)
             queued.append(sum(shard.queued for shard in shards.statistics()))
             scene.engine.stop()  # in the same turn: no shard has run yet

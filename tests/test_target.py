@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from aoefs.ata import (
     transfer_registers,
 )
 from aoefs.errors import AtaError
+from aoefs.smart import Feature, decode_smart_untrusted, is_failing_untrusted, smart_registers
 from aoefs.target import FlushRequest, MemoryStore, TargetMachine
 from aoefs.wire import (
     BROADCAST_ADDRESS,
@@ -145,7 +147,7 @@ def test_golden_announcement() -> None:
     expected = bytes.fromhex(
         "ffffffffffff 020000000001 88a2 18 00 0007 03 01 00000000 0040 0100 11 10 0000".replace(" ", "")
     )
-    assert make().announcement(mac=OURS, max_sectors=17) == expected.ljust(60, b"\0")
+    assert make().announcements(mac=OURS, max_sectors=17) == [expected.ljust(60, b"\0")]
 
 
 # ── who is meant ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -208,7 +210,7 @@ def test_another_version_gets_error_5_in_version_1(version: int) -> None:
     assert aoe_error(answer) == ErrorCode.UNSUPPORTED_VERSION
 
 
-@pytest.mark.parametrize("command", [2, 3, 4, 0x80, 0xF0, 0xFF])
+@pytest.mark.parametrize("command", [4, 0x80, 0xF0, 0xFF])
 def test_other_commands_get_error_1(command: int) -> None:
     assert aoe_error(ask(make(), encode_ata(header(command), READ))) == ErrorCode.UNRECOGNIZED_COMMAND
 
@@ -388,6 +390,36 @@ def test_check_power_mode_says_active() -> None:
     assert registers(answer) == (Status.DRDY, 0, 0xFF)
 
 
+# ── SMART ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_smart_tells_what_the_machine_knows_of_its_store() -> None:
+    machine = make()
+    ask(machine, encode_ata(header(), WRITE, b"x" * 1024))
+    ask(machine, encode_ata(header(), READ))
+    ask(machine, encode_ata(header(), READ))
+    answer = ask(machine, encode_ata(header(), smart_registers(Feature.READ_DATA)))
+    assert registers(answer) == (Status.DRDY, 0, 0)
+    raw = {attribute.number: attribute.raw for attribute in decode_smart_untrusted(answer[36:])}
+    assert raw == {187: 0, 241: 2, 242: 4}
+    status = ask(machine, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
+    assert not is_failing_untrusted(decode_ata_untrusted(status))
+
+
+def test_smart_fails_after_a_failed_sync() -> None:
+    store = BrokenStore(SECTORS)
+    machine = TargetMachine(ADDRESS, store, serial="1")
+    ask(machine, encode_ata(header(), flush_registers(Opcode.FLUSH_EXT)))
+    status = ask(machine, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
+    assert is_failing_untrusted(decode_ata_untrusted(status))
+
+
+@pytest.mark.parametrize("change", [{"feature": 0xD8}, {"lba": 0}])
+def test_other_smart_commands_are_aborted(change: dict[str, int]) -> None:
+    ata = replace(smart_registers(Feature.READ_DATA), **change)
+    assert registers(ask(make(), encode_ata(header(), ata))) == (0x41, ErrorBit.ABRT, 1)
+
+
 # ── flush and failing stores ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -475,7 +507,7 @@ any_header = st.builds(
     st.sampled_from([OURS, BROADCAST_MAC, THEIRS]),
     st.sampled_from([THEIRS, BROADCAST_MAC]),
     st.sampled_from([ADDRESS, BROADCAST_ADDRESS, Address(7, 0xFF), Address(1, 1)]),
-    st.integers(0, 255) | st.sampled_from([0, 1]),
+    st.integers(0, 255) | st.sampled_from([0, 1, 2, 3]),
     st.just(TAG),
     st.integers(0, 15),
     st.integers(0, 255),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 
 from aoefs import interfaces
 from aoefs.options import add_interface_argument, seconds
-from aoefs.tables import print_table, target_row
+from aoefs.tables import print_table, printable, target_row
 
 _COLUMNS = ("name", "size", "model", "serial", "interfaces", "payload", "state", "config")
 
@@ -27,11 +28,16 @@ def run(arguments: argparse.Namespace) -> int:
     names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
     from aoefs.report import discover_once
 
+    logging.getLogger("aoefs.strangers").disabled = True  # told below
     targets = discover_once(names, arguments.timeout)
     if arguments.json:
         print(json.dumps(targets, indent=2))
     elif targets:
         print_table(_COLUMNS, [target_row(target) for target in targets])
+    for target in targets:
+        if target.get("reason"):
+            where = ", ".join(f"{path['mac']} on {path['interface']}" for path in target["paths"])
+            print(printable(f"aoefs: {target['name']} ({where}): {target['reason']}"), file=sys.stderr)
     if not targets:
         where = ", ".join(names)
         print(

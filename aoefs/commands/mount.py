@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import subprocess
+import sys
 
 from aoefs import interfaces, mountpoint
-from aoefs.daemon import Ready, log, log_to_stderr, run_in_background
+from aoefs.daemon import Ready, log, log_to_stderr, run_in_background, start_in_background
 from aoefs.errors import UserError
 from aoefs.options import MountOptions, mount_options
 
@@ -24,6 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
         _check(options)
         if arguments.check:
             return 0
+        if options.console and not ready.is_daemon:
+            return _mount_with_console(options, arguments.argv)
         if not (options.foreground or ready.is_daemon):
             return _mount_in_background(options, arguments.argv)
         from aoefs import mount
@@ -57,3 +61,46 @@ def _mount_in_background(options: MountOptions, argv: list[str]) -> int:
     except KeyboardInterrupt:
         mountpoint.clear_dead(options.mountpoint)  # of a child that had to be killed
         raise
+
+
+def _mount_with_console(options: MountOptions, argv: list[str]) -> int:
+    """The mount as a child of the console, which it serves as any other reader; the mount's exit code.
+
+    They end together, but nothing that the terminal does (Ctrl-S, Ctrl-Z, a hung ssh) can stop a disk.
+    """
+    from aoefs.commands import status
+
+    if not status.is_screen():
+        raise UserError("--console needs a terminal: -f logs to stderr instead", exit_code=2)
+    try:
+        child, code = start_in_background(argv)
+    except KeyboardInterrupt:
+        mountpoint.clear_dead(options.mountpoint)
+        raise
+    if code:
+        return code
+    gone = None
+    try:
+        status.watch(options.mountpoint, ends_mount=True)
+    except UserError as error:  # it was unmounted or killed
+        gone = error
+    finally:
+        code = _end(child, asked=gone is None)
+    if gone is not None:
+        print(f"aoefs: {gone}", file=sys.stderr)
+    return code if code >= 0 else 1
+
+
+def _end(child: subprocess.Popen[bytes], *, asked: bool) -> int:
+    """Let the mount process end, as SIGTERM does if it was not ending anyway; a Ctrl-C is its second signal."""
+    if asked:
+        child.terminate()
+    while True:
+        try:
+            try:
+                return child.wait(1.0)
+            except subprocess.TimeoutExpired:
+                print("aoefs: serving files that are open, for some seconds; Ctrl-C ends this at once", file=sys.stderr)
+                return child.wait()
+        except KeyboardInterrupt:
+            child.terminate()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from aoefs.errors import UserError
 from aoefs.interfaces import choose, require_packet_socket
-from aoefs.wire import MAX_CONFIG_BYTES, Address
+from aoefs.options import argument_type
+from aoefs.wire import MAX_CONFIG_BYTES, Address, parse_mac
 
 if TYPE_CHECKING:
     from aoefs.link import Link
@@ -43,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bufcnt", type=int, default=None, metavar="N", help="messages that initiators may have on their way (64)"
     )
     parser.add_argument("--config-string", default="", metavar="TEXT", help="config string of every export")
+    parser.add_argument(
+        "--allow-mac",
+        action="append",
+        type=argument_type(parse_mac),
+        default=[],
+        metavar="MAC",
+        help="answer only this initiator's MAC (repeatable); the mask list of the protocol can narrow it, never widen",
+    )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more")
 
 
@@ -79,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     import trio
 
     from aoefs import __version__
+    from aoefs.access import Access
     from aoefs.export import FileStore
     from aoefs.server import Server
     from aoefs.target import DEFAULT_BUFFER_COUNT, TargetMachine
@@ -99,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
                 firmware=__version__,
                 buffer_count=DEFAULT_BUFFER_COUNT if buffer_count is None else buffer_count,
                 config_string=config_string,
+                access=Access(arguments.allow_mac),
                 report=functools.partial(log.error, "%s"),
             )
             for address, store in stores.items()

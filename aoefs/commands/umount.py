@@ -17,13 +17,14 @@ import select
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from aoefs import mountpoint
 from aoefs.errors import UserError
 
 _BUSY_SECONDS = 1.0  # how long a mount may be busy without anybody using it: a loop device that is just being freed
+_FLUSH_PATIENCE_SECONDS = 2.0  # then a person is told which targets keep this waiting
 _PATIENCE_SECONDS = 5.0  # then a person is told what this waits for
 
 
@@ -91,7 +92,13 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
 
     failures = 0
     with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
-        for name, problem in zip(names, pool.map(flush, names), strict=True):
+        flushes = {name: pool.submit(flush, name) for name in names}
+        _, late = wait(flushes.values(), _FLUSH_PATIENCE_SECONDS)
+        if late:
+            silent = ", ".join(name for name, one in flushes.items() if one in late)
+            _say(f"waiting for {silent} to flush its last writes: until it answers, or its deadsecs are over")
+        for name, one in flushes.items():
+            problem = one.result()
             if problem is not None:
                 failures += 1
                 _say(f"{mount.path}/{name} could not be flushed: {problem}: its last writes may be lost")

@@ -12,8 +12,8 @@ import pytest
 
 from aoefs.ata import Opcode
 from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, serve_journal, target_of, write
-from tests.forwarder import Misdeeds, Wire
-from tests.lab import Lab, wait_until
+from tests.forwarder import BLACK_HOLE, Misdeeds, Wire
+from tests.lab import COMMANDS, INITIATOR, Lab, wait_until
 from tests.powercut import read_journal
 
 SIZE = 4 << 20
@@ -49,9 +49,13 @@ def test_a_flush_that_the_disk_fails_fails_the_fsync_and_the_close_and_the_umoun
     assert target_of(mount)["dirty"]
     assert errno_of(lambda: os.close(file)) == errno.EIO
     assert target_of(mount)["errors"] >= 2
-    answer = mount.umount(check=False)
-    assert answer.returncode == 1
-    assert "e0.0 could not be flushed" in answer.stderr
+    wire.misbehave(BLACK_HOLE)
+    umount = lab.popen(INITIATOR, [COMMANDS / "aoefs", "umount", mount.path])
+    wait_until(lambda: "waiting for e0.0 to flush its last writes" in umount.output, what="it says what it waits for")
+    wire.faults()
+    assert umount.wait(30) == 1
+    assert "e0.0 could not be flushed" in umount.output
+    assert umount.output.count("\n") == 2
     assert mount.process is not None
     assert mount.process.wait(15) == 1
 

@@ -23,7 +23,7 @@ from aoefs.wire import (
     encode_ata,
     encode_config,
 )
-from tests.faults.live import Worker, mount_until, opened, pattern, read, status, target_of, write
+from tests.faults.live import Worker, log_of, mount_until, opened, pattern, read, status, target_of, write
 from tests.forwarder import Wire
 from tests.lab import INITIATOR, TARGET, Lab, Mount, open_packet_socket, wait_until
 
@@ -151,8 +151,12 @@ def test_only_so_many_targets_become_files_as_were_allowed(lab: Lab, wire: Wire)
     lab.target("--read-only", *(f"0.{slot}={disk}" for slot in range(8)))
     mount = lab.mount(foreground=True, max_targets=3)
     wait_until(lambda: len(os.listdir(mount.here)) == 4)
-    wait_until(lambda: "3 targets are the most" in (mount.process.output if mount.process else ""))
+    wait_until(lambda: "3 targets are the most" in log_of(mount))
+    seen = status(mount)["links"][0]["rx_frames"]
+    wait_until(lambda: status(mount)["links"][0]["rx_frames"] > seen + 16, what="all were asked again")
     assert len(os.listdir(mount.here)) == 4
+    lines = [line for line in log_of(mount).splitlines() if "targets are the most" in line]
+    assert len(lines) == len(set(lines)) == 5
 
 
 def test_only_allowed_addresses_are_talked_to(lab: Lab, wire: Wire) -> None:

@@ -87,8 +87,9 @@ def test_a_second_disk_with_the_same_address_is_refused_and_reported(lab: Lab, w
             assert read(file, 4096, index * 4096) == pattern(index)
     assert second.read_bytes() == contents
     assert [path["mac"] for path in target_of(mount)["paths"]] == [lab.mac(TARGET, 0).hex(":")]
-    assert "is another disk" in log_of(mount)
-    assert "is refused" in log_of(mount)
+    (line,) = [line for line in log_of(mount).splitlines() if "is refused" in line]
+    assert "it is another disk (serial " in line
+    assert status(mount)["strangers"][0]["state"] == "refused"
 
 
 def test_two_disks_that_answer_from_one_mac_are_both_refused(lab: Lab, wire: Wire) -> None:
@@ -96,6 +97,10 @@ def test_two_disks_that_answer_from_one_mac_are_both_refused(lab: Lab, wire: Wir
     lab.vblade(0, 0, lab.image("first", SIZE))
     lab.vblade(0, 0, lab.image("second", SIZE * 2))
     lab.vblade(0, 1, lab.image("third", SIZE))
+    capture = lab.capture()
     mount = mount_until(lab, "e0.1")
     wait_until(lambda: "two disks answer" in log_of(mount))
     assert "e0.0" not in os.listdir(mount.here)
+    asked = len(capture.frames())
+    wait_until(lambda: len(capture.frames()) > asked + 6, what="they were asked again")
+    assert log_of(mount).count("two disks answer") == 1

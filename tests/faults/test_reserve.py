@@ -1,31 +1,62 @@
-"""Reservations: taken with all our addresses while a target is open for writing, and given back."""
+"""Reservations: taken with all our addresses while a target is open for writing, kept, given back; and what discover
+says of those of others, and of masks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from aoefs.ata import Opcode
 from aoefs.wire import (
     Address,
     AoeCommand,
     Header,
+    MaskArgument,
+    MaskCommand,
+    MaskDirective,
     ReserveArgument,
     ReserveCommand,
     decode_header_untrusted,
     decode_reserve_untrusted,
+    encode_mask,
     encode_reserve,
 )
-from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, target_of, write
-from tests.forwarder import Wire
+from tests.faults.live import (
+    Worker,
+    errno_of,
+    log_of,
+    mount_until,
+    opened,
+    pattern,
+    read,
+    status,
+    target_of,
+    write,
+)
+from tests.forwarder import Misdeeds, Wire
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
 
 SIZE = 1 << 20
 STRANGER = bytes.fromhex("02ae000000ee")
+
+
+@pytest.fixture(params=["vblade", "own"])
+def serve(request: pytest.FixtureRequest, lab: Lab) -> Callable[[], object]:
+    """Exports a disk as e0.0, by vblade or by ``aoefs target``."""
+
+    def run() -> object:
+        disk = lab.image("disk", SIZE)
+        return lab.vblade(0, 0, disk) if request.param == "vblade" else lab.target(f"0.0={disk}")
+
+    return run
 
 
 @pytest.fixture
@@ -52,10 +83,10 @@ def holders(lab: Lab, raw: socket.socket) -> tuple[bytes, ...]:
 
 
 def test_a_reservation_is_held_with_all_our_addresses_while_a_file_is_open_for_writing(
-    lab: Lab, wire: Wire, raw: socket.socket
+    lab: Lab, wire: Wire, raw: socket.socket, serve: Callable[[], object]
 ) -> None:
     with contextlib.closing(Wire(lab, INITIATOR, TARGET)):
-        lab.vblade(0, 0, lab.image("disk", SIZE))
+        serve()
         mount = mount_until(lab, "e0.0", reserve=True)
         assert holders(lab, raw) == ()
         with opened(mount.here / "e0.0", os.O_RDONLY):
@@ -70,8 +101,10 @@ def test_a_reservation_is_held_with_all_our_addresses_while_a_file_is_open_for_w
             assert set(holders(lab, raw)) == ours
 
 
-def test_a_disk_that_somebody_else_holds_is_busy(lab: Lab, wire: Wire, raw: socket.socket) -> None:
-    lab.vblade(0, 0, lab.image("disk", SIZE))
+def test_a_disk_that_somebody_else_holds_is_busy(
+    lab: Lab, wire: Wire, raw: socket.socket, serve: Callable[[], object]
+) -> None:
+    serve()
     mount = mount_until(lab, "e0.0", reserve=True)
     reserve(lab, raw, ReserveArgument(ReserveCommand.SET, (STRANGER,)))
     assert errno_of(lambda: os.open(mount.here / "e0.0", os.O_RDWR)) == errno.EBUSY
@@ -86,6 +119,110 @@ def test_a_disk_that_somebody_else_holds_is_busy(lab: Lab, wire: Wire, raw: sock
         reserve(lab, raw, ReserveArgument(ReserveCommand.FORCE_SET, ()))
         assert read(file, 4096) == pattern(1)
     assert target_of(mount)["state"] == "up"
+
+
+def test_a_target_that_was_restarted_is_reserved_again(lab: Lab, wire: Wire, raw: socket.socket) -> None:
+    disk = lab.image("disk", SIZE)
+    target = lab.vblade(0, 0, disk)
+    mount = mount_until(lab, "e0.0", reserve=True)
+    with opened(mount.here / "e0.0") as file:
+        write(file, pattern(1))
+        os.fsync(file)  # see opened()
+        target.stop(signal.SIGKILL)
+        lab.vblade(0, 0, disk)
+        wait_until(lambda: holders(lab, raw) == (lab.mac(INITIATOR),), what="it was reserved again")
+        write(file, pattern(2))
+    wait_until(lambda: holders(lab, raw) == (), what="it was given back")
+    assert target_of(mount)["errors"] == 0
+
+
+def test_an_interface_that_gets_another_mac_keeps_what_it_reserved_and_io_goes_on(
+    lab: Lab, wire: Wire, raw: socket.socket
+) -> None:
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    mount = mount_until(lab, "e0.0", reserve=True)
+    other = bytes.fromhex("02ae0000aa01")
+    with opened(mount.here / "e0.0") as file, Worker(lambda step: write(file, pattern(step))) as worker:
+        worker.wait_for_steps(20)
+        lab.ip(INITIATOR, "link", "set", wire.left, "address", other.hex(":"))
+        wait_until(lambda: holders(lab, raw) == (other,), what="it is reserved with the new MAC")
+        worker.wait_for_steps(20)
+    wait_until(lambda: holders(lab, raw) == (), what="it was given back")
+    assert target_of(mount)["errors"] == 0
+    assert f"{wire.left} has the address {other.hex(':')} now" in log_of(mount)
+
+
+def test_a_mount_that_is_told_to_end_gives_back_what_open_files_hold(lab: Lab, wire: Wire, raw: socket.socket) -> None:
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    mount = mount_until(lab, "e0.0", reserve=True)
+    assert mount.process is not None
+    with opened(mount.here / "e0.0") as file:
+        write(file, pattern(1))
+        assert holders(lab, raw) == (lab.mac(INITIATOR),)
+        mount.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not mount.mounted)
+        mount.process.send_signal(signal.SIGTERM)
+        assert mount.process.wait(10) == 0
+        assert holders(lab, raw) == ()
+
+
+def discover(lab: Lab, *options: str) -> subprocess.CompletedProcess[str]:
+    links = [word for name in lab.sides[INITIATOR].interfaces for word in ("-i", name)]
+    return lab.aoefs("discover", *links, *options, check=False)
+
+
+def test_discover_says_who_has_reserved_a_disk(lab: Lab, wire: Wire, raw: socket.socket) -> None:
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    assert json.loads(discover(lab, "--json").stdout)[0]["state"] == "up"
+    reserve(lab, raw, ReserveArgument(ReserveCommand.SET, (lab.mac(INITIATOR), STRANGER)))
+    assert json.loads(discover(lab, "--json").stdout)[0]["state"] == "up", "we are among them"
+    reserve(lab, raw, ReserveArgument(ReserveCommand.FORCE_SET, (STRANGER,)))
+    (found,) = json.loads(discover(lab, "--json").stdout)
+    assert (found["state"], found["size"]) == ("reserved", SIZE)
+    answer = discover(lab)
+    assert answer.returncode == 0
+    assert " reserved" in answer.stdout
+    assert answer.stderr == (
+        f"aoefs: e0.0 ({lab.mac(TARGET).hex(':')} on aoe0): "
+        f"{STRANGER.hex(':')} has reserved it: its I/O fails (EBUSY)\n"
+    )
+
+
+def test_discover_lists_who_answers_but_lets_nobody_identify_it(lab: Lab, wire: Wire) -> None:
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    wire.misbehave(out=Misdeeds(lost_opcodes=(Opcode.IDENTIFY,)))
+    answer = discover(lab)
+    assert answer.returncode == 0
+    assert answer.stdout.splitlines()[1].split() == ["e0.0", "aoe0", "1024", "no", "answer"]
+    assert "not IDENTIFY: its MAC mask or access list may leave this host out" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    (found,) = json.loads(discover(lab, "--json").stdout)
+    assert (found["state"], found["size"]) == ("no answer", None)
+    mount = lab.mount(foreground=True)
+    wait_until(lambda: status(mount)["strangers"], what="the mount knows of it")
+    assert status(mount)["strangers"][0]["state"] == "no answer"
+    assert status(mount)["targets"] == []
+
+
+def test_discover_explains_a_mac_mask_that_leaves_an_interface_out(lab: Lab) -> None:
+    """Both interfaces see the target; by one of them its mask list can be read."""
+    lab.switch(INITIATOR, INITIATOR, TARGET)
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    (both,) = json.loads(discover(lab, "--json").stdout)
+    assert {path["interface"] for path in both["paths"]} == {"aoe0", "aoe1"}
+    assert both["reason"] is None
+    with open_packet_socket(lab) as raw:
+        header = Header(lab.mac(TARGET), lab.mac(INITIATOR), Address(0, 0), AoeCommand.MASK, 4711)
+        allowed = MaskArgument(MaskCommand.EDIT, ((MaskDirective.ADD, lab.mac(INITIATOR)),))
+        raw.send(encode_mask(header, allowed))
+        while decode_header_untrusted(raw.recv(1 << 16)).tag != 4711:
+            pass
+    (found,) = json.loads(discover(lab, "--json").stdout)
+    assert {path["interface"] for path in found["paths"]} == {"aoe0"}
+    assert (found["state"], found["reason"]) == (
+        "up",
+        f"its MAC mask leaves out aoe1 ({lab.mac(INITIATOR, 1).hex(':')})",
+    )
 
 
 def test_without_the_option_nothing_is_reserved(lab: Lab, wire: Wire, raw: socket.socket) -> None:

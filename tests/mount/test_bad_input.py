@@ -110,6 +110,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "target nowhere": ("target 0.1={}/odd.img", 2, "-i"),
     "target on a link that is down": ("target -i aoe1 0.1={}/odd.img", 1, "aoe1 is down"),
     "target bufcnt": ("target -i aoe0 --bufcnt 0 0.1={}/odd.img", 2, "bufcnt"),
+    "target allow-mac": ("target -i aoe0 --allow-mac 1:2 0.1={}/odd.img", 2, "'1:2' is not a MAC address"),
     "target config": ("target -i aoe0 --config-string " + "c" * 1025 + " 0.1={}/odd.img", 2, "1024"),
 }
 

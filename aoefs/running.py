@@ -1,0 +1,41 @@
+"""Running time: a clock that stands still while this process was not allowed to run.
+
+A process that was stopped (SIGSTOP, a frozen cgroup, a machine without memory) wakes up with every deadline behind
+it, although it never gave anybody the chance to answer.  All times of the engine are therefore of this clock: whoever
+beats it once a ``PERIOD`` and comes late by more than ``LATE`` was held up, and that much does not count.
+
+What holds always: it never goes back; it does not depend on the time of day, which may be set; at most ``PERIOD +
+LATE`` of a stop are counted.
+
+Rejected: a longer deadsecs after a stop (round-trip times and frame lifetimes would still be those of the stop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+PERIOD = 1.0  # seconds between two beats
+LATE = 0.5  # seconds by which a beat may be late on a busy machine
+
+
+class RunningTime:
+    """``clock`` is monotonic, in seconds; ``lost`` are the seconds that were not counted."""
+
+    __slots__ = ("_clock", "_due", "lost")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.lost = 0.0
+        self._clock = clock
+        self._due = clock() + PERIOD + LATE
+
+    def now(self) -> float:
+        """Seconds."""
+        now = self._clock()
+        if now > self._due:
+            self.lost += now - self._due
+            self._due = now + PERIOD + LATE
+        return now - self.lost
+
+    def beat(self) -> None:
+        """The process runs; to be called every ``PERIOD``, after :meth:`now`, which sees that it did not."""
+        self._due = self._clock() + PERIOD + LATE

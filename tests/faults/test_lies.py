@@ -1,0 +1,57 @@
+"""Somebody on the wire who sees every request and answers it first, and falsely: nobody believes him."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.faults.live import mount_until, status, target_of, verify_with_fio
+from tests.forwarder import LIES, Misdeeds, Wire, lie, python_module
+from tests.lab import INITIATOR, Lab, require, wait_until
+from tests.segment import Faults
+
+SIZE = 16 << 20  # as the writers of tests.soak expect
+SECONDS = 1
+
+
+def test_a_lie_differs_from_a_true_answer_in_what_its_name_says() -> None:
+    request = bytes.fromhex("02ae0000020002ae000001008 8a2".replace(" ", "")) + bytes.fromhex("100000000000") + bytes(4)
+    request += bytes.fromhex("4000022400000000 00000000".replace(" ", ""))
+    dice = random.Random(1)
+    told = {kind: lie(request.ljust(60, b"\0"), kind, dice) for kind in LIES}
+    assert len(set(told.values())) == len(LIES)
+    for kind, frame in told.items():
+        assert frame[:6] == request[6:12]
+        assert (frame[6:12] == request[:6]) is ("MAC" not in kind)
+        assert frame[14] & 0x08
+
+
+@pytest.mark.parametrize(("lab", "kind"), [(1500, "vblade"), (9000, "ours")], indirect=["lab"])
+def test_false_answers_to_everything_that_is_asked_change_no_byte_and_cause_no_error(
+    lab: Lab, wire: Wire, kind: str
+) -> None:
+    """Requests are lost and reordered besides: then the false answer is the only one, or the first."""
+    require("fio")
+    disk = lab.image("disk", SIZE)
+    if kind == "vblade":
+        lab.vblade(0, 0, disk)
+    else:
+        lab.target(f"0.0={disk}")
+    mount = mount_until(lab, "e0.0")
+    path = mount.file("e0.0")
+    faults = Faults(loss=0.002, reorder=0.02, duplicate=0.02)
+    wire.misbehave(out=Misdeeds(faults, hold_writes=0.0005, hold_by=0.3, lies=0.5), back=Misdeeds(faults))
+    writers = lab.popen(INITIATOR, python_module("tests.soak", "--writer", str(path), SECONDS, 7))
+    verify_with_fio(lab, path, size="1M")
+    assert writers.wait(60) == 0, writers.output
+    report = wire.report()
+    assert report["out"].lied > 100
+    wire.faults()
+    wait_until(lambda: not any(one.under_way for one in wire.report().values()))
+    copy = lab.directory / "copy"
+    lab.run(INITIATOR, ["dd", f"if={path}", f"of={copy}", "bs=1M", "iflag=direct"])
+    assert copy.read_bytes() == disk.read_bytes()
+    found = target_of(mount)
+    assert (found["errors"], found["state"]) == (0, "up")
+    assert status(mount)["links"][0]["rx_unknown"] > 10

@@ -1,0 +1,87 @@
+"""Statuses of a mount for tests of what shows them: real statistics of a real engine on a simulated segment.
+
+:func:`statuses` plays ten seconds under the virtual clock and takes a picture after each: e0.0 is read, more every
+second; e0.1 is written over two paths of which one falls silent; e0.2 dies; e5.14 idles.  The same every time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+from typing import Any
+
+import trio
+from trio.testing import MockClock
+
+from aoefs.engine import Engine, Settings
+from aoefs.errors import RequestError
+from aoefs.report import status_report
+from tests.ports import Scene, Target, open_scene, target_mac
+
+DEADSECS = 3.0
+BEGAN = 1_700_000_000.0
+PICTURES = 11
+SILENT_AFTER = 5  # pictures: then e0.2 is dead, and one path of e0.1
+
+
+class _Events(logging.Handler):
+    """The log of the play, and nothing of it anywhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        time = BEGAN + trio.current_time()
+        self.events.append({"time": time, "level": record.levelname.lower(), "text": record.getMessage()})
+
+    def __enter__(self) -> _Events:
+        log = logging.getLogger("aoefs")
+        log.addHandler(self)
+        log.propagate = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        log = logging.getLogger("aoefs")
+        log.removeHandler(self)
+        log.propagate = True
+
+
+def _picture(engine: Engine, events: _Events) -> dict[str, Any]:
+    """What a program reads from ``.aoefs/status.json``."""
+    status = status_report(engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="1.0")
+    copy: dict[str, Any] = json.loads(json.dumps({**status, "events": events.events}))
+    return copy
+
+
+@functools.cache
+def statuses() -> tuple[dict[str, Any], ...]:
+    """One picture a second; treat them as frozen."""
+    with _Events() as events:
+        return tuple(trio.run(_play, events, clock=MockClock(autojump_threshold=0)))
+
+
+async def _play(events: _Events) -> list[dict[str, Any]]:
+    async with open_scene(Settings(deadsecs=DEADSECS, shards=2)) as scene:
+        targets = [scene.add_target(shelf, slot, sectors=512) for shelf, slot in ((0, 0), (0, 1), (0, 2), (5, 14))]
+        wire, _ = scene.add_wire()
+        second = Target(wire, targets[1].machine, mac=target_mac(99))
+        await trio.sleep(1.0)
+        found = [_picture(scene.engine, events)]
+        for picture in range(1, PICTURES):
+            scene.nursery.start_soon(_use, scene, picture)
+            await trio.sleep(1.0)
+            second.silent = targets[2].silent = picture >= SILENT_AFTER
+            found.append(_picture(scene.engine, events))
+        return found
+
+
+async def _use(scene: Scene, picture: int) -> None:
+    reading, writing, dying = [await scene.disk(0, slot) for slot in range(3)]
+    with contextlib.suppress(RequestError):
+        for _ in range(picture):
+            await reading.read(0, 128 * 512)
+            await writing.write(0, bytes(64 * 512))
+        await dying.read(0, 512)
