@@ -10,7 +10,7 @@
 #     mdadm --create /dev/md/aoe --level=1 --raid-devices=2 $loops; mkfs.ext4 /dev/md/aoe                      # md
 #
 # and take them down with "vgchange -an aoe" or "mdadm --stop /dev/md/aoe" before "losetup -d".  One host at a time may
-# use the pool: "aoefs --reserve" makes the targets see to that (vblade does; "aoefs target" knows no reservations).
+# use the pool: "aoefs --reserve" makes the targets see to that.
 #
 # The hosts are network namespaces of this machine, as in vblade-mkfs.sh.  Everything is removed at the end.  As root:
 #
