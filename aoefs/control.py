@@ -88,21 +88,23 @@ class Control:
         return b"".join(format_event(event).encode() + b"\n" for event in self._events.picture())
 
     async def _discover(self, order: bytes) -> None:
-        self._engine.discover()
+        self._engine.roster.discover()
 
     async def _revalidate(self, order: bytes) -> None:
         for disk in self._named(order) or tuple(self._engine.disks.values()):
-            self._engine.revalidate(disk)
+            self._engine.roster.revalidate(disk)
 
     async def _flush(self, order: bytes) -> None:
         engine = self._engine
-        disks = self._named(order) or [disk for disk in engine.disks.values() if engine.why_not_forget(disk) is None]
+        disks = self._named(order) or [
+            disk for disk in engine.disks.values() if engine.roster.why_not_forget(disk) is None
+        ]
         for disk in disks:
-            why_not = engine.why_not_forget(disk)
+            why_not = engine.roster.why_not_forget(disk)
             if why_not is not None:
                 raise TargetBusy(f"{disk.target.name} {why_not}")
         for disk in disks:
-            engine.forget(disk)
+            engine.roster.forget(disk)
 
     def _named(self, order: bytes) -> list[Disk]:
         """The targets of these names; none for all of them."""

@@ -3,7 +3,7 @@
 Owns what was asked and who is being looked at.  A *finding* is a (link, MAC) that answered a tagged config query and
 then IDENTIFY from exactly that MAC, with the payload that passes there; only a finding changes anything.  Tasks: one
 per port that asks (at 0, 100, 300 and 700 ms after a port came up, then every 60 s), and one per candidate under
-IDENTIFY, at most ``MAX_CANDIDATES``.
+IDENTIFY, at most ``MAX_CANDIDATES``; up to ``MAX_WAITING`` more wait for one of these places.
 
 What holds always:
 
@@ -64,6 +64,7 @@ IDENTIFY_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds for each try
 MEASURE_WAITS = (0.02, 0.04, 0.08, 0.16, 0.32)  # seconds for each try with one size of frame
 SECOND_ANSWER = 0.01  # seconds for which a second disk may answer the same IDENTIFY
 MAX_CANDIDATES = 256
+MAX_WAITING = 4096  # four paths of each of the 1024 targets that a mount shows
 MAX_HINTS = 64  # unicast queries per second that hints may cause
 HINT_PERIOD = 1.0  # seconds between two queries that one (port, MAC, address) causes
 _WRONG_SHELF = 0xFFF  # DIP switches of real shelves set in reverse; the Linux driver refuses it too
@@ -112,6 +113,7 @@ class Discovery:
         self._trusted_payload = trusted_payload
         self._allow_mac = allow_mac
         self._candidates: dict[CandidateKey, ConfigArgument] = {}
+        self._waiting: dict[CandidateKey, ConfigArgument] = {}  # for a place among them, the oldest first
         self._hinted: dict[CandidateKey, float] = {}  # when it was asked for a hint last, the oldest first
         self._repeated: set[CandidateKey] = set()  # hinted again within the period: to be asked at its end
         self._schedules: dict[Port, trio.CancelScope] = {}
@@ -205,10 +207,12 @@ class Discovery:
             port.rx_unknown += 1
         elif key in self._candidates:
             pass  # under IDENTIFY already
-        elif len(self._candidates) >= MAX_CANDIDATES:
-            self.candidates_dropped += 1
-        else:
+        elif len(self._candidates) < MAX_CANDIDATES:
             self.verify(key, config)
+        elif key in self._waiting or len(self._waiting) < MAX_WAITING:
+            self._waiting[key] = config
+        else:
+            self.candidates_dropped += 1
 
     def verify(self, key: CandidateKey, config: ConfigArgument) -> None:
         """Ask for the identity behind (port, MAC, address), which said ``config`` of itself, unless we do already."""
@@ -253,6 +257,9 @@ class Discovery:
             self._found(Finding(address, port, mac, config, identity, sectors, full_sectors))
         finally:
             del self._candidates[key]
+            if self._waiting and len(self._candidates) < MAX_CANDIDATES:
+                following = next(iter(self._waiting))
+                self.verify(following, self._waiting.pop(following))
 
     async def _measure(self, key: CandidateKey, full_sectors: int, identity: Identity) -> int:
         """Sectors per frame that pass both ways: halved while nothing comes back, though a single sector does.

@@ -36,7 +36,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from aoefs.control import Control, ControlFile
 from aoefs.disk import Disk
-from aoefs.engine import Change, Engine
+from aoefs.engine import Engine
 from aoefs.errors import (
     AoeFsError,
     AtaError,
@@ -47,6 +47,7 @@ from aoefs.errors import (
     TargetError,
 )
 from aoefs.readahead import ReadAhead, ReadAheads
+from aoefs.settings import Change
 from aoefs.views import Node, Views
 from aoefs.wire import SECTOR_BYTES, Address, ErrorCode
 

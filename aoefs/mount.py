@@ -28,7 +28,7 @@ from aoefs import __version__, interfaces, mountpoint, tuning, turns
 from aoefs.control import Control
 from aoefs.daemon import LogLimit, Ready
 from aoefs.disk import Disk
-from aoefs.engine import Change, Engine, Settings, open_engine
+from aoefs.engine import Engine, open_engine
 from aoefs.errors import ControlError, RequestError, UserError
 from aoefs.events import EventRing
 from aoefs.fs import AoeOperations
@@ -38,6 +38,7 @@ from aoefs.options import MountOptions
 from aoefs.readahead import ReadAheads
 from aoefs.report import status_report
 from aoefs.service import PidFile, notify
+from aoefs.settings import Change, Settings
 from aoefs.wire import format_mac, payload_sectors
 
 log = logging.getLogger("aoefs")
@@ -309,7 +310,7 @@ class Mount:
                 disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
             )
             log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
-        return not failed and not engine.dirty_lost
+        return not failed and not engine.roster.dirty_lost
 
 
 def _summary(engine: Engine) -> str:

@@ -18,12 +18,13 @@ import trio
 
 from aoefs.ata import FAILED, Identity, encode_identify, transfer_registers
 from aoefs.disk import Disk
-from aoefs.engine import Engine, Settings, open_engine
+from aoefs.engine import Engine, open_engine
 from aoefs.initiator import Initiator
 from aoefs.landing import Entry
 from aoefs.link import LinkStatistics
 from aoefs.path import Path, Run
 from aoefs.request import Request
+from aoefs.settings import Settings
 from aoefs.tags import Exchange, TagTable
 from aoefs.target import MemoryStore, TargetMachine
 from aoefs.wire import (

@@ -16,9 +16,10 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.disk import Disk
-from aoefs.engine import Engine, Settings
+from aoefs.engine import Engine
 from aoefs.errors import RequestError
 from aoefs.report import status_report
+from aoefs.settings import Settings
 from tests.ports import Target, open_scene, target_mac
 
 DEADSECS = 3.0

@@ -14,10 +14,11 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.control import CONFIG_SECONDS, format_event
-from aoefs.engine import FORGET_AFTER, Change, Settings
 from aoefs.errors import ControlError
 from aoefs.events import Event
 from aoefs.fs import CONTROL
+from aoefs.roster import FORGET_AFTER
+from aoefs.settings import Change, Settings
 from aoefs.wire import (
     AoeCommand,
     ConfigArgument,
@@ -228,7 +229,7 @@ async def test_flush_forgets_what_is_down_and_not_open(
         await echo(mount, b"\n", "discover")
         await mount.scene.disk()
         assert await mount.inode("e0.0") > old, "an inode number is never used again"
-        assert not mount.scene.engine.dirty_lost
+        assert not mount.scene.engine.roster.dirty_lost
 
 
 async def test_flush_of_a_target_in_use_is_busy_and_forgets_nothing(
@@ -285,7 +286,7 @@ async def test_forgetting_a_target_with_unflushed_writes_is_said_and_remembered(
         await disk.write(0, bytes(512))
         await take_down(mount, target)
         await echo(mount, b"e0.0", "flush")
-        assert mount.scene.engine.dirty_lost
+        assert mount.scene.engine.roster.dirty_lost
 
 
 async def test_a_target_of_which_a_late_write_may_travel_is_not_forgotten(

@@ -16,11 +16,12 @@ from aoefs.discovery import (
     IDENTIFY_WAITS,
     MAX_CANDIDATES,
     MAX_HINTS,
+    MAX_WAITING,
     QUERY_PERIOD,
     SECOND_ANSWER,
 )
-from aoefs.engine import Change, Settings
 from aoefs.errors import IdentityChanged, RequestError
+from aoefs.settings import Change, Settings
 from aoefs.strangers import (
     MAX_STRANGERS,
     NO_ANSWER,
@@ -90,7 +91,7 @@ async def test_on_demand_the_schedule_begins_anew(autojump_clock: MockClock) -> 
     async with open_scene() as scene:
         await trio.sleep(10)
         seen = len(broadcasts(scene))
-        scene.engine.discover()
+        scene.engine.roster.discover()
         await trio.sleep(100)
         times = broadcasts(scene)[seen:]
         assert times == pytest.approx([10, 10.1, 10.3, 10.7, 70.7])
@@ -407,15 +408,27 @@ async def test_forged_answers_to_a_live_query_are_bounded_and_create_nothing(aut
     async with open_scene() as scene:
         await trio.sleep(0.75)
         tag = scene.wire.sent(AoeCommand.CONFIG)[-1][1].tag
-        for number in range(MAX_CANDIDATES + 100):
+        discovery = scene.engine._discovery
+        for number in range(MAX_CANDIDATES + MAX_WAITING + 100):
             forge_config(scene, tag, mac=target_mac(number), address=Address(1, number & 0x7F))
         await trio.sleep(0.1)
-        assert len(scene.engine._discovery._candidates) == MAX_CANDIDATES
-        assert scene.engine._discovery.candidates_dropped == 100
-        await trio.sleep(30)
+        assert (len(discovery._candidates), len(discovery._waiting)) == (MAX_CANDIDATES, MAX_WAITING)
+        assert discovery.candidates_dropped == 100
+        await trio.sleep(sum(IDENTIFY_WAITS) * (2 + MAX_WAITING / MAX_CANDIDATES))
         assert not scene.engine.disks
-        assert not scene.engine._discovery._candidates
+        assert not discovery._candidates
+        assert not discovery._waiting
+        discovery.stop(scene.port)
+        await trio.sleep(ANSWER_WINDOW + 1)
         assert not live_tags(scene.engine)
+
+
+async def test_more_targets_than_can_be_identified_at_once_are_all_found(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        for number in range(MAX_CANDIDATES + 50):
+            scene.add_target(number, 0, sectors=8)
+        await trio.sleep(2)
+        assert len(scene.engine.disks) == MAX_CANDIDATES + 50
 
 
 async def test_an_announcement_with_a_targets_own_mac_changes_neither_bufcnt_nor_payload_nor_state(

@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.ata import ErrorBit, Identity, Opcode, Status
-from aoefs.engine import Settings
 from aoefs.errors import AtaError, TargetError, TargetLost
+from aoefs.settings import Settings
 from aoefs.wire import AoeCommand, AtaFlag, Flag, decode_ata_untrusted
 from tests.ports import DELAY, Scene, Target, open_scene, target_mac
 from tests.test_engine import Announce, error_answer
@@ -194,7 +194,7 @@ async def test_a_flush_goes_out_on_a_healthy_path(autojump_clock: MockClock) -> 
         target = scene.add_target()
         disk = await scene.disk()
         other = Target(scene.wire, target.machine, mac=target_mac(99))
-        scene.engine.discover()
+        scene.engine.roster.discover()
         await trio.sleep(6)
         assert len(disk.target.paths) == 2
         target.silent = True

@@ -15,8 +15,9 @@ from trio.testing import MockClock
 
 from aoefs.ata import ErrorBit, Identity, Opcode, Status
 from aoefs.disk import MAX_REQUEST_SECTORS, Disk
-from aoefs.engine import Change, Settings, open_engine
+from aoefs.engine import open_engine
 from aoefs.errors import AtaError, RequestError, TargetError, TargetLost
+from aoefs.settings import Change, Settings
 from aoefs.wire import (
     SECTOR_BYTES,
     Address,
@@ -821,7 +822,7 @@ async def test_a_disk_that_grows_past_short_addresses_is_addressed_with_long_one
         await disk.read(0, 512 * 8)
         assert scene.wire.ata(Opcode.READ)
         target.identify_as(Identity(sectors=1 << 30, serial="S", model="M", firmware="F", lba48=True, flush=True))
-        scene.engine.discover()
+        scene.engine.roster.discover()
         await trio.sleep(1)
         assert disk.size_bytes == 512 << 30
         seen = len(scene.wire.ata(Opcode.READ))

@@ -21,10 +21,10 @@ from trio.testing import MockClock
 from aoefs.ata import ErrorBit, Status
 from aoefs.control import Control
 from aoefs.disk import Disk
-from aoefs.engine import Change, Settings
 from aoefs.events import EventRing
 from aoefs.fs import BLOCK_BYTES, CONTROL, ROOT, AoeOperations
 from aoefs.report import status_report
+from aoefs.settings import Change, Settings
 from aoefs.wire import AoeCommand, Flag
 from tests.ports import Scene, Target, nothing_is_left, open_scene, target_mac
 from tests.test_disk import flushes, is_flush, refuse_flush
@@ -707,7 +707,7 @@ async def test_the_kernel_is_told_what_changed(autojump_clock: MockClock, announ
         assert not mount.operations.invalidations(disk, Change.RESIZED), "nobody ever looked at it"
         inode = await mount.inode("e0.0")
         target.resize(512)
-        mount.scene.engine.discover()
+        mount.scene.engine.roster.discover()
         await trio.sleep(1)
         assert (await mount.lookup("e0.0")).st_size == 512 * 512
         assert [change for _, change in mount.changes] == [Change.APPEARED, Change.RESIZED]

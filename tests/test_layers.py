@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     (
         "tasks",
         {"discovery", "disk", "engine", "exchange", "inplace", "readahead", "receiver", "reservation"}
-        | {"roster", "server", "shard"},
+        | {"roster", "server", "settings", "shard"},
     ),
     (
         "faces",

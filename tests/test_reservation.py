@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.ata import Opcode
-from aoefs.engine import Settings
 from aoefs.errors import TargetError, TargetLost
+from aoefs.settings import Settings
 from aoefs.wire import (
     AoeCommand,
     ReserveArgument,

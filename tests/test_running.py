@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from aoefs.ata import Opcode
-from aoefs.engine import Settings
 from aoefs.initiator import State
 from aoefs.running import LATE, PERIOD, RunningTime
+from aoefs.settings import Settings
 from tests.ports import Scene, nothing_is_left, open_scene
 
 

@@ -9,11 +9,11 @@ import trio
 import trio.testing
 
 from aoefs.ata import Identity
-from aoefs.engine import Settings
 from aoefs.errors import RequestError, TargetError, TargetLost
 from aoefs.initiator import Initiator
 from aoefs.path import Run
 from aoefs.request import Request
+from aoefs.settings import Settings
 from aoefs.shard import MAX_COMPLETIONS, Answer, Shard, Shards
 from aoefs.tags import Exchange, TagTable
 from aoefs.wire import SECTOR_BYTES, Address

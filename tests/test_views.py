@@ -14,8 +14,8 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.disk import Disk
-from aoefs.engine import Change, Settings
 from aoefs.fs import ROOT, TABLE_SECONDS
+from aoefs.settings import Change, Settings
 from aoefs.wire import AoeCommand
 from tests.ports import Target, nothing_is_left
 from tests.test_engine import Announce
@@ -307,7 +307,7 @@ async def test_a_disk_that_shrinks_while_its_table_is_read_gives_no_files(
             nursery.start_soon(mount.operations.read_table, disk)
             await trio.sleep(0.1)
             target.resize(100)
-            mount.scene.engine.revalidate(disk)
+            mount.scene.engine.roster.revalidate(disk)
         with fails(errno.ENOENT):
             await mount.lookup("e0.0p1")
         await mount.operations.release(handle)
@@ -320,7 +320,7 @@ async def test_a_partition_beyond_the_end_of_a_disk_that_shrank_reads_and_writes
     async with partitioned([(16, 200)]) as (mount, target, disk):
         handle = await mount.open("e0.0p1")
         target.resize(100)
-        mount.scene.engine.revalidate(disk)
+        mount.scene.engine.roster.revalidate(disk)
         await trio.sleep(1)
         assert disk.size_bytes == 100 * 512
         assert len(await mount.read(handle, 0, 1 << 20)) == 84 * 512
