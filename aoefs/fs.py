@@ -472,15 +472,17 @@ class AoeOperations(pyfuse3.Operations):
     async def flush(self, fh: int) -> None:
         """close(2), of every duplicate of a descriptor: ask only if a write was acknowledged since.
 
+        One who could not write has nothing to wait for.
+
         After a close of the whole disk its partitions are as its table then says, unless it is slow.
         """
         handle = self._handles[fh]
         node = handle.node
-        if node is None:
+        if node is None or not handle.writing:
             return
         if node.target.dirty:
             await self._flush(node)
-        if handle.writing and node is node.views.whole and not node.target.is_silent:
+        if node is node.views.whole and not node.target.is_silent:
             with trio.move_on_after(TABLE_SECONDS):
                 await self.read_table(node.disk)
 

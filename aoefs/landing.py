@@ -156,7 +156,7 @@ class Landing:
         """See that every pointed slot still has a right to its place, and point the next ones."""
         for run, _, _, mask in self._pointed:
             request = run.request
-            if run.flying & mask != mask or request.error is not None or (request.copies and not request.write):
+            if run.flying & mask != mask or request.ended or (request.copies and not request.write):
                 self._start_anew([])
                 break
         unpointed = self._unpointed

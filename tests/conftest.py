@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import settings
 from pytest_trio.enable_trio_mode import *  # type: ignore[import-untyped]  # noqa: F403 (async tests run in trio)
 
 from tests.lab import Lab
+
+# A shell ignores SIGINT for what it runs in the background, and whatever a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A failure under CI must come back on the next run; by hand, every run tries other examples.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)

@@ -58,7 +58,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 # ── the lock ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_lock_is_handed_over_in_the_order_in_which_tasks_came() -> None:
+async def test_the_lock_is_handed_over_to_whoever_came_last() -> None:
     lock = _Lock(FakePlace())
     order: list[int] = []
 
@@ -72,7 +72,7 @@ async def test_the_lock_is_handed_over_in_the_order_in_which_tasks_came() -> Non
             nursery.start_soon(hold, number)
             await trio.testing.wait_all_tasks_blocked()
         assert order == []
-    assert order == [0, 1, 2, 3]
+    assert order == [3, 2, 1, 0]
 
 
 async def test_a_task_cancelled_while_it_waits_for_the_lock_leaves_it_to_the_next() -> None:

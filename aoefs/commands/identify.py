@@ -49,6 +49,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         sys.stdout.buffer.write(block)
         return 0
     report: dict[str, Any] = {"name": str(arguments.target), "size": identity.size_bytes, **asdict(identity)}
+    del report["block"]  # that is --raw
     if not arguments.smart:
         print(json.dumps(report)) if arguments.json else _print_identity(report, identity)
         return 0
