@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from aoefs.errors import RequestError, TargetError, TargetLost
+from aoefs.initiator import State
 from aoefs.wire import ErrorCode, ReserveArgument, ReserveCommand
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Reservation:
         """One writer less; RequestError when the target cannot be told (then it is, when it is back)."""
         async with self._lock:
             self.writers = max(0, self.writers - 1)
-            if not self.writers:
+            if not self.writers and self._disk.target.state is not State.REPLACED:  # it has taken its list with it
                 await self._put(())
 
     async def end(self) -> None:

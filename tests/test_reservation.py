@@ -201,6 +201,24 @@ async def test_what_could_not_be_given_back_is_given_back_when_the_target_is_the
         assert not disk.reservation.is_due
 
 
+async def test_nothing_is_given_back_to_another_disk_in_the_place_of_the_reserved_one(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0 is another disk now")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        await disk.reservation.take()
+        told = len(holder.seen)
+        target.identify_as(replace(target.machine.identity, serial="another"))
+        target.announce()
+        await trio.sleep(2)
+        assert disk is not scene.engine.disks[disk.target.address]
+        await disk.reservation.give_back()
+        assert len(holder.seen) == told
+
+
 async def test_one_that_others_took_by_force_is_left_to_them_and_io_says_so(
     autojump_clock: MockClock, announce: Announce
 ) -> None:

@@ -58,6 +58,22 @@ def working(mount: Mount, image: Path) -> Iterator[Worker]:
     assert "is down" not in log_of(mount)
 
 
+@contextlib.contextmanager
+def while_it_lasts(lab: Lab, begin: str, end: str) -> Iterator[None]:
+    """Run one shell line in the initiator's namespace now and another one at the end of the block.
+
+    By a process that is started before: see :func:`tests.faults.live.opened`.
+    """
+    begun, over = lab.directory / "begun", lab.directory / "over"
+    wait = f"until [ -e {over} ]; do sleep 0.02; done"
+    shell = lab.popen(INITIATOR, ["sh", "-ec", f"{begin}; touch {begun}; {wait}; {end}"])
+    wait_until(lambda: begun.exists() or shell.poll() is not None)
+    assert shell.poll() is None, shell.output
+    yield
+    over.touch()
+    assert shell.wait(20) == 0, shell.output
+
+
 # ── interfaces ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -85,11 +101,12 @@ def test_the_only_interface_may_be_taken_away_and_put_back(lab: Lab, wire: Wire,
     mount = mount_until(lab, "e0.0", reserve=reserve)
     drawer = lab.add_side("drawer")
     with working(mount, disk):
-        lab.ip(INITIATOR, "link", "set", wire.left, "netns", drawer.namespace)
-        wait_until(lambda: f"{wire.left} is gone" in log_of(mount))
-        assert target_of(mount)["paths"] == []
-        lab.ip("drawer", "link", "set", wire.left, "netns", lab.sides[INITIATOR].namespace)
-        lab.ip(INITIATOR, "link", "set", wire.left, "up")
+        name, home = wire.left, lab.sides[INITIATOR].holder
+        away = f"ip link set {name} netns {drawer.holder}"
+        back = f"nsenter -t {drawer.holder} -n ip link set {name} netns {home}; ip link set {name} up"
+        with while_it_lasts(lab, away, back):
+            wait_until(lambda: f"{name} is gone" in log_of(mount))
+            assert target_of(mount)["paths"] == []
         wait_until(lambda: len(target_of(mount)["paths"]) == 1, what="it is a path again")
 
 
@@ -137,13 +154,13 @@ def test_a_device_queue_without_room_costs_a_pause_and_no_error_and_is_not_asked
     with working(mount, disk) as worker:
         assert full() == 0
         began = time.monotonic()
-        lab.run(INITIATOR, ["tc", "qdisc", "replace", "dev", wire.left, "root", "pfifo", "limit", 0])
-        wait_until(lambda: full() > 20)
-        steps = worker.steps
-        wait_until(lambda: time.monotonic() > began + 1.0)
-        assert worker.steps - steps <= 1, "nothing goes out"
-        assert full() / (time.monotonic() - began) < 400, "it spins"
-        lab.run(INITIATOR, ["tc", "qdisc", "del", "dev", wire.left, "root"])
+        queue = f"dev {wire.left} root"
+        with while_it_lasts(lab, f"tc qdisc replace {queue} pfifo limit 0", f"tc qdisc del {queue}"):
+            wait_until(lambda: full() > 20)
+            steps = worker.steps
+            wait_until(lambda: time.monotonic() > began + 1.0)
+            assert worker.steps - steps <= 1, "nothing goes out"
+            assert full() / (time.monotonic() - began) < 400, "it spins"
 
 
 def test_what_a_full_receive_queue_dropped_is_asked_for_again(lab: Lab) -> None:
