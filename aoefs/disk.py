@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -133,6 +134,11 @@ class Driver(Protocol):
     def wait_in_place(self, target: Initiator, wait: Wait) -> None: ...
 
 
+def _memory(size_bytes: int) -> memoryview:
+    """For a read, not zeroed first: every byte of it comes from the disk, or nobody gets to see it."""
+    return np.empty(size_bytes, np.uint8).data
+
+
 class Disk:
     """See the module.  ``target`` is the machine behind it; its identity tells size, serial and model.
 
@@ -166,8 +172,12 @@ class Disk:
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
         self._check_range(first, end)
-        buffer = np.empty((end - first) * SECTOR_BYTES, np.uint8).data  # every byte of it comes from the disk
-        await self._transfer(first, buffer, write=False)
+        size_bytes = (end - first) * SECTOR_BYTES
+        if end - first <= MAX_REQUEST_SECTORS:
+            buffer = await self._carry_out(first, end - first, partial(_memory, size_bytes), write=False)
+        else:
+            buffer = _memory(size_bytes)
+            await self._transfer(first, buffer, write=False)
         skip = offset - first * SECTOR_BYTES
         return buffer if size == len(buffer) else buffer[skip : skip + size]
 
@@ -320,23 +330,36 @@ class Disk:
         step = MAX_REQUEST_SECTORS * SECTOR_BYTES
         for start in range(0, len(buffer), step):
             piece = buffer[start : start + step]
-            wait = Wait(self._waiting)
-            request = Request(
-                lba + start // SECTOR_BYTES, len(piece) // SECTOR_BYTES, piece, write=write, on_end=wait.wake
+            await self._carry_out(
+                lba + start // SECTOR_BYTES, len(piece) // SECTOR_BYTES, piece, write=write, requests=requests
             )
-            if requests is not None:
-                requests.append(request)
-            self.target.submit(request, self._driver.now())
-            self._driver.pump(self.target)
-            if not wait.woken:
-                self._driver.wait_in_place(self.target, wait)
-            try:
-                await wait.wait()
-            except trio.Cancelled:
-                self.target.abandon(request)
-                raise
-            if request.error is not None:
-                raise request.error
+
+    async def _carry_out(
+        self,
+        lba: int,
+        sectors: int,
+        buffer: memoryview | Callable[[], memoryview],
+        *,
+        write: bool,
+        requests: list[Request] | None = None,
+    ) -> memoryview:
+        """One Request from its beginning to its end; its buffer."""
+        wait = Wait(self._waiting)
+        request = Request(lba, sectors, buffer, write=write, on_end=wait.wake)
+        if requests is not None:
+            requests.append(request)
+        self.target.submit(request, self._driver.now())
+        self._driver.pump(self.target)
+        if not wait.woken:
+            self._driver.wait_in_place(self.target, wait)
+        try:
+            await wait.wait()
+        except trio.Cancelled:
+            self.target.abandon(request)
+            raise
+        if request.error is not None:
+            raise request.error
+        return request.result
 
     async def _wait_for_claim(self, claim: Claim) -> None:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""

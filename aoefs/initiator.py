@@ -247,6 +247,8 @@ class Initiator:
             return None  # half a window in one batch costs hardly more than one command, and its answers come together
         taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
         if sector == request.cursor:
+            if request.make_buffer is not None:
+                request.buffer, request.make_buffer = request.make_buffer(), None
             request.cursor += taken
             if request.cursor == request.sectors:
                 self._fresh.popleft()
@@ -359,7 +361,7 @@ class Initiator:
             self.read_bytes += size
             self._read_latency[bucket] += 1
         self._waiting.pop(request, None)
-        request.buffer = NOTHING
+        request.result, request.buffer = request.buffer, NOTHING
         request.on_end(request)
         return True
 

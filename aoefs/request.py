@@ -41,7 +41,9 @@ class Request:
     """``sectors`` sectors from ``lba``, to read into or to write from ``buffer``, which begins with sector ``lba``.
 
     ``todo`` has a bit for each sector that was not answered yet; ``ended`` once it is 0 or ``error`` is set, and then
-    ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it.
+    ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it; ``result``
+    is what it was.  A read may give a function that makes the buffer when its first command goes out: what only waits
+    in the queue of a target needs no memory.
     """
 
     __slots__ = (
@@ -52,7 +54,9 @@ class Request:
         "error",
         "first_sent_at",
         "lba",
+        "make_buffer",
         "on_end",
+        "result",
         "sectors",
         "submitted_at",
         "todo",
@@ -63,14 +67,16 @@ class Request:
         self,
         lba: int,
         sectors: int,
-        buffer: memoryview,
+        buffer: memoryview | Callable[[], memoryview],
         *,
         write: bool,
         on_end: Callable[[Request], object],
     ) -> None:
         self.lba = lba
         self.sectors = sectors
-        self.buffer = buffer
+        self.make_buffer = None if isinstance(buffer, memoryview) else buffer
+        self.buffer = buffer if isinstance(buffer, memoryview) else NOTHING
+        self.result = NOTHING
         self.write = write
         self.on_end = on_end
         self.todo = bits(0, sectors)

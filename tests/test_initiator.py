@@ -886,3 +886,26 @@ def test_what_fits_is_sent_however_little_room_there_is() -> None:
     for request in (large, small):
         made.initiator.submit(request, 0.0)
     assert [run.count for run in drain(made.initiator, 0.0)] == [15, 1]
+
+
+def test_a_read_gets_its_memory_when_its_first_command_goes_out() -> None:
+    made = pair(bufcnt=4)
+    asked: list[int] = []
+    requests = []
+    for number in range(2):
+
+        def make(number: int = number) -> memoryview:
+            asked.append(number)
+            return memoryview(bytearray(8 * 512))
+
+        request = Request(8 * number, 8, make, write=False, on_end=lambda _request: None)
+        requests.append(request)
+        made.initiator.submit(request, 0.0)
+    made.initiator.paths[0].window.size = 4
+    (first,) = drain(made.initiator, 0.0)
+    assert asked == [0]
+    memory = requests[0].buffer
+    answer(made.initiator, first, 0.001)
+    assert requests[0].result is memory
+    drain(made.initiator, 0.001)
+    assert asked == [0, 1]
