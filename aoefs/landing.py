@@ -35,7 +35,7 @@ import numpy as np
 
 from aoefs.ata import FAILED
 from aoefs.link import Link
-from aoefs.mmsg import MessageVector, address_of, memory_at
+from aoefs.mmsg import MessageVector, address_of, memory_at, swapped
 from aoefs.path import Path, Run
 from aoefs.request import bits
 from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
@@ -46,7 +46,8 @@ RING = 4 * SLOTS  # slots that can be pointed ahead: a request of 1 MiB in jumbo
 _WORTH_PREDICTING = 3  # commands of a run from which pointing pays; below, a copy is cheaper
 _COMPARED = 7  # words of the header: up to the tag (6), then flags, error, count and status
 _TAG = struct.Struct("!I")
-_OFFSETS = np.arange(BLOCK_TAGS, dtype=np.int64)
+_OFFSETS = np.arange(BLOCK_TAGS, dtype=np.uintp)
+_TAG_OFFSETS = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)  # or'ed to the first tag of a block, on the wire
 
 Entry = tuple[Run, int, int]  # run, first command, number of commands
 
@@ -75,13 +76,18 @@ class Landing:
         self._unpointed: deque[Run] = deque()  # those of them that have no slots yet
         self._pointed: deque[tuple[Run, int, int, int]] = deque()  # (run, first, count, mask) from the head slot on
         self._head = 0  # the next slot to fill
-        self._tail = 0  # the first slot without a place
+        self._tail = 0  # the first slot that is not pointed
+        self._placed = 0  # behind all slots that have a place
+        # The slots from ``_alike`` to ``_alike_end`` are laid out for such commands, and want but tags and addresses.
+        self._shape: tuple[Path, bool, int] | None = None
+        self._alike = self._alike_end = 0
+        self._strides = _OFFSETS
         self._headers = np.zeros((RING, ATA_BYTES), np.uint8)
         self._header_bytes = self._headers.data.cast("B")
         self._words = self._headers.view(np.uint32)[:, :_COMPARED]
         self._statuses = self._headers[:, 27]
         self._wanted = np.zeros((RING, _COMPARED), np.uint32)
-        self._wanted_tags = self._wanted.view(">u4")[:, 5]
+        self._wanted_tags = self._wanted[:, 5]
         self._lengths = np.zeros(RING, np.uint32)  # as the last good ones were
         self._needed = np.zeros(RING, np.uint32)  # at least
         self._expectations: dict[tuple[Path, bool], _Expectation] = {}
@@ -118,6 +124,10 @@ class Landing:
             self._allocate_spill()
         self._point_ahead()
         head = self._head
+        if self._placed > self._tail:
+            self._vector.size[self._tail : self._placed, 1] = 0
+            self._placed = self._tail
+            self._alike_end = min(self._alike_end, self._tail)
         received = self._vector.receive(self._link.descriptor, min(SLOTS, RING - head), head)
         if not received:
             return 0, [], []
@@ -184,27 +194,42 @@ class Landing:
         end = self._tail = slot + count
         self._pointed.append((run, first, count, bits(first, count)))
         request = run.request
-        key = (run.path, request.write)
-        expectation = self._expectations.get(key)
-        if expectation is None:
-            expectation = self._expectations[key] = _Expectation(run.path.answer_head)
-        self._wanted[slot:end] = expectation.words
-        self._wanted_tags[slot:end] = _OFFSETS[:count] + (run.tag + first)
+        shape = (run.path, request.write, run.step)
+        if shape != self._shape:
+            self._shape = shape
+            self._alike = self._alike_end = slot
+            self._strides = _OFFSETS * np.uintp(run.step * SECTOR_BYTES)
+        elif not self._alike <= slot <= self._alike_end:
+            self._alike = self._alike_end = slot
+        if end > self._alike_end:
+            self._lay_out(run, self._alike_end, end)
+            self._alike_end = end
+        np.bitwise_or(_TAG_OFFSETS[first : first + count], swapped(run.tag), out=self._wanted_tags[slot:end])
         if request.write:
-            self._lengths[slot:end] = expectation.length
-            self._needed[slot:end] = ATA_BYTES
             return
         if not request.address:
             request.address = address_of(request.buffer)
-        step_bytes = run.step * SECTOR_BYTES
-        address = request.address + run.sector * SECTOR_BYTES + first * step_bytes
-        self._vector.base[slot:end, 1] = _OFFSETS[:count] * step_bytes + address
-        self._vector.size[slot:end, 1] = step_bytes
-        self._lengths[slot:end] = self._needed[slot:end] = ATA_BYTES + step_bytes
-        if first + count == run.count:
-            last_bytes = (run.sectors - (run.count - 1) * run.step) * SECTOR_BYTES
+        address = request.address + run.sector * SECTOR_BYTES
+        np.add(self._strides[first : first + count], address, out=self._vector.base[slot:end, 1])
+        last_bytes = (run.sectors - (run.count - 1) * run.step) * SECTOR_BYTES
+        if first + count == run.count and last_bytes != run.step * SECTOR_BYTES:
             self._vector.size[end - 1, 1] = last_bytes
             self._lengths[end - 1] = self._needed[end - 1] = ATA_BYTES + last_bytes
+            self._alike_end = end - 1
+
+    def _lay_out(self, run: Run, slot: int, end: int) -> None:
+        """What all answers to such commands have in common."""
+        write = run.request.write
+        key = (run.path, write)
+        expectation = self._expectations.get(key)
+        if expectation is None:
+            expectation = self._expectations[key] = _Expectation(run.path.answer_head)
+        step_bytes = 0 if write else run.step * SECTOR_BYTES
+        self._wanted[slot:end] = expectation.words
+        self._vector.size[slot:end, 1] = step_bytes
+        self._needed[slot:end] = ATA_BYTES + step_bytes
+        self._lengths[slot:end] = expectation.length if write else ATA_BYTES + step_bytes
+        self._placed = max(self._placed, end)
 
     def _take_pointed(self, count: int) -> list[Entry]:
         """The next ``count`` slots hold what was predicted."""
@@ -234,7 +259,6 @@ class Landing:
                 if run in self._runs:
                     del self._runs[run]
                     self._runs[run] = None
-        self._vector.size[: self._tail, 1] = 0
         self._head = self._tail = 0
         self._pointed.clear()
         self._unpointed = deque(self._runs)
@@ -251,6 +275,7 @@ class Landing:
                 expectation = self._expectations[run.path, run.request.write]
                 expectation.words[6] = self._words[slot, 6]
                 expectation.length = int(self._vector.length[slot])
+                self._shape = None
             slot += count
         return matched
 

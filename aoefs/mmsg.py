@@ -18,6 +18,7 @@ import ctypes
 import errno
 import os
 import socket
+import sys
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ def address_of(buffer: bytes | bytearray | memoryview | NDArray[Any]) -> int:
         buffer = np.frombuffer(buffer, np.uint8)
     address: int = buffer.__array_interface__["data"][0]
     return address
+
+
+def swapped(tag: int) -> int:
+    """A 32-bit number as the integer whose bytes in memory are those of the number on the wire."""
+    return int.from_bytes(tag.to_bytes(4, "big"), sys.byteorder)
 
 
 def memory_at(address: int, size: int) -> bytes:

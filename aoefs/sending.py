@@ -16,7 +16,7 @@ import numpy as np
 
 from aoefs.ata import DEVICE_LBA, TRANSFERS, transfer_registers
 from aoefs.link import LINK_FULL, Link
-from aoefs.mmsg import MessageVector, address_of
+from aoefs.mmsg import MessageVector, address_of, swapped
 from aoefs.path import Path, Run
 from aoefs.tags import BLOCK_TAGS
 from aoefs.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
@@ -25,7 +25,8 @@ _PLAIN_COMMANDS = 2  # up to so many, a plain send each is faster than a vector
 _TAIL = struct.Struct("!I4B")  # tag, AFlags, feature, count, command; the LBA follows
 _LBA = struct.Struct("<Q")
 _PADDING = bytes(MIN_FRAME_BYTES - ATA_BYTES)
-_OFFSETS = np.arange(BLOCK_TAGS, dtype=np.int64)
+_OFFSETS = np.arange(BLOCK_TAGS, dtype=np.uint64)
+_TAG_OFFSETS = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)  # or'ed to the first tag of a block, on the wire
 
 
 class Sending:
@@ -36,10 +37,12 @@ class Sending:
         self._headers = np.zeros((BLOCK_TAGS, MIN_FRAME_BYTES), np.uint8)
         self._vector = MessageVector(BLOCK_TAGS, 2)
         self._vector.base[:, 0] = address_of(self._headers) + np.arange(BLOCK_TAGS, dtype=np.uintp) * MIN_FRAME_BYTES
-        self._tags = self._headers[:, 20:24].view(">u4")[:, 0]
+        self._tags = self._headers[:, 20:24].view(np.uint32)[:, 0]
         self._counts = self._headers[:, 26]
         self._lbas = self._headers[:, 28:36].view("<u8")[:, 0]
         self._shape: tuple[Path, bool, int, bool] | None = None  # what the constant parts of the headers were made for
+        self._steps = _OFFSETS  # of the LBAs, and of the addresses
+        self._strides = _OFFSETS.astype(np.uintp)
 
     def send(self, run: Run) -> int:
         """Put ``run`` on the wire; how many of its commands the socket took.
@@ -79,18 +82,17 @@ class Sending:
         shape = (run.path, request.write, step, run.path.lba48)
         if shape != self._shape:
             self._lay_out(*shape)
-        self._tags[:count] = _OFFSETS[:count] + run.tag
+        np.bitwise_or(_TAG_OFFSETS[:count], swapped(run.tag), out=self._tags[:count])
         lba = request.lba + run.sector
         if not run.path.lba48:
             lba |= DEVICE_LBA
-        np.multiply(_OFFSETS[:count], step, out=self._lbas[:count], casting="unsafe")
-        self._lbas[:count] += np.uint64(lba)
+        np.add(self._steps[:count], lba, out=self._lbas[:count])
         last = run.sectors - (count - 1) * step
         if request.write:
             if not request.address:
                 request.address = address_of(request.buffer)
             address = request.address + run.sector * SECTOR_BYTES
-            vector.base[:count, 1] = _OFFSETS[:count] * (step * SECTOR_BYTES) + address
+            np.add(self._strides[:count], address, out=vector.base[:count, 1])
         if last == step:
             return vector.send(self._link.descriptor, count)
         self._counts[count - 1] = last
@@ -110,6 +112,8 @@ class Sending:
         self._headers[:, : len(head)] = np.frombuffer(head, np.uint8)
         self._vector.size[:, 0] = ATA_BYTES if write else MIN_FRAME_BYTES
         self._vector.size[:, 1] = step * SECTOR_BYTES if write else 0
+        self._steps = _OFFSETS * np.uint64(step)
+        self._strides = (_OFFSETS * np.uint64(step * SECTOR_BYTES)).astype(np.uintp)
         self._shape = (path, write, step, lba48)
 
 
