@@ -60,6 +60,7 @@ log = logging.getLogger("aoefs")
 
 MAX_REQUEST_SECTORS = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
 FIRST_WAIT = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
+SMALL_BYTES = 1 << 15  # up to so many, zeroing them is cheaper than an array
 MAX_WAIT = 8.0  # seconds
 
 _DECODERS: dict[AoeCommand, Callable[[bytes], object]] = {
@@ -136,7 +137,7 @@ class Driver(Protocol):
 
 def _memory(size_bytes: int) -> memoryview:
     """For a read, not zeroed first: every byte of it comes from the disk, or nobody gets to see it."""
-    return np.empty(size_bytes, np.uint8).data
+    return np.empty(size_bytes, np.uint8).data if size_bytes > SMALL_BYTES else memoryview(bytearray(size_bytes))
 
 
 class Disk:

@@ -455,11 +455,17 @@ class Initiator:
         """
         if self._quarantine or at > now + self._patience:
             return False
-        return not any(at > now + path.rtt.rto or path.has_suspects for path in self.paths)
+        for path in self.paths:  # noqa: SIM110 (for each request: a generator costs as much as all of this)
+            if at > now + path.rtt.rto or (path.runs and path.has_suspects):
+                return False
+        return True
 
     def answers_within(self, seconds: float) -> bool:
         """Its answers usually come that soon."""
-        return any(0 < path.rtt.srtt < seconds for path in self.paths)
+        for path in self.paths:  # noqa: SIM110 (see above)
+            if 0 < path.rtt.srtt < seconds:
+                return True
+        return False
 
     def next_timeout(self) -> float | None:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""

@@ -107,7 +107,10 @@ class InPlace:
 
     def _is_requested(self, events: list[tuple[int, int]]) -> bool:
         """There is a FUSE request; it goes before frames, so that these come in larger batches."""
-        return any(descriptor == self._requests for descriptor, _ in events)
+        for descriptor, _ in events:  # noqa: SIM110 (for each request: a generator costs more than the loop)
+            if descriptor == self._requests:
+                return True
+        return False
 
     def _receive(self, events: list[tuple[int, int]], *, lone: bool = False) -> None:
         for descriptor, _ in events:

@@ -58,18 +58,19 @@ class Sending:
         return sent
 
     def _send_plain(self, run: Run) -> int:
-        request, path, send = run.request, run.path, self._link.socket.sendmsg
+        request, path, link = run.request, run.path, self._link.socket
         flags, opcode = TRANSFERS[request.write, path.lba48]
         device = 0 if path.lba48 else DEVICE_LBA
         for index in range(run.count):
             start, sectors = run.sectors_of(index, 1)
             tail = _TAIL.pack(run.tag + index, flags, 0, sectors, opcode)
             head = path.request_head + tail + _LBA.pack(request.lba + start | device)
-            data = (
-                request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else _PADDING
-            )
             try:
-                send((head, data))
+                if request.write:
+                    data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES]
+                    link.sendmsg((head, data))
+                else:
+                    link.send(head + _PADDING)
             except OSError:
                 if index:
                     return index

@@ -174,6 +174,8 @@ class BrokenSocket:
             raise OSError(self.code, os.strerror(self.code))
         self.good -= 1
 
+    send = sendmsg
+
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE])
 def test_a_refusal_that_may_pass_leaves_the_run_unsent(sender: Sender, code: int) -> None:
