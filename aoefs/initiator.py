@@ -460,6 +460,11 @@ class Initiator:
                 return False
         return True
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is in flight and nothing waits to be sent."""
+        return not (self.in_flight or self._fresh or self._again)
+
     def answers_within(self, seconds: float) -> bool:
         """Its answers usually come that soon."""
         for path in self.paths:  # noqa: SIM110 (see above)

@@ -121,7 +121,8 @@ class Receiver:
             if target is not None:
                 touched[target] = None
         for target in touched:
-            self._pump(target)
+            if not target.is_idle:
+                self._pump(target)
         return received
 
     def _take(
