@@ -164,6 +164,7 @@ class Mount:
             async with trio.open_nursery() as nursery:
                 for disk in engine.disks.values():
                     nursery.start_soon(partial(operations.read_table, again=False), disk, name="partition table")
+        tuning.collect_garbage_rarely()
         if pid_file is not None:
             try:
                 pid_file.write()
