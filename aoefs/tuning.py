@@ -1,4 +1,4 @@
-"""What the kernel lets us change for this mount and this process, where our rights allow it; and memory.
+"""What the kernel lets us change for this mount and this process, where our rights allow it; and the collector.
 
 Each function that may be refused tries one thing and returns what it could not do, as a sentence for the log, or None;
 nothing here is needed for a mount to be right, only for it to be fast, or safe when memory is short.
@@ -18,7 +18,6 @@ READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests 
 MAX_BACKGROUND = 64  # the kernel's default of 12 bounds the requests in flight of direct I/O
 GARBAGE_THRESHOLD = 50_000  # objects that were made and not let go; a few MiB
 _PR_SET_IO_FLUSHER = 57
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _FUSECTL = Path("/sys/fs/fuse/connections")
 
 
@@ -62,18 +61,6 @@ def collect_garbage_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what the buffers of requests were made of.
-
-    glibc gives the free top of its heap back at once, and 1 MiB then costs 256 page faults at its next use: a twentieth
-    of the time of a read.  Other C libraries have no mallopt, or not this one.
-    """
-    with contextlib.suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def become_io_flusher() -> str | None:
