@@ -135,7 +135,7 @@ class Driver(Protocol):
     def wait_in_place(self, target: Initiator, wait: Wait) -> None: ...
 
 
-def _memory(size_bytes: int) -> memoryview:
+def make_buffer(size_bytes: int) -> memoryview:
     """For a read, not zeroed first: every byte of it comes from the disk, or nobody gets to see it."""
     return np.empty(size_bytes, np.uint8).data if size_bytes > SMALL_BYTES else memoryview(bytearray(size_bytes))
 
@@ -166,18 +166,19 @@ class Disk:
             wait.error = error
             wait.wake()
 
-    async def read(self, offset: int, size: int) -> memoryview:
+    async def read(self, offset: int, size: int, make_buffer: Callable[[int], memoryview] = make_buffer) -> memoryview:
         """``size`` bytes from ``offset`` on (bytes, any alignment); both must lie within the target.
 
+        ``make_buffer`` gives the memory for so many bytes, a multiple of 512; of up to 1 MiB only when it is needed.
         RequestError when a target or disk says no, or nobody answers within ``deadsecs``.
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
         self._check_range(first, end)
         size_bytes = (end - first) * SECTOR_BYTES
         if end - first <= MAX_REQUEST_SECTORS:
-            buffer = await self._carry_out(first, end - first, partial(_memory, size_bytes), write=False)
+            buffer = await self._carry_out(first, end - first, partial(make_buffer, size_bytes), write=False)
         else:
-            buffer = _memory(size_bytes)
+            buffer = make_buffer(size_bytes)
             await self._transfer(first, buffer, write=False)
         skip = offset - first * SECTOR_BYTES
         return buffer if size == len(buffer) else buffer[skip : skip + size]

@@ -35,7 +35,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from aoefs.control import Control, ControlFile
-from aoefs.disk import Disk
+from aoefs.disk import Disk, make_buffer
 from aoefs.engine import Engine
 from aoefs.errors import (
     AoeFsError,
@@ -60,6 +60,7 @@ BLOCK_BYTES = 1 << 20  # st_blksize: what cat and cp then ask for
 CACHE_SECONDS = 3600.0  # how long the kernel may keep attributes, and names of ours; changes are pushed to it
 ROOT = pyfuse3.ROOT_INODE
 CONTROL = ROOT + 1
+_MAX_FREE = 2  # buffers of reads that wait for their next use
 _FIRST_DISK = 16  # below are the control files of the mount itself
 _CONTROL_NAME = b".aoefs"
 TABLE_SECONDS = 1.0  # for which a close waits until the partition table was read again
@@ -104,6 +105,30 @@ class Handle:
     picture: bytes = b""
     control: ControlNode | None = None
     ahead: ReadAhead | None = None
+
+
+class _Buffers:
+    """The buffers of reads of ``BLOCK_BYTES``, used again: fresh memory costs a page fault for each 4 KiB of it.
+
+    pyfuse3 replies before any other handler runs: what a handler returned can be taken back when the next one begins.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+        self._lent: memoryview | None = None
+
+    def make(self, size_bytes: int) -> memoryview:
+        return self._free.pop() if self._free and size_bytes == BLOCK_BYTES else make_buffer(size_bytes)
+
+    def lend(self, buffer: memoryview) -> memoryview:
+        """``buffer`` goes to pyfuse3 now."""
+        self._lent = buffer if len(buffer) == BLOCK_BYTES else None
+        return buffer
+
+    def take_back(self) -> None:
+        if self._lent is not None and len(self._free) < _MAX_FREE:
+            self._free.append(self._lent)
+        self._lent = None
 
 
 def _guarded(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -154,6 +179,7 @@ class AoeOperations(pyfuse3.Operations):
         self._direct = direct
         self._reserve = reserve
         self.read_aheads: ReadAheads | None = None  # for mounts whose read-ahead in the kernel stays small
+        self._buffers = _Buffers()
         self._mounted_ns = time.time_ns()
         self._nodes: dict[int, Node] = {}  # by inode number
         self._control_nodes: dict[int, ControlNode] = {}
@@ -435,7 +461,8 @@ class AoeOperations(pyfuse3.Operations):
             if size <= 0:
                 return b""
             if handle.ahead is None:
-                return await node.disk.read(node.start + off, size)
+                self._buffers.take_back()
+                return self._buffers.lend(await node.disk.read(node.start + off, size, self._buffers.make))
             return await handle.ahead.read(node.start + off, size, node.start + off + node.room(off))
         except RequestError as error:
             raise self._fail(node, "read", error) from None
