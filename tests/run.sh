@@ -15,4 +15,5 @@ install_aoefs '.[test]'
 .venv/bin/ruff check
 .venv/bin/ruff format --check
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+# Most tests wait for real programs more than they compute.  A file is never split: what it makes, its tests share.
+exec .venv/bin/python -m pytest -n 3 --dist loadfile "$@"

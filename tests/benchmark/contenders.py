@@ -86,8 +86,8 @@ def nbdfuse(lab: Lab, disk: Path) -> Iterator[Client]:
 
 def yardstick(lab: Lab, program: Path, *, sectors: int, mebibytes: int, write: bool) -> dict[str, float]:
     """Run the C program against e0.0; frames per second and MB per second as it printed them."""
-    window = 64 if sectors < 16 else 16  # of small frames, more fit into the caches
-    arguments: list[Argument] = [program, window, sectors, mebibytes, 16, "aoe0", *(["w"] if write else [])]
+    window = 64 if sectors < 16 else 16  # of small frames, more fit into the caches; a window is one batch
+    arguments: list[Argument] = [program, window, sectors, mebibytes, window, "aoe0", *(["w"] if write else [])]
     printed = lab.run(INITIATOR, arguments).stdout
     match = re.search(r"(\d+) fps (\d+) MB/s", printed)
     assert match is not None, printed
