@@ -358,6 +358,7 @@ class Disk:
             await wait.wait()
         except trio.Cancelled:
             self.target.abandon(request)
+            self._driver.pump(self.target)  # others may have waited for its memory
             raise
         if request.error is not None:
             raise request.error

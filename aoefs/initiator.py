@@ -39,7 +39,7 @@ from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.latency import BUCKETS, bucket_of
 from aoefs.overlap import Claim, OverlapGuard
 from aoefs.path import Path, PathStatistics, Run
-from aoefs.request import NOTHING, Copy, Request, bits
+from aoefs.request import NOTHING, Copy, Memory, Request, bits
 from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
 from aoefs.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 
@@ -96,7 +96,9 @@ class _Quarantine:
 
 
 class Initiator:
-    """See the module.  ``bufcnt`` is the target's buffer count, ``maxout`` our own bound on commands in flight."""
+    """See the module.  ``bufcnt`` is the target's buffer count, ``maxout`` our own bound on commands in flight;
+    ``memory`` is what all targets share for the buffers of reads.
+    """
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class Initiator:
         *,
         deadsecs: float = DEFAULT_DEADSECS,
         maxout: int = DEFAULT_MAXOUT,
+        memory: Memory | None = None,
     ) -> None:
         self.address = address
         self.name = str(address)
@@ -131,6 +134,7 @@ class Initiator:
         self._write_latency = [0] * BUCKETS
         self._maxout = maxout
         self._tags = tags
+        self._memory = Memory() if memory is None else memory
         self._limit = 1
         self._fresh: deque[Request] = deque()  # sectors that were never sent
         self._again: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
@@ -240,6 +244,8 @@ class Initiator:
         if work is None:
             return None
         request, sector, sectors = work
+        if request.make_buffer is not None and self._waiting and self._memory.is_short:
+            return None  # the end of one of those that wait brings us back here
         room = min(room, path.room)
         if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
             if sector != request.cursor:
@@ -247,8 +253,7 @@ class Initiator:
             return None  # half a window in one batch costs hardly more than one command, and its answers come together
         taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
         if sector == request.cursor:
-            if request.make_buffer is not None:
-                request.buffer, request.make_buffer = request.make_buffer(), None
+            request.begin(self._memory)
             request.cursor += taken
             if request.cursor == request.sectors:
                 self._fresh.popleft()
@@ -361,7 +366,8 @@ class Initiator:
             self.read_bytes += size
             self._read_latency[bucket] += 1
         self._waiting.pop(request, None)
-        request.result, request.buffer = request.buffer, NOTHING
+        request.result = request.buffer
+        request.let_go(self._memory)
         request.on_end(request)
         return True
 
@@ -393,7 +399,7 @@ class Initiator:
     def _forget(self, request: Request) -> None:
         """An ended request leaves the queues; what of it flies is a copy from now on."""
         self._waiting.pop(request, None)
-        request.buffer = NOTHING
+        request.let_go(self._memory)
         if request.cursor < request.sectors and request in self._fresh:
             self._fresh.remove(request)
         for path in self.paths:

@@ -17,6 +17,7 @@ from typing import Protocol
 from aoefs.errors import RequestError
 from aoefs.wire import SECTOR_BYTES
 
+DEFAULT_MEMORY_BYTES = 24 << 20
 NOTHING = memoryview(bytearray())  # the buffer of an ended request
 
 
@@ -37,6 +38,23 @@ class Copy(Protocol):
         ...
 
 
+class Memory:
+    """What reads under way may take for their buffers, of all targets together.  ``limit`` and ``used`` are bytes.
+
+    It is no hard bound: a target always gets memory for one read, or a silent one could starve the others.
+    """
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int = DEFAULT_MEMORY_BYTES) -> None:
+        self.limit = limit
+        self.used = 0
+
+    @property
+    def is_short(self) -> bool:
+        return self.used >= self.limit
+
+
 class Request:
     """``sectors`` sectors from ``lba``, to read into or to write from ``buffer``, which begins with sector ``lba``.
 
@@ -48,6 +66,7 @@ class Request:
 
     __slots__ = (
         "address",
+        "borrowed",
         "buffer",
         "copies",
         "cursor",
@@ -77,6 +96,7 @@ class Request:
         self.make_buffer = None if isinstance(buffer, memoryview) else buffer
         self.buffer = buffer if isinstance(buffer, memoryview) else NOTHING
         self.result = NOTHING
+        self.borrowed = 0  # bytes, of the memory that all reads share
         self.write = write
         self.on_end = on_end
         self.todo = bits(0, sectors)
@@ -90,6 +110,19 @@ class Request:
     @property
     def ended(self) -> bool:
         return not self.todo or self.error is not None
+
+    def begin(self, memory: Memory) -> None:
+        """The first command goes out: make the buffer, if nobody has."""
+        if self.make_buffer is not None:
+            self.buffer, self.make_buffer = self.make_buffer(), None
+            self.borrowed = len(self.buffer)
+            memory.used += self.borrowed
+
+    def let_go(self, memory: Memory) -> None:
+        """It ended: nothing may touch the buffer any more."""
+        self.buffer = NOTHING
+        memory.used -= self.borrowed
+        self.borrowed = 0
 
     def land(self, start: int, data: bytes | memoryview) -> None:
         """Take the data of an answer that begins with sector ``start`` (counted from the request's).

@@ -28,6 +28,7 @@ from aoefs.errors import IdentityChanged
 from aoefs.initiator import Initiator, State
 from aoefs.path import Path
 from aoefs.port import Port
+from aoefs.request import Memory
 from aoefs.settings import Change, Settings
 from aoefs.strangers import REFUSED, Stranger, Strangers
 from aoefs.wire import MAX_SECTORS, Address, ConfigArgument
@@ -63,6 +64,7 @@ class Roster:
         self._host = host
         self._settings = settings
         self._nursery = nursery
+        self._memory = Memory()
         self._strangers = Strangers()
         self._asked: dict[Initiator, tuple[float, int]] = {}  # silent ones: when to ask next, and how often we did
         self._narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to try again, and then
@@ -186,7 +188,12 @@ class Roster:
         """A new target, with its first path."""
         settings = self._settings
         target = Initiator(
-            finding.address, finding.identity, self._host.tags, deadsecs=settings.deadsecs, maxout=settings.maxout
+            finding.address,
+            finding.identity,
+            self._host.tags,
+            deadsecs=settings.deadsecs,
+            maxout=settings.maxout,
+            memory=self._memory,
         )
         disk = self.disks[finding.address] = Disk(target, self._host)
         self._last_new_target = self._host.now()

@@ -88,7 +88,8 @@ class Shard:
         while queue and done < MAX_COMPLETIONS:
             initiator, run, first, count, error = queue.popleft()
             if error is None:
-                initiator.complete(run, first, count)
+                if initiator.complete(run, first, count) and not initiator.is_idle:
+                    self._pump(initiator)  # it may have made room for a read that had no memory
             else:
                 initiator.refuse(run, first, error)
                 self._pump(initiator)

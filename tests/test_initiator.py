@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 import pytest
 
+from aoefs.ata import Identity
 from aoefs.errors import AtaError, IdentityChanged, TargetError, TargetLost
 from aoefs.initiator import SILENCE, SUSPEND_BACKOFF, Initiator, State
 from aoefs.path import FRAME_LIFETIME, Run
 from aoefs.recovery import INITIAL_RTO, MIN_REORDER, MIN_RTO
-from aoefs.request import NOTHING, Request
-from aoefs.tags import BLOCK_TAGS
-from aoefs.wire import decode_header_untrusted
+from aoefs.request import NOTHING, Memory, Request
+from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.wire import Address, decode_header_untrusted
 from tests.pair import LATENCY, RTT, Operation, Pair, check_at_rest, check_history, check_invariants, stamp
 from tests.segment import Faults, Segment, is_answer, is_request, is_write, lba_of
 
@@ -909,3 +910,37 @@ def test_a_read_gets_its_memory_when_its_first_command_goes_out() -> None:
     assert requests[0].result is memory
     drain(made.initiator, 0.001)
     assert asked == [0, 1]
+
+
+def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
+    memory = Memory(3 * 8 * 512)
+    tags: TagTable[Run | Exchange] = TagTable(7)
+    identity = Identity(sectors=64, serial="S", model="M", firmware="F")
+    targets = []
+    ended: list[Request] = []
+    for slot in range(2):
+        target = Initiator(
+            Address(0, slot), Identity(sectors=64, serial="S", model="M", firmware="F"), tags, memory=memory
+        )
+        target.set_bufcnt(64)
+        target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2).window.size = 64
+        targets.append(target)
+    busy, other = targets
+
+    def ask_lazily(target: Initiator) -> None:
+        target.submit(Request(0, 8, lambda: memoryview(bytearray(8 * 512)), write=False, on_end=ended.append), 0.0)
+
+    for _ in range(5):
+        ask_lazily(busy)
+    runs = drain(busy, 0.0)
+    assert len(runs) == 3, "the memory is used up"
+    ask_lazily(other)
+    (neighbour,) = drain(other, 0.0)
+    assert memory.used == 4 * 8 * 512, "one read is always possible"
+    answer(busy, runs[0], 0.001)
+    assert drain(busy, 0.001) == [], "still more than the limit"
+    answer(other, neighbour, 0.001)
+    assert len(drain(busy, 0.001)) == 1
+    busy.go_down(State.DOWN, TargetLost("gone"))
+    assert memory.used == 0
+    assert len(ended) == 6
