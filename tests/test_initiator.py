@@ -919,9 +919,7 @@ def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
     targets = []
     ended: list[Request] = []
     for slot in range(2):
-        target = Initiator(
-            Address(0, slot), Identity(sectors=64, serial="S", model="M", firmware="F"), tags, memory=memory
-        )
+        target = Initiator(Address(0, slot), identity, tags, memory=memory)
         target.set_bufcnt(64)
         target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2).window.size = 64
         targets.append(target)
