@@ -111,26 +111,28 @@ def _measure_starts(lab: Lab, options: argparse.Namespace, disk: Path, results: 
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Medians, the spread of aoefs, and the ratio of aoefs to each other contender."""
-    names = list(dict.fromkeys(name for row in results.values() for name in row if name != "aoefs"))
-    table = Table(title="medians")
-    table.add_column("workload")
-    table.add_column("aoefs", justify="right")
-    table.add_column("min to max", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
-        table.add_column(f"aoefs / {name}", justify="right")
-    for workload, row in results.items():
-        ours = next(iter(row.values()))
-        median = statistics.median(ours)
-        cells = [workload, f"{median:.3g}" if median < 10 else f"{median:.0f}"]
-        cells.append(f"{min(ours):.3g} to {max(ours):.3g}" if median < 10 else f"{min(ours):.0f} to {max(ours):.0f}")
+    """Medians, the spread of aoefs, and its ratio to the other programs; then what only compares it with itself."""
+    beside = {workload: row for workload, row in results.items() if "aoefs" in row}
+    names = list(dict.fromkeys(name for row in beside.values() for name in row if name != "aoefs"))
+    table = Table("workload", title="medians")
+    for column in ("aoefs", "min to max", *(cell for name in names for cell in (name, f"aoefs / {name}"))):
+        table.add_column(column, justify="right")
+    for workload, row in beside.items():
+        ours = row["aoefs"]
+        cells = [workload, _figure(statistics.median(ours)), f"{_figure(min(ours))} to {_figure(max(ours))}"]
         for name in names:
             theirs = statistics.median(row[name]) if name in row else None
-            cells.append("" if theirs is None else f"{theirs:.3g}" if theirs < 10 else f"{theirs:.0f}")
-            cells.append("" if not theirs else f"{median / theirs:.2f}")
+            cells.append("" if theirs is None else _figure(theirs))
+            cells.append("" if not theirs else f"{statistics.median(ours) / theirs:.2f}")
         table.add_row(*cells)
     console.print(table)
+    for workload in sorted(results.keys() - beside.keys()):
+        medians = (f"{name} {_figure(statistics.median(figures))}" for name, figures in results[workload].items())
+        console.print(f"{workload}: {', '.join(medians)}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value < 10 else f"{value:.0f}"
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
