@@ -107,7 +107,7 @@ def test_the_readme_names_every_command_and_no_option_that_is_not_there() -> Non
     parsers = cli.all_parsers()
     assert all(f"aoefs {command} " in readme for command in parsers if command is not None)
     known = {option for parser in parsers.values() for action in actions(parser) for option in action.option_strings}
-    foreign = {"--now", "--sparse", "--yardstick"}  # of systemctl, cp and the benchmark
+    foreign = {"--now", "--sparse", "--yardstick", "--profile", "--minutes"}  # of systemctl, cp, benchmark and soak
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", readme)) <= known | foreign
 
 
