@@ -56,7 +56,7 @@ def _mounted_fusectl(cleanup: contextlib.ExitStack) -> Path:
 def collect_garbage_rarely() -> None:
     """Leave what was imported out of every collection, and look for cycles fifty times more rarely.
 
-    Requests make none; with many of them under way the collector cost a tenth of the time for nothing.
+    Requests make none; with sixteen of them under way the collector cost the engine a tenth of its time for nothing.
     """
     gc.collect()
     gc.freeze()
