@@ -5,14 +5,14 @@ write while it is carried out, and sleeps until the machine (``aoefs.initiator``
 
 What holds always:
 
-- Data or an exception: never a short read, never an acknowledged write that the target did not acknowledge.
+- Data or an exception: never a short read, never an acknowledged write that the target did not acknowledge, but for
+  the writes of a stream (``aoefs.behind``), which flush waits for.
 - Writes that overlap are carried out one after the other.  A partial sector is read, changed and written back with
   its range held, so neighbours that write into one sector at the same time lose nothing.
 - Cancelling any call is safe: nothing of it is sent any more, and a write's range is given back only when no copy of
   it can travel.
 
-Rejected: a trio.Event per request (it costs as much as sending a frame), and locks around partial sectors only (a
-whole-sector write would slip between the read and the write).
+Rejected: locks around partial sectors only (a whole-sector write would slip between the read and the write).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import trio
 
 from aoefs.ata import check_result, flush_registers
+from aoefs.behind import Behind
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError, TargetLost
 from aoefs.initiator import Initiator, State
 from aoefs.overlap import Claim
@@ -35,6 +36,7 @@ from aoefs.port import Port
 from aoefs.request import Request
 from aoefs.reservation import Reservation
 from aoefs.tags import Exchange, TagTable
+from aoefs.waiting import Wait, Waiting
 from aoefs.wire import (
     SECTOR_BYTES,
     AoeCommand,
@@ -71,53 +73,6 @@ _DECODERS: dict[AoeCommand, Callable[[bytes], object]] = {
 }
 
 
-class Waiting:
-    """What all :class:`Wait` of an engine have in common: how many tasks sleep, and how many of these are ready to
-    go on and had no turn yet.
-    """
-
-    __slots__ = ("asleep", "ready")
-
-    def __init__(self) -> None:
-        self.asleep = 0
-        self.ready = 0
-
-
-class Wait:
-    """One task that waits for one thing; ``wake`` may come before the waiting began.  ``error``: why it is in vain."""
-
-    __slots__ = ("_task", "_waiting", "error", "woken")
-
-    def __init__(self, waiting: Waiting) -> None:
-        self.woken = False
-        self.error: RequestError | None = None
-        self._task: trio.lowlevel.Task | None = None
-        self._waiting = waiting
-
-    def wake(self, _thing: object = None) -> None:
-        self.woken = True
-        if self._task is not None:
-            task, self._task = self._task, None
-            self._waiting.ready += 1
-            trio.lowlevel.reschedule(task)
-
-    async def wait(self) -> None:
-        if self.woken:
-            return
-        self._task = trio.lowlevel.current_task()
-
-        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            self._task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._waiting.asleep += 1
-        try:
-            await trio.lowlevel.wait_task_rescheduled(abort)
-            self._waiting.ready -= 1
-        finally:
-            self._waiting.asleep -= 1
-
-
 class Driver(Protocol):
     """What a disk needs of the engine."""
 
@@ -133,6 +88,10 @@ class Driver(Protocol):
     def arm(self, target: Initiator, now: float) -> None: ...
 
     def wait_in_place(self, target: Initiator, wait: Wait) -> None: ...
+
+    def write_was_lost(self, disk: Disk, error: RequestError) -> None:
+        """A write failed that had been answered already."""
+        ...
 
 
 def make_buffer(size_bytes: int) -> memoryview:
@@ -152,6 +111,7 @@ class Disk:
         self.reservation = Reservation(self)
         self._driver = driver
         self._waiting = driver.waiting
+        self.behind = Behind(driver.waiting)
         self.generation = 0  # moves when what was read before may no longer be what is there
         self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
@@ -174,20 +134,24 @@ class Disk:
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
         self._check_range(first, end)
+        if self.behind.pending:
+            await self.behind.settle(first, end)
         size_bytes = (end - first) * SECTOR_BYTES
         if end - first <= MAX_REQUEST_SECTORS:
-            buffer = await self._carry_out(first, end - first, partial(make_buffer, size_bytes), write=False)
+            buffer = (await self._carry_out(first, end - first, partial(make_buffer, size_bytes), write=False)).result
         else:
             buffer = make_buffer(size_bytes)
             await self._transfer(first, buffer, write=False)
         skip = offset - first * SECTOR_BYTES
         return buffer if size == len(buffer) else buffer[skip : skip + size]
 
-    async def write(self, offset: int, data: bytes | memoryview) -> None:
+    async def write(self, offset: int, data: bytes | memoryview, *, behind: bool = False) -> None:
         """Write ``data`` at ``offset`` (bytes, any alignment); returns when the target acknowledged all of it.
 
-        Writes that overlap are carried out one after the other; a partial sector is read, changed and written back
-        with its range held.  RequestError as for :meth:`read`; what was written before an error is not known.
+        ``behind``: whole sectors of up to 1 MiB may be acknowledged later, once all of their frames are sent, and an
+        error is then in ``self.behind``.  Writes that overlap are carried out one after the other; a partial sector is
+        read, changed and written back with its range held.  RequestError as for :meth:`read`; what was written before
+        an error is not known.
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)
         self._check_range(first, end)
@@ -196,15 +160,40 @@ class Disk:
         if not self.target.order.acquire(claim):
             await self._wait_for_claim(claim)
         self.generation += 1
+        left_behind = False
         try:
             buffer = memoryview(data)
             if offset % SECTOR_BYTES or len(data) % SECTOR_BYTES:
                 buffer = await self._fill_edges(first, end, offset, data)
+            elif behind and end - first <= MAX_REQUEST_SECTORS:
+                left_behind = await self._write_behind(claim, buffer, requests)
+                return
             await self._transfer(first, buffer, write=True, requests=requests)
         finally:
-            self.generation += 1
-            self.target.release(claim, requests)
-            self._driver.arm(self.target, self._driver.now())
+            if not left_behind:
+                self._end_write(claim, requests)
+
+    async def _write_behind(self, claim: Claim, buffer: memoryview, requests: list[Request]) -> bool:
+        """Send whole sectors; True when they are still to be acknowledged, by which the claim then ends."""
+        first, sectors = claim.first, claim.end - claim.first
+        request = await self._carry_out(first, sectors, buffer, write=True, requests=requests, behind=True)
+        if request.ended:
+            return False
+        self.target.dirty = True
+        self.behind.add(request)
+        request.on_end = partial(self._end_write_behind, claim)
+        return True
+
+    def _end_write_behind(self, claim: Claim, request: Request) -> None:
+        self._end_write(claim, [request])
+        self.behind.end(request)
+        if request.error is not None:
+            self._driver.write_was_lost(self, request.error)
+
+    def _end_write(self, claim: Claim, requests: list[Request]) -> None:
+        self.generation += 1
+        self.target.release(claim, requests)
+        self._driver.arm(self.target, self._driver.now())
 
     async def flush(self) -> None:
         """Make what was acknowledged durable, with the command that the target announces (none: nothing to do).
@@ -213,6 +202,7 @@ class Disk:
         own command (ABRT) has no cache that we could flush; that is remembered and shown.
         """
         target = self.target
+        await self.behind.settle()
         opcode = target.identity.flush_opcode
         written = target.writes
         if opcode is not None and not target.flush_refused:
@@ -227,7 +217,7 @@ class Disk:
                 log.warning("%s refuses its own flush command: what it caches cannot be made durable", target.name)
             else:
                 target.flushes += 1
-        if target.writes == written:
+        if target.writes == written and not self.behind.pending:
             target.dirty = False
 
     def our_macs(self) -> tuple[bytes, ...]:
@@ -344,10 +334,13 @@ class Disk:
         *,
         write: bool,
         requests: list[Request] | None = None,
-    ) -> memoryview:
-        """One Request from its beginning to its end; its buffer."""
+        behind: bool = False,
+    ) -> Request:
+        """One Request from its beginning to its end, or ``behind``: to its last sending."""
         wait = Wait(self._waiting)
         request = Request(lba, sectors, buffer, write=write, on_end=wait.wake)
+        if behind:
+            request.on_sent = wait.wake
         if requests is not None:
             requests.append(request)
         self.target.submit(request, self._driver.now())
@@ -356,13 +349,16 @@ class Disk:
             self._driver.wait_in_place(self.target, wait)
         try:
             await wait.wait()
+            while behind and not (request.ended or self.target.is_on_the_wire(request)):
+                wait.woken = False
+                await wait.wait()
         except trio.Cancelled:
             self.target.abandon(request)
             self._driver.pump(self.target)  # others may have waited for its memory
             raise
         if request.error is not None:
             raise request.error
-        return request.result
+        return request
 
     async def _wait_for_claim(self, claim: Claim) -> None:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 
 import trio
 
-from aoefs.disk import Disk, Waiting
-from aoefs.errors import TargetLost
+from aoefs.disk import Disk
+from aoefs.errors import RequestError, TargetLost
 from aoefs.initiator import Initiator, State, TargetStatistics
 from aoefs.inplace import InPlace
 from aoefs.link import LinkStatistics
@@ -44,6 +44,7 @@ from aoefs.settings import Change, Settings
 from aoefs.shard import Shards, ShardStatistics
 from aoefs.strangers import Stranger
 from aoefs.tags import Exchange, TagTable
+from aoefs.waiting import Waiting
 
 log = logging.getLogger("aoefs")
 
@@ -180,6 +181,13 @@ class Engine:
         except trio.ClosedResourceError:
             return
         self._blocked.pop(port, None)
+
+    def write_was_lost(self, disk: Disk, error: RequestError) -> None:
+        """A write failed that had been answered: the kernel must not go on showing its data as those of the disk."""
+        lba = getattr(error, "lba", None)
+        at = f" at LBA {lba}" if lba is not None else ""
+        log.error("%s: a write%s failed after it was answered: %s", disk.target.name, at, error)
+        self.settings.on_change(disk, Change.REVALIDATED)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

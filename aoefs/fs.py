@@ -34,6 +34,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
+from aoefs.behind import WriteStream
 from aoefs.control import Control, ControlFile
 from aoefs.disk import Disk, make_buffer
 from aoefs.engine import Engine
@@ -105,6 +106,7 @@ class Handle:
     picture: bytes = b""
     control: ControlNode | None = None
     ahead: ReadAhead | None = None
+    stream: WriteStream | None = None
 
 
 class _Buffers:
@@ -151,8 +153,9 @@ class AoeOperations(pyfuse3.Operations):
     """See the module.
 
     ``control`` is what ``.aoefs`` holds; ``umask`` is taken from 0666 (files) and 0777 (directories), and control
-    files are never writable for others than their owner; ``direct`` bypasses the kernel's page cache; ``reserve``
-    takes the reservation of what is opened for writing, and gives it back at the last close.
+    files are never writable for others than their owner; ``direct`` bypasses the kernel's page cache; ``sync`` answers
+    no write early (``aoefs.behind``); ``reserve`` takes the reservation of what is opened for writing, and gives it
+    back at the last close.
     """
 
     def __init_subclass__(cls) -> None:
@@ -168,6 +171,7 @@ class AoeOperations(pyfuse3.Operations):
         umask: int,
         read_only: bool = False,
         direct: bool = False,
+        sync: bool = False,
         reserve: bool = False,
     ) -> None:
         super().__init__()
@@ -177,6 +181,7 @@ class AoeOperations(pyfuse3.Operations):
         self._umask = umask
         self._read_only = read_only
         self._direct = direct
+        self._sync = sync
         self._reserve = reserve
         self.read_aheads: ReadAheads | None = None  # for mounts whose read-ahead in the kernel stays small
         self._buffers = _Buffers()
@@ -361,10 +366,12 @@ class AoeOperations(pyfuse3.Operations):
             raise FUSEError(errno.ESTALE)
         if writing:
             await self._begin_writing(node)
-        sync = self._direct and bool(flags & (os.O_SYNC | os.O_DSYNC))
-        whole_writes = not self._direct and bool(flags & os.O_DIRECT)
-        handle = Handle(node, writing=writing, flush_each_write=sync, whole_writes=whole_writes)
-        if self.read_aheads is not None and not self._direct and not flags & os.O_DIRECT:
+        sync = bool(flags & (os.O_SYNC | os.O_DSYNC))
+        cached = not self._direct and not flags & os.O_DIRECT
+        whole_writes = not self._direct and not cached
+        handle = Handle(node, writing=writing, flush_each_write=self._direct and sync, whole_writes=whole_writes)
+        handle.stream = WriteStream(node.disk.behind, early=cached and not sync and not self._sync)
+        if self.read_aheads is not None and cached:
             handle.ahead = ReadAhead(node.disk, self.read_aheads)
         number = self._add_handle(handle)
         keep_cache = node.views.may_keep_pages(node)
@@ -470,8 +477,8 @@ class AoeOperations(pyfuse3.Operations):
     @_guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._handles[fh]
-        node = handle.node
-        if node is None:
+        node, stream = handle.node, handle.stream
+        if node is None or stream is None:
             return await self._write_control(handle.control, buf)
         try:
             room = node.room(off)
@@ -479,7 +486,8 @@ class AoeOperations(pyfuse3.Operations):
                 raise FUSEError(errno.ENOSPC)
             data = buf if len(buf) <= room else memoryview(buf)[:room]
             if data:
-                await node.disk.write(node.start + off, data)
+                stream.tell()
+                await node.disk.write(node.start + off, data, behind=stream.goes_on(off, len(data)))
             if handle.flush_each_write:
                 await node.disk.flush()
         except RequestError as error:
@@ -491,9 +499,10 @@ class AoeOperations(pyfuse3.Operations):
     @_guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Always asks the target: what it acknowledged may be in a cache of its own."""
-        node = self._handles[fh].node
-        if node is not None:
-            await self._flush(node)
+        handle = self._handles[fh]
+        if handle.node is not None:
+            await self._flush(handle.node)
+            self._tell_of_lost_writes(handle, once=True)
 
     @_guarded
     async def flush(self, fh: int) -> None:
@@ -509,6 +518,7 @@ class AoeOperations(pyfuse3.Operations):
             return
         if node.target.dirty:
             await self._flush(node)
+        self._tell_of_lost_writes(handle, once=False)
         if node is node.views.whole and not node.target.is_silent:
             with trio.move_on_after(TABLE_SECONDS):
                 await self.read_table(node.disk)
@@ -518,6 +528,14 @@ class AoeOperations(pyfuse3.Operations):
             await node.disk.flush()
         except RequestError as error:
             raise self._fail(node, "flush", error) from None
+
+    def _tell_of_lost_writes(self, handle: Handle, *, once: bool) -> None:
+        if handle.node is None or handle.stream is None:
+            return  # a control file
+        try:
+            handle.stream.tell(once=once)
+        except RequestError as error:
+            raise self._fail(handle.node, "an earlier write", error) from None
 
     @_guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

@@ -257,6 +257,8 @@ class Initiator:
             request.cursor += taken
             if request.cursor == request.sectors:
                 self._fresh.popleft()
+                if request.on_sent is not None:
+                    request.on_sent(request)
             resent = False
         else:
             if taken < sectors:
@@ -470,6 +472,12 @@ class Initiator:
     def is_idle(self) -> bool:
         """Nothing is in flight and nothing waits to be sent."""
         return not (self.in_flight or self._fresh or self._again)
+
+    def is_on_the_wire(self, request: Request) -> bool:
+        """All of it was sent and may be counted on to arrive: nothing of this target waits to be sent again, and no
+        path had a timeout since its last answer.  So all that is unanswered then fits into the windows.
+        """
+        return request.cursor == request.sectors and not self._again and not any(p.rtt.backoff for p in self.paths)
 
     def answers_within(self, seconds: float) -> bool:
         """Its answers usually come that soon."""

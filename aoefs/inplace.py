@@ -22,11 +22,11 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 
-from aoefs.disk import Wait, Waiting
 from aoefs.initiator import Initiator
 from aoefs.port import Port
 from aoefs.receiver import Receiver
 from aoefs.shard import Shards
+from aoefs.waiting import Wait, Waiting
 
 PATIENCE = 0.001  # seconds: the least that epoll can wait
 AWAY = 0.004  # seconds without a turn of the loop; below the least RTO

@@ -100,6 +100,7 @@ class Mount:
                 umask=options.umask,
                 read_only=options.read_only,
                 direct=options.direct,
+                sync=options.sync,
                 reserve=options.reserve,
             )
             if not options.plain_loop:
@@ -311,7 +312,8 @@ class Mount:
                 disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
             )
             log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
-        return not failed and not engine.roster.dirty_lost
+        untold = any(disk.behind.lost > disk.behind.told for disk in engine.disks.values())
+        return not (failed or untold or engine.roster.dirty_lost)
 
 
 def _summary(engine: Engine) -> str:

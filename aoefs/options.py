@@ -63,6 +63,7 @@ class MountOptions:
     deadsecs: float = 180.0
     maxout: int = 64
     direct: bool = False
+    sync: bool = False
     allow_mac: tuple[bytes, ...] = ()
     uid: int
     gid: int
@@ -188,6 +189,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")
     add("--maxout", type=whole(1, 65535), metavar="N", help="most commands in flight to one target (default 64)")
     add("--direct", action=flag, help="no page cache: for disks that other hosts write too")
+    add("--sync", action=flag, help="answer a write only when the target has, in streams of small writes too")
     add(
         "--allow-mac",
         action="append",

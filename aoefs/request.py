@@ -61,7 +61,7 @@ class Request:
     ``todo`` has a bit for each sector that was not answered yet; ``ended`` once it is 0 or ``error`` is set, and then
     ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it; ``result``
     is what it was.  A read may give a function that makes the buffer when its first command goes out: what only waits
-    in the queue of a target needs no memory.
+    in the queue of a target needs no memory.  ``on_sent(request)``, if given, is called when its last command goes out.
     """
 
     __slots__ = (
@@ -75,6 +75,7 @@ class Request:
         "lba",
         "make_buffer",
         "on_end",
+        "on_sent",
         "result",
         "sectors",
         "submitted_at",
@@ -99,6 +100,7 @@ class Request:
         self.borrowed = 0  # bytes, of the memory that all reads share
         self.write = write
         self.on_end = on_end
+        self.on_sent: Callable[[Request], object] | None = None
         self.todo = bits(0, sectors)
         self.cursor = 0  # sectors from here on were never sent
         self.error: RequestError | None = None

@@ -15,12 +15,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from aoefs.disk import Wait, Waiting
 from aoefs.initiator import Initiator
 from aoefs.inplace import AWAY, LONE_COMMANDS, InPlace
 from aoefs.port import Port
 from aoefs.receiver import Receiver
 from aoefs.shard import Shards
+from aoefs.waiting import Wait, Waiting
 from tests.ports import open_scene
 
 

@@ -25,8 +25,8 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("links", {"mmsg", "link", "landing", "sending", "port", "batch"}),
     (
         "tasks",
-        {"discovery", "disk", "engine", "exchange", "inplace", "readahead", "receiver", "reservation"}
-        | {"roster", "server", "settings", "shard"},
+        {"behind", "discovery", "disk", "engine", "exchange", "inplace", "readahead", "receiver", "reservation"}
+        | {"roster", "server", "settings", "shard", "waiting"},
     ),
     (
         "faces",
