@@ -2,11 +2,11 @@
 
     python -m tests.soak [--minutes 10] [--seed N]
 
-Two targets (vblade on one cable, ours on two) are written by fio with checksums, by writers whose ranges overlap, and
-by fsync; meanwhile wires lose, double, reorder, hold back and swallow frames, answer falsely, or lose large ones only,
-targets sleep or are killed and started again, the daemon is stopped for seconds, and interfaces are switched off or get
-a small MTU.  In the end all of it must have succeeded, without one error in the status, and what a reader of the mount
-sees must be what lies in the images.
+Two targets (vblade on one cable, ours on two) are written by fio with checksums, by writers whose ranges overlap, in
+streams that are read back past the page cache while they last, and by fsync; meanwhile wires lose, double, reorder,
+hold back and swallow frames, answer falsely, or lose large ones only, targets sleep or are killed and started again,
+the daemon is stopped for seconds, and interfaces are switched off or get a small MTU.  In the end all of it must have
+succeeded, without one error in the status, and what a reader of the mount sees must be what lies in the images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import mmap
 import os
 import random
 import secrets
@@ -36,6 +37,8 @@ SIZE = 16 << 20
 HALF = SIZE // 2  # below it fio writes, above it the writers
 WRITERS = 4
 RANGE = 64 << 10  # bytes that one pair of writers shares
+STREAM = HALF + (1 << 20)  # where the range of a stream begins
+STREAM_BYTES = 1 << 20
 SECTOR = 512
 MIN_TURNS = 3  # of each pair of writers, however slow the machine is
 
@@ -113,6 +116,32 @@ def write_in_pairs(path: Path, pair: int, until: float, seed: int) -> None:
         os.fsync(descriptor)
 
 
+def write_streams(path: Path, until: float, seed: int) -> None:
+    """Blocks in order, which are answered early; whoever reads one past the page cache must find it."""
+    dice = random.Random(seed)
+    buffer = mmap.mmap(-1, STREAM_BYTES)
+    beside = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with path.open("r+b", buffering=0) as file:
+        for turn in itertools.count(1):
+            if time.monotonic() > until and turn > MIN_TURNS:
+                break
+            block = dice.choice((512, 4096, 4096, 16384, 65536))
+            start = dice.randrange(0, STREAM_BYTES // 2, block)
+            data = dice.randbytes(min(STREAM_BYTES - start, 64 * block))
+            file.seek(STREAM + start)
+            for first in range(0, len(data), block):
+                piece = data[first : first + block]
+                assert file.write(piece) == len(piece)
+                if dice.random() < 0.05:
+                    assert os.preadv(beside, [memoryview(buffer)[: len(piece)]], STREAM + start + first) == len(piece)
+                    assert buffer[: len(piece)] == piece, f"stream, turn {turn}: byte {start + first}"
+            if dice.random() < 0.5:
+                os.fsync(file.fileno())
+            assert os.preadv(beside, [memoryview(buffer)[: len(data)]], STREAM + start) == len(data)
+            assert buffer[: len(data)] == data, f"stream, turn {turn}"
+    os.close(beside)
+
+
 def _noting(call: Callable[..., object], failures: list[BaseException]) -> Callable[..., None]:
     def run(*arguments: object) -> None:
         try:
@@ -124,11 +153,12 @@ def _noting(call: Callable[..., object], failures: list[BaseException]) -> Calla
 
 
 def write_all(path: Path, seconds: float, seed: int) -> int:
-    """All pairs of writers of one target; the exit code."""
+    """All pairs of writers of one target, and its stream; the exit code."""
     until = time.monotonic() + seconds
     failures: list[BaseException] = []
     run = _noting(write_in_pairs, failures)
     threads = [threading.Thread(target=run, args=(path, pair, until, seed + pair)) for pair in range(WRITERS)]
+    threads.append(threading.Thread(target=_noting(write_streams, failures), args=(path, until, seed + WRITERS)))
     for thread in threads:
         thread.start()
     for thread in threads:

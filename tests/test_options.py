@@ -51,6 +51,7 @@ EVERY_OPTION = [
     ("deadsecs", "0.5", ("deadsecs", 0.5)),
     ("maxout", "7", ("maxout", 7)),
     ("direct", None, ("direct", True)),
+    ("sync", None, ("sync", True)),
     ("allow-mac", "02-00-00-00-00-0a", ("allow_mac", (b"\2\0\0\0\0\n",))),
     ("max-targets", "5", ("max_targets", 5)),
     ("reserve", None, ("reserve", True)),
