@@ -7,9 +7,9 @@ lost (:class:`Behind`), of an open file whether its writes are a stream and whic
 
 What holds always:
 
-- Only a write of whole sectors that goes on where the last one through the same open file ended, after ``IN_ORDER``
-  such, is answered early; never one of somebody who asked for more (O_DIRECT, O_SYNC, O_DSYNC, ``--direct``,
-  ``-o sync``).
+- Only a write of whole sectors and at most ``MAX_BYTES`` that goes on where the last one through the same open file
+  ended, after ``IN_ORDER`` such, is answered early; never one of somebody who asked for more (O_DIRECT, O_SYNC,
+  O_DSYNC, ``--direct``, ``-o sync``).
 - It is answered when all of its frames were sent and nothing of its target waits to be sent again.  So what is
   pending fits into the window of the target, and whoever kills this process loses nothing but what the network loses
   at that very moment.
@@ -19,8 +19,8 @@ What holds always:
   told, once: at his next write or fsync, or by each close until then (it may be the one of a child).
 
 Rejected: the kernel's writeback cache (see ``aoefs.fs``), gathering small writes into large ones (faster still, but a
-killed process would take acknowledged data with it), and answering every write early (errors come at once, to
-whoever does not write a stream).
+killed process would take acknowledged data with it), answering every write early (errors come at once, to whoever
+does not write a stream), and large ones too (nothing to win, and more memory to hold).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from aoefs.errors import RequestError
 from aoefs.request import Request
 from aoefs.waiting import Wait, Waiting
 
+MAX_BYTES = 1 << 17
 IN_ORDER = 8  # writes in order, one after another, from which they are a stream
 
 
@@ -79,7 +80,7 @@ class Behind:
 
 
 class WriteStream:
-    """The writes through one open file.  Without ``early`` they never count as a stream."""
+    """The writes through one open file.  Without ``early`` none is answered early."""
 
     __slots__ = ("_behind", "_early", "_in_order", "_known", "_next")
 
@@ -94,7 +95,7 @@ class WriteStream:
         """The next write is of ``size`` bytes at ``offset``: whether it may be answered early."""
         self._in_order = self._in_order + 1 if offset == self._next else 0
         self._next = offset + size
-        return self._early and self._in_order >= IN_ORDER
+        return self._early and self._in_order >= IN_ORDER and size <= MAX_BYTES
 
     def tell(self, *, once: bool = True) -> None:
         """Raise why writes of this disk were lost since the file was opened, or since this was told ``once``."""

@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.ata import ErrorBit, Status
-from aoefs.behind import IN_ORDER
+from aoefs.behind import IN_ORDER, MAX_BYTES
 from aoefs.disk import Disk
 from aoefs.errors import AtaError
 from aoefs.settings import Change, Settings
@@ -361,3 +361,17 @@ async def test_a_refused_write_is_lost_with_its_own_reason(autojump_clock: MockC
         assert isinstance(disk.behind.error, AtaError)
         assert disk.behind.error.lba == 6
         assert len([frame for _, _, frame in scene.wire.sent() if is_write(frame)]) == 1
+
+
+async def test_large_writes_of_a_stream_are_not_answered_early(autojump_clock: MockClock) -> None:
+    async with mounted() as mount:
+        target = mount.scene.add_target(sectors=(IN_ORDER + 1) * (MAX_BYTES // 512 + 1), max_sectors=17)
+        mount.scene.port.max_sectors = 17
+        disk = await mount.scene.disk()
+        handle = await mount.open()
+        large = MAX_BYTES + 512
+        for number in range(IN_ORDER):
+            await mount.write(handle, number * large, bytes(large))
+        acknowledge_slowly(target)
+        await mount.write(handle, IN_ORDER * large, bytes(large))
+        assert not disk.behind.pending

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.forwarder import python_module
 from tests.lab import INITIATOR, TARGET, Lab, Mount, wait_until
@@ -143,7 +143,7 @@ class Worker:
         except Exception as error:
             self.failure = error
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
