@@ -126,15 +126,15 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _refuse_misplaced_command(paths: list[str]) -> None:
-    """``aoefs -v status /mnt`` and ``aoefs dicsover`` are no mount points but mistakes that can be named."""
+    """``aoefs -v status /mnt``, ``aoefs dicsover`` and ``aoefs pnig 0.1`` are no mounts but mistakes with a name."""
     word = paths[0] if paths else "/"
-    if "/" in word or os.path.lexists(word):
+    if "/" in word or os.path.lexists(word) or os.path.exists(f"/sys/class/net/{word}"):
         return
     import difflib
 
     alike = [word] if word in COMMANDS else difflib.get_close_matches(word, COMMANDS)
-    if alike and (len(paths) == 1 or word in COMMANDS):
-        raise UserError(f"'{word}' is no directory: for the command write 'aoefs {alike[0]} ...'", exit_code=2)
+    if alike:
+        raise UserError(f"there is no '{word}': for the command write 'aoefs {alike[0]} ...'", exit_code=2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
