@@ -180,6 +180,7 @@ class Disk:
         if request.ended:
             return False
         self.target.dirty = True
+        self.generation += 1  # who began to read before this moment may have been faster than the write
         self.behind.add(request)
         request.on_end = partial(self._end_write_behind, claim)
         return True

@@ -14,6 +14,7 @@ from aoefs.ata import ErrorBit, Status
 from aoefs.behind import IN_ORDER, MAX_BYTES
 from aoefs.disk import Disk
 from aoefs.errors import AtaError
+from aoefs.readahead import ReadAhead, ReadAheads
 from aoefs.settings import Change, Settings
 from tests.ports import DELAY, Target, nothing_is_left, open_scene
 from tests.segment import is_write
@@ -210,6 +211,27 @@ async def test_a_late_copy_of_a_pending_write_keeps_its_range(autojump_clock: Mo
         await disk.write(0, b"m" * BLOCK)
         await trio.sleep(1)
         assert target.data[:BLOCK] == b"m" * BLOCK
+
+
+async def test_what_was_read_ahead_before_a_write_was_answered_is_not_used_after(autojump_clock: MockClock) -> None:
+    """The write waits for the window, somebody reads ahead meanwhile, and the read overtakes the write."""
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"o" * 64 * BLOCK)
+        ahead = ReadAhead(disk, ReadAheads(scene.nursery))
+        scene.wire.route = lambda frame: [(SLOW if is_write(frame) else DELAY, frame)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.read, 64 * BLOCK, target.machine.buffer_count * BLOCK)
+            await trio.sleep(DELAY / 4)
+            nursery.start_soon(write_behind, disk, 20)
+            await trio.sleep(DELAY / 4)
+            for block in range(3):
+                nursery.start_soon(ahead.read, block * BLOCK, BLOCK, 64 * BLOCK)
+        assert disk.behind.pending
+        assert ahead._chunks
+        assert await ahead.read(20 * BLOCK, BLOCK, 64 * BLOCK) == b"n" * BLOCK
+        assert not disk.behind.pending
 
 
 async def test_a_cancelled_write_that_was_not_sent_is_not_pending(autojump_clock: MockClock) -> None:
