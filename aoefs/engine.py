@@ -263,24 +263,22 @@ class Engine:
         )
 
     def fail_all(self) -> None:
-        """Fail everything that waits.  A target that is up can still be flushed."""
+        """Fail everything that somebody waits for.  What was answered already and not acknowledged still can be, and a
+        target that is up can still be flushed.
+        """
         for disk in self.disks.values():
-            was_up = disk.target.state is State.UP
-            self._put_down(disk)
-            if was_up:
-                disk.target.state = State.UP
-
-    def _put_down(self, disk: Disk) -> None:
-        error = TargetLost("the engine stopped")
-        disk.target.go_down(State.DOWN, error)
-        disk.interrupt(error)
+            error = TargetLost("the engine stopped")
+            disk.target.fail_all(error, disk.behind.pending)
+            disk.interrupt(error)
 
     def stop(self) -> None:
         """Stopped: flush the queues of the shards, fail what waits and every later request."""
         self._shards.flush()
         self.in_place.close()
         for disk in self.disks.values():
-            self._put_down(disk)
+            error = TargetLost("the engine stopped")
+            disk.target.go_down(State.DOWN, error)
+            disk.interrupt(error)
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
 
@@ -553,10 +554,15 @@ class Initiator:
         """Leave UP: all that waits fails with ``error``, in the order in which it came."""
         if self.state is not State.REPLACED:
             self.state = state
-        for request in [*self._waiting, *self._fresh]:
-            self.fail(request, error)
+        self.fail_all(error)
         self._fresh.clear()
         self._again.clear()
+
+    def fail_all(self, error: RequestError, spared: Container[Request] = ()) -> None:
+        """What waits fails with ``error``, in the order in which it came, but for the ``spared``."""
+        for request in [*self._waiting, *self._fresh]:
+            if request not in spared:
+                self.fail(request, error)
 
     def come_up(self, now: float) -> None:
         """Identified again as the same disk: what waits is sent at once."""

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from aoefs.ata import ErrorBit, Status
 from aoefs.behind import IN_ORDER, MAX_BYTES
 from aoefs.disk import Disk
-from aoefs.errors import AtaError
+from aoefs.errors import AtaError, TargetLost
 from aoefs.readahead import ReadAhead, ReadAheads
 from aoefs.settings import Change, Settings
 from tests.ports import DELAY, Target, nothing_is_left, open_scene
@@ -267,6 +267,30 @@ async def test_a_target_that_goes_down_loses_what_is_pending_and_says_so(
         assert Change.REVALIDATED in changes
         await trio.sleep(5)
         assert nothing_is_left(disk.target)
+
+
+async def test_who_fails_all_that_waits_does_not_fail_what_was_answered(autojump_clock: MockClock) -> None:
+    """As at the end of a mount: the last flush waits for it, and sends it again if it must."""
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"o" * BLOCK)
+        target.silent = True
+        await write_behind(disk, 0)
+        await trio.sleep(0.05)
+        async with trio.open_nursery() as nursery:
+
+            async def write_in_vain() -> None:
+                with pytest.raises(TargetLost):
+                    await disk.write(BLOCK, b"n" * BLOCK)
+
+            nursery.start_soon(write_in_vain)
+            await trio.sleep(0.05)
+            scene.engine.fail_all()
+        target.silent = False
+        await disk.flush()
+        assert target.data[:BLOCK] == b"n" * BLOCK
+        assert disk.behind.lost == 0
 
 
 # ── an open file ──────────────────────────────────────────────────────────────────────────────────────────────────
