@@ -49,7 +49,11 @@ class Reservation:
             self.writers += 1
 
     async def give_back(self) -> None:
-        """One writer less; RequestError when the target cannot be told (then it is, when it is back)."""
+        """One writer less, once nothing is pending: what the kernel writes for a mapping comes without a later flush.
+
+        RequestError when the target cannot be told (then it is, when it is back).
+        """
+        await self._disk.behind.settle()
         async with self._lock:
             self.writers = max(0, self.writers - 1)
             if not self.writers and self._disk.target.state is not State.REPLACED:  # it has taken its list with it

@@ -16,6 +16,7 @@ from aoefs.disk import Disk
 from aoefs.errors import AtaError, TargetLost
 from aoefs.readahead import ReadAhead, ReadAheads
 from aoefs.settings import Change, Settings
+from aoefs.wire import AoeCommand
 from tests.ports import DELAY, Target, nothing_is_left, open_scene
 from tests.segment import is_write
 from tests.test_disk import flushes
@@ -346,6 +347,21 @@ async def test_close_waits_for_what_is_pending(autojump_clock: MockClock) -> Non
         await mount.operations.flush(handle)
         assert trio.current_time() - began > SLOW
         assert flushes(mount.scene)[-1] > began + SLOW
+
+
+async def test_a_reservation_is_held_until_nothing_is_pending(autojump_clock: MockClock) -> None:
+    """The kernel writes the pages of a mapping after the last close, of which comes only the release then."""
+    async with mounted(reserve=True) as mount:
+        target = mount.scene.add_target()
+        disk = await mount.scene.disk()
+        handle = await mount.open()
+        offset = await begin_stream(mount, handle)
+        acknowledge_slowly(target)
+        assert await timed(mount, handle, offset) == 0
+        await mount.operations.release(handle)
+        assert not disk.behind.pending
+        given_back = mount.scene.wire.sent(AoeCommand.RESERVE)[-1][0]
+        assert given_back > mount.scene.wire.sent(AoeCommand.ATA)[-1][0] + SLOW
 
 
 @pytest.mark.parametrize("how", ["write", "fsync"])
