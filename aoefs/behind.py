@@ -16,7 +16,9 @@ What holds always:
 - It keeps its range until it is acknowledged: no write that overlaps is sent, no read of it begins.
 - Flush waits for what was pending when it came, and then asks the target: so do fsync, close and unmount.
 - A write that fails after all is logged, the kernel drops its pages of the disk, and whoever has the disk open is
-  told, once: at his next write or fsync, or by each close until then (it may be the one of a child).
+  told: once at his next write, and once at his next fsync, or by each close until then (it may be the one of a child).
+  A write does not do for fsync: a loop device or qemu writes for many through one open file, and the next write need
+  not be by him who lost the last one.
 
 Rejected: the kernel's writeback cache (see ``aoefs.fs``), gathering small writes into large ones (faster still, but a
 killed process would take acknowledged data with it), answering every write early (errors come at once, to whoever
@@ -82,7 +84,7 @@ class Behind:
 class WriteStream:
     """The writes through one open file.  Without ``early`` none is answered early."""
 
-    __slots__ = ("_behind", "_early", "_in_order", "_known", "_next")
+    __slots__ = ("_behind", "_early", "_in_order", "_known", "_known_to_writer", "_next")
 
     def __init__(self, behind: Behind, *, early: bool) -> None:
         self._behind = behind
@@ -90,6 +92,7 @@ class WriteStream:
         self._next = -1  # where a write in order goes on (bytes)
         self._in_order = 0
         self._known = behind.lost
+        self._known_to_writer = behind.lost
 
     def goes_on(self, offset: int, size: int) -> bool:
         """The next write is of ``size`` bytes at ``offset``: whether it may be answered early."""
@@ -97,12 +100,25 @@ class WriteStream:
         self._next = offset + size
         return self._early and self._in_order >= IN_ORDER and size <= MAX_BYTES
 
+    def tell_writer(self) -> None:
+        """Raise why writes of this disk were lost since the file was opened, or since anybody was told through it.
+
+        Whoever is told may not be who lost them, so fsync fails all the same.  The next write begins a new stream.
+        """
+        if self._behind.lost != self._known_to_writer:
+            self._known_to_writer = self._behind.lost
+            self._next = -1
+            self._raise()
+
     def tell(self, *, once: bool = True) -> None:
-        """Raise why writes of this disk were lost since the file was opened, or since this was told ``once``."""
+        """As :meth:`tell_writer`, but since this was told ``once``, whatever writers were told."""
+        if self._behind.lost != self._known:
+            if once:
+                self._known = self._known_to_writer = self._behind.lost
+            self._raise()
+
+    def _raise(self) -> None:
         behind = self._behind
-        if behind.error is None or behind.lost == self._known:
-            return
+        assert behind.error is not None
         behind.told = behind.lost
-        if once:
-            self._known = behind.lost
         raise behind.error.with_traceback(None)

@@ -486,7 +486,7 @@ class AoeOperations(pyfuse3.Operations):
                 raise FUSEError(errno.ENOSPC)
             data = buf if len(buf) <= room else memoryview(buf)[:room]
             if data:
-                stream.tell()
+                stream.tell_writer()
                 await node.disk.write(node.start + off, data, behind=stream.goes_on(off, len(data)))
             if handle.flush_each_write:
                 await node.disk.flush()

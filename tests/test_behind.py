@@ -365,7 +365,7 @@ async def test_a_reservation_is_held_until_nothing_is_pending(autojump_clock: Mo
 
 
 @pytest.mark.parametrize("how", ["write", "fsync"])
-async def test_each_open_file_is_told_once_of_a_lost_write(
+async def test_each_open_file_is_told_of_a_lost_write_once_by_write_and_once_by_fsync(
     autojump_clock: MockClock, announce: Announce, how: str
 ) -> None:
     announce("e0.0: a write at LBA 16 failed after it was answered: ")
@@ -385,17 +385,37 @@ async def test_each_open_file_is_told_once_of_a_lost_write(
             for _ in range(2):
                 with fails(errno.EIO):
                     await mount.operations.flush(told)  # the close of a copy
-            with fails(errno.EIO):
-                if how == "write":
+            if how == "write":
+                with fails(errno.EIO):
                     await mount.write(told, offset + BLOCK, b"n" * BLOCK)
-                else:
-                    await mount.operations.fsync(told, False)
+                await mount.write(told, offset + BLOCK, b"n" * BLOCK)
+                with fails(errno.EIO):
+                    await mount.operations.flush(told)  # what was lost may be somebody else's
+            with fails(errno.EIO):
+                await mount.operations.fsync(told, False)
             await mount.write(told, offset, b"n" * BLOCK)
             await mount.operations.fsync(told, False)
             await mount.operations.flush(told)
         later = await mount.open()
         await mount.write(later, 0, b"n" * BLOCK)
         await mount.operations.fsync(later, False)
+
+
+async def test_whoever_tries_again_after_a_loss_is_told_at_once(autojump_clock: MockClock, announce: Announce) -> None:
+    announce("failed after it was answered: ")
+    announce("e0.0: write at LBA 16 failed: ")
+    async with mounted() as mount:
+        target = mount.scene.add_target()
+        disk = await mount.scene.disk()
+        handle = await mount.open()
+        offset = await begin_stream(mount, handle)
+        refuse_writes(target, SLOW)
+        assert await timed(mount, handle, offset) == 0
+        await trio.sleep(0.1)
+        for _ in range(3):
+            with fails(errno.EIO):
+                await mount.write(handle, offset, b"n" * BLOCK)
+        assert disk.behind.lost == 1
 
 
 async def test_fsync_fails_for_a_write_that_fails_while_it_waits(autojump_clock: MockClock, announce: Announce) -> None:
