@@ -501,8 +501,7 @@ class AoeOperations(pyfuse3.Operations):
         """Always asks the target: what it acknowledged may be in a cache of its own."""
         handle = self._handles[fh]
         if handle.node is not None:
-            await self._flush(handle.node)
-            self._tell_of_lost_writes(handle, once=True)
+            await self._flush(handle, handle.node, once=True)
 
     @_guarded
     async def flush(self, fh: int) -> None:
@@ -516,26 +515,27 @@ class AoeOperations(pyfuse3.Operations):
         node = handle.node
         if node is None or not handle.writing:
             return
-        if node.target.dirty:
-            await self._flush(node)
-        self._tell_of_lost_writes(handle, once=False)
+        await self._flush(handle, node, once=False, asking=node.target.dirty)
         if node is node.views.whole and not node.target.is_silent:
             with trio.move_on_after(TABLE_SECONDS):
                 await self.read_table(node.disk)
 
-    async def _flush(self, node: Node) -> None:
+    async def _flush(self, handle: Handle, node: Node, *, once: bool, asking: bool = True) -> None:
+        """Flush the disk if ``asking``, and tell of lost writes; of both by one answer if both failed."""
         try:
-            await node.disk.flush()
+            if asking:
+                await node.disk.flush()
         except RequestError as error:
-            raise self._fail(node, "flush", error) from None
-
-    def _tell_of_lost_writes(self, handle: Handle, *, once: bool) -> None:
-        if handle.node is None or handle.stream is None:
-            return  # a control file
+            failure: FUSEError | None = self._fail(node, "flush", error)
+        else:
+            failure = None
         try:
-            handle.stream.tell(once=once)
+            if handle.stream is not None:
+                handle.stream.tell(once=once)
         except RequestError as error:
-            raise self._fail(handle.node, "an earlier write", error) from None
+            failure = self._fail(node, "an earlier write", error)
+        if failure is not None:
+            raise failure from None
 
     @_guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

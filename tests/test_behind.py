@@ -432,6 +432,28 @@ async def test_fsync_fails_for_a_write_that_fails_while_it_waits(autojump_clock:
             await mount.operations.fsync(handle, False)
 
 
+async def test_fsync_that_fails_on_a_silent_target_has_told_of_what_it_lost(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0 is down")
+    announce("failed after it was answered: ")
+    announce("e0.0: (flush|an earlier write) failed: ")
+    async with mounted(Settings(deadsecs=5)) as mount:
+        target = mount.scene.add_target()
+        disk = await mount.scene.disk()
+        handle = await mount.open()
+        offset = await begin_stream(mount, handle)
+        target.silent = True
+        assert await timed(mount, handle, offset) == 0
+        with fails(errno.EIO):
+            await mount.operations.fsync(handle, False)
+        assert disk.behind.told == disk.behind.lost == 1
+        target.silent = False
+        await trio.sleep(60)
+        await mount.write(handle, offset, b"n" * BLOCK)
+        await mount.operations.fsync(handle, False)
+
+
 async def test_a_refused_write_is_lost_with_its_own_reason(autojump_clock: MockClock, announce: Announce) -> None:
     announce("failed after it was answered: ")
     async with open_scene() as scene:
