@@ -475,10 +475,13 @@ class Initiator:
         return not (self.in_flight or self._fresh or self._again)
 
     def is_on_the_wire(self, request: Request) -> bool:
-        """All of it was sent and may be counted on to arrive: nothing of this target waits to be sent again, and no
-        path had a timeout since its last answer.  So all that is unanswered then fits into the windows.
+        """All of it was sent and may be counted on to arrive: nothing of this target waits to be sent again, no path
+        had a timeout since its last answer, and not all are down (what is sent there goes nowhere).  So all that is
+        unanswered then fits into the windows.
         """
-        return request.cursor == request.sectors and not self._again and not any(p.rtt.backoff for p in self.paths)
+        if request.cursor < request.sectors or self._again or any(path.rtt.backoff for path in self.paths):
+            return False
+        return any(path.healthy for path in self.paths)
 
     def answers_within(self, seconds: float) -> bool:
         """Its answers usually come that soon."""

@@ -107,6 +107,25 @@ async def test_what_the_socket_did_not_take_is_not_on_the_wire(autojump_clock: M
         assert nothing_is_left(disk.target)
 
 
+async def test_what_is_sent_on_a_link_that_is_down_is_not_on_the_wire(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"o" * BLOCK)
+        acknowledge_slowly(target)
+        await write_behind(disk, 0)
+        scene.wire.route = lambda _frame: []
+        scene.engine.port_changed(scene.port, up=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_behind, disk, 1)
+            await trio.sleep(SLOW / 2)
+            assert len(nursery.child_tasks) == len(disk.behind.pending) == 1
+            scene.wire.route = lambda frame: [(DELAY, frame)]
+            scene.engine.port_changed(scene.port, up=True)
+        await disk.behind.settle()
+        assert target.data[: 2 * BLOCK] == b"n" * 2 * BLOCK
+
+
 async def test_nothing_is_answered_early_while_the_target_is_silent(autojump_clock: MockClock) -> None:
     """However many writes come: what is pending was sent before it fell silent."""
     async with open_scene(Settings(deadsecs=0)) as scene:
