@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def _extensions() -> list[setuptools.Extension]:
 
 
 def _stay_pure(reason: BaseException) -> None:
-    print(f"warning: aoefs is installed as pure Python, which is slower: {reason}", file=sys.stderr)
+    why = textwrap.shorten(str(reason), 200)  # some say with which hundred arguments
+    print(f"warning: aoefs is installed as pure Python, which is slower: {why}", file=sys.stderr)
 
 
 class BuildExtensions(build_ext):

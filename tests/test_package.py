@@ -6,6 +6,7 @@ The wheel holds the hot path compiled, and its sources; without a compiler, or w
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -90,8 +91,8 @@ def test_when_told_so_the_wheel_is_pure(tmp_path: Path) -> None:
 
 def test_without_a_compiler_the_wheel_is_pure_and_the_build_says_why(tmp_path: Path) -> None:
     copy_sources(tmp_path)
-    said = build(tmp_path, "--wheel", CC="/bin/false")
-    assert "warning: aoefs is installed as pure Python, which is slower: command '/bin/false' failed" in said
+    said = build(tmp_path, "--wheel", CC="no-such-compiler")
+    assert re.search("^warning: aoefs is installed as pure Python, which is slower: .*no-such-compiler", said, re.M)
     [wheel] = (tmp_path / "dist").iterdir()
     assert held(wheel) == wanted()
 
