@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from aoefs import __version__, options
+from aoefs import __version__, is_compiled, options
 from aoefs.errors import UserError
 
 COMMANDS = {
@@ -59,7 +59,8 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             description=_DESCRIPTION + summaries,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("--version", action="version", version=f"aoefs {__version__}")
+        form = "compiled" if is_compiled() else "pure Python"
+        parser.add_argument("--version", action="version", version=f"aoefs {__version__} ({form})")
         options.add_arguments(parser)
         return parser
     summary = COMMANDS[command]

@@ -4,9 +4,15 @@ Owns all raw addresses of buffers, and ``ctypes`` on the hot path.  A :class:`Me
 message slots with a fixed number of I/O vectors each; its addresses and lengths are numpy arrays, so that a whole
 batch is laid out by a few array expressions.
 
-What holds always: the kernel reads or writes the addresses only during :meth:`MessageVector.send` or
-:meth:`MessageVector.receive`, which never block and never release the interpreter; so memory named in a vector must
-be alive during that call and no longer.
+What holds always:
+
+- The kernel reads or writes the addresses only during :meth:`MessageVector.send` or :meth:`MessageVector.receive`,
+  which never block and never release the interpreter; so memory named in a vector must be alive during that call and
+  no longer.
+- That memory is an attribute of something that outlives the call: the headers and the spill of the vector's owner,
+  the buffer of a Request that a Run in flight, or the run being sent, refers to.  Never of a local variable only: an
+  address is a number and keeps nothing, and where these modules are compiled (.build/backend.py) a local is let go of
+  after its last use, not at the end of its function.
 
 Rejected: TPACKET_V2 rings (slower here: small batches, and one more copy in the other process's time); one
 ``recv_into`` per frame for batches (105 k frames/s at two sectors where a batch reaches 170 k and more).
@@ -44,7 +50,7 @@ _MMSGHDR = np.dtype(
 
 
 def address_of(buffer: bytes | bytearray | memoryview | NDArray[Any]) -> int:
-    """Where the bytes of a contiguous buffer lie; valid while the caller keeps the buffer."""
+    """Where the bytes of a contiguous buffer lie; valid while an attribute (see the module) keeps the buffer."""
     if not isinstance(buffer, np.ndarray):
         buffer = np.frombuffer(buffer, np.uint8)
     address: int = buffer.__array_interface__["data"][0]

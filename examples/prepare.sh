@@ -40,16 +40,26 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $wanted >/dev/null
 }
 
-# install_aoefs WHAT: "." or ".[test]" into .venv, anew when pyproject.toml changed.  Editable, so that the command
-# and the tests never run different code.
+# is_compiled: what is compiled in place (nothing, with AOEFS_PURE=1) is of the sources as they are now.
+is_compiled() {
+    [ "$(cat .venv/installed-pure 2>/dev/null)" = "${AOEFS_PURE:-0}" ] || return 1
+    for built in aoefs/*.so; do
+        [ ! "${built%%.*}.py" -nt "$built" ] || return 1
+    done
+}
+
+# install_aoefs WHAT: "." or ".[test]" into .venv, anew when pyproject.toml, the way to build or what is compiled
+# changed.  Editable, so that the command and the tests never run different code.
 install_aoefs() {
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         stop "needs Python 3.11 or newer, and python3 is $(python3 -V 2>&1 | cut -d ' ' -f 2)"
     .venv/bin/python -c '' 2>/dev/null || python3 -m venv --clear .venv
     stamp=.venv/installed-aoefs$(printf %s "$1" | tr -dc a-z)
-    if [ ! -x .venv/bin/aoefs ] || [ ! "$stamp" -nt pyproject.toml ]; then
+    if [ ! -x .venv/bin/aoefs ] || [ ! "$stamp" -nt pyproject.toml ] ||
+        [ ! "$stamp" -nt .build/backend.py ] || ! is_compiled; then
         echo "$0: installing aoefs into $(pwd)/.venv"
         .venv/bin/python -m pip install -q --disable-pip-version-check -e "$1"
+        printf %s "${AOEFS_PURE:-0}" >.venv/installed-pure
         touch "$stamp"
     fi
 }

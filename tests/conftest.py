@@ -7,12 +7,16 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from pytest_trio.enable_trio_mode import *  # type: ignore[import-untyped]  # noqa: F403 (async tests run in trio)
 
+import aoefs
 from tests.lab import Lab
+
+PACKAGE = Path(aoefs.__file__).parent
 
 # A shell ignores SIGINT for what it runs in the background, and whatever a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,6 +25,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.register_profile("by-hand", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "by-hand")
+
+
+def pytest_sessionstart() -> None:
+    """What is compiled in place must be what the sources say."""
+    for built in PACKAGE.glob("*.so"):
+        source = PACKAGE / f"{built.name.partition('.')[0]}.py"
+        if source.exists() and source.stat().st_mtime > built.stat().st_mtime:
+            pytest.exit(f"{source.name} is newer than what was compiled of it: pip install -e . (tests/run.sh does)", 4)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs import __version__, cli, mountpoint
+from aoefs import __version__, cli, is_compiled, mountpoint
 from aoefs.errors import UserError
 from aoefs.tables import format_size, print_table, printable, target_row
 from tests.lab import INITIATOR, Lab, require, wait_until
@@ -82,7 +82,7 @@ def test_every_command_has_a_help_that_fits(command: str, capsys: pytest.Capture
 
 
 def test_the_version_is_told() -> None:
-    assert aoefs("--version").stdout == f"aoefs {__version__}\n"
+    assert aoefs("--version").stdout == f"aoefs {__version__} ({'compiled' if is_compiled() else 'pure Python'})\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs import cli
+from aoefs import cli, is_compiled
 from aoefs.ata import decode_identify_untrusted
 from aoefs.commands import doctor
 from aoefs.commands.path_test import PathResult, advice, largest
@@ -489,6 +489,8 @@ def test_a_healthy_host_gets_a_line_for_everything(run: Run) -> None:
     checks = "python|package (numpy|pyfuse3|rich|trio)|fuse|fusermount3|user_allow_other|raw Ethernet|CAP_NET_ADMIN"
     assert len([check for check in found if re.fullmatch(checks, check)]) == 10
     assert {"kernel driver", "CAP_SYS_RESOURCE", "system log"} <= set(found)
+    state, text, _ = found["hot path"]
+    assert (state, text.split(",")[0]) == (("ok", "compiled") if is_compiled() else ("warn", "pure Python"))
 
 
 def test_without_rights_and_without_fuse_the_doctor_says_how_to_get_them(lab: Lab) -> None:

@@ -1,9 +1,16 @@
-"""The package as others get it: wheel and sdist, built without network from a copy of the sources."""
+"""The package as others get it: wheel and sdist, built without network from a copy of the sources.
+
+The wheel holds the hot path compiled, and its sources; without a compiler, or when told so, the sources alone.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import runpy
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -11,31 +18,52 @@ from pathlib import Path
 
 import pytest
 
-from aoefs import __version__
+from aoefs import __version__, is_compiled
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "aoefs")
+BACKEND = ROOT / ".build/backend.py"
+COMPILED = runpy.run_path(str(BACKEND))["COMPILED"]
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", ".build", "aoefs")
 
 
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    answer = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "AOEFS_PURE": "0", **variables}
+    answer = subprocess.run(
+        arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer
 
 
 def wanted() -> set[str]:
-    """Every file of the package."""
-    files = (path for path in (ROOT / "aoefs").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    """Every file of the package, as far as nothing has been made of it."""
+    files = (path for path in (ROOT / "aoefs").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".so"))
     return {str(path.relative_to(ROOT)) for path in files}
+
+
+def held(wheel: Path) -> set[str]:
+    """The files of the package in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    return {name for name in names if not name.startswith(f"aoefs-{__version__}.dist-info/")}
+
+
+def copy_sources(path: Path) -> None:
+    run("cp", "-r", *(ROOT / name for name in SOURCES), path, cwd=path)
+
+
+def build(path: Path, *arguments: str, **variables: str) -> str:
+    """Build what is in ``path`` into ``path/dist``; what was said."""
+    answer = run(sys.executable, "-m", "build", "--no-isolation", *arguments, path, cwd=path, **variables)
+    return answer.stdout + answer.stderr
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the sdist, and with the wheel that was built from that."""
     path = tmp_path_factory.mktemp("build")
-    run("cp", "-r", *(ROOT / name for name in SOURCES), path, cwd=path)
-    answer = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", path / "dist", path, cwd=path)
-    said = answer.stdout + answer.stderr
+    copy_sources(path)
+    said = build(path)
     assert "Warning" not in said, said
     assert "deprecated" not in said.lower(), said
     return path / "dist"
@@ -43,13 +71,52 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_and_sdist_hold_every_file_and_no_other(built: Path) -> None:
     [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
-    with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if not name.endswith("/")}
-    info = f"aoefs-{__version__}.dist-info/"
-    assert {name for name in held if not name.startswith(info)} == wanted()
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    assert held(wheel) == {*wanted(), *(f"aoefs/{name}{suffix}" for name in (*COMPILED, "hot__mypyc"))}
+    assert "-none-any" not in wheel.name
     with tarfile.open(sdist) as archive:
-        held = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    assert held >= {*wanted(), "pyproject.toml", "README.md", "LICENSE"}
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert names >= {*wanted(), ".build/backend.py", "pyproject.toml", "README.md", "LICENSE"}
+    assert not {name for name in names if name.endswith((".c", ".h", ".so"))}
+
+
+def test_when_told_so_the_wheel_is_pure(tmp_path: Path) -> None:
+    copy_sources(tmp_path)
+    said = build(tmp_path, "--wheel", AOEFS_PURE="1")
+    assert "mypyc" not in said
+    [wheel] = (tmp_path / "dist").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert held(wheel) == wanted()
+
+
+def test_without_a_compiler_the_wheel_is_pure_and_the_build_says_why(tmp_path: Path) -> None:
+    copy_sources(tmp_path)
+    said = build(tmp_path, "--wheel", CC="no-such-compiler")
+    assert re.search("^warning: aoefs is installed as pure Python, which is slower: .*no-such-compiler", said, re.M)
+    [wheel] = (tmp_path / "dist").iterdir()
+    assert held(wheel) == wanted()
+
+
+def test_a_source_that_mypyc_refuses_is_no_reason_not_to_install(tmp_path: Path) -> None:
+    copy_sources(tmp_path)
+    with (tmp_path / "aoefs/latency.py").open("a") as source:
+        source.write("\n\nBUCKETS: str\n")
+    assert "warning: aoefs is installed as pure Python, which is slower: " in build(tmp_path, "--wheel")
+    [wheel] = (tmp_path / "dist").iterdir()
+    assert held(wheel) == wanted()
+
+
+def test_what_is_tested_is_compiled_unless_told_otherwise() -> None:
+    assert is_compiled() == (os.environ.get("AOEFS_PURE", "0") == "0")
+
+
+def test_the_sources_pass_the_same_tests_without_being_compiled(tmp_path: Path) -> None:
+    run("cp", "-r", ROOT / "aoefs", ROOT / "tests", ROOT / "pyproject.toml", tmp_path, cwd=tmp_path)
+    for built in (tmp_path / "aoefs").glob("*.so"):
+        built.unlink()
+    tests = [path for name in COMPILED if (path := tmp_path / f"tests/test_{name}.py").exists()]
+    python = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    run(*python, *tests, cwd=tmp_path, PYTHONPATH=str(tmp_path), AOEFS_PURE="1")
 
 
 def test_a_wheel_in_an_empty_environment_is_a_command(built: Path, tmp_path: Path) -> None:
@@ -58,7 +125,7 @@ def test_a_wheel_in_an_empty_environment_is_a_command(built: Path, tmp_path: Pat
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
     run(*pip, "--no-deps", "--no-index", *built.glob("*.whl"), cwd=tmp_path)
     command = tmp_path / "venv/bin/aoefs"
-    assert run(command, "--version", cwd=tmp_path).stdout == f"aoefs {__version__}\n"
+    assert run(command, "--version", cwd=tmp_path).stdout == f"aoefs {__version__} (compiled)\n"
     assert "usage: aoefs [SOURCE] MOUNTPOINT" in run(command, "--help", cwd=tmp_path).stdout
     help_of = run(command, "install", "--help", cwd=tmp_path).stdout
     assert "--dry-run" in help_of

@@ -180,22 +180,23 @@ def test_a_flush_fails_what_waits_in_every_queue(machines: Machines) -> None:
 
 
 async def test_the_engine_flushes_the_queues_when_it_stops(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     errors: list[BaseException] = []
     queued: list[int] = []
-    put = Shards.put
 
     async with trio.open_nursery() as nursery, open_scene(Settings(shards=2)) as scene:
         scene.add_target()
         disk = await scene.disk()
 
-        def put_and_stop(shards: Shards, answer: Answer, *, wake: bool = True) -> None:
-            put(shards, answer)
-            queued.append(sum(shard.queued for shard in shards.statistics()))
-            scene.engine.stop()  # in the same turn: no shard has run yet
+        class StopOnceQueued(trio.abc.Instrument):
+            def after_task_step(self, task: trio.lowlevel.Task) -> None:
+                """The receiver's step queues an answer; no shard has had a step since."""
+                if not queued and (count := sum(shard.queued for shard in scene.engine.statistics().shards)):
+                    queued.append(count)
+                    scene.engine.stop()
 
-        monkeypatch.setattr(Shards, "put", put_and_stop)
+        trio.lowlevel.add_instrument(StopOnceQueued())
 
         async def read() -> None:
             try:
