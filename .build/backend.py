@@ -62,16 +62,16 @@ def _extensions() -> list[setuptools.Extension]:
     """The library and a module of one function for each name in it; none when that is not wanted or not possible."""
     if os.environ.get("AOEFS_PURE", "0") != "0":
         return []
-    from mypyc.build import mypycify
-
     options = ["--config-file=", "--no-site-packages", "--ignore-missing-imports"]
     try:
+        from mypyc.build import mypycify
+
         made = mypycify(
             [*options, *(f"aoefs/{name}.py" for name in COMPILED)],
             group_name="aoefs.hot",
             opt_level="1",  # as fast as 3, and built in two thirds of the time
         )
-    except SystemExit as failure:  # how mypyc says that it cannot
+    except (Exception, SystemExit) as failure:  # the latter is how mypyc says that it cannot
         _stay_pure(failure)
         return []
     for extension in made:
