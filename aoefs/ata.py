@@ -10,15 +10,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from typing import Final
 
 from aoefs.errors import AtaError, FrameError
 from aoefs.wire import SECTOR_BYTES, AtaArgument, AtaFlag
 
-LBA28_SECTORS = 1 << 28
-LBA48_SECTORS = 1 << 48
-IDENTIFY_BYTES = 512
-DEVICE_LBA = 0xE0 << 24  # LBA bit and the two obsolete bits, in lba3 of an LBA28 command
-_DEVICE_IDENTIFY = 0xA0 << 24
+LBA28_SECTORS: Final = 1 << 28
+LBA48_SECTORS: Final = 1 << 48
+IDENTIFY_BYTES: Final = 512
+DEVICE_LBA: Final = 0xE0 << 24  # LBA bit and the two obsolete bits, in lba3 of an LBA28 command
+_DEVICE_IDENTIFY: Final = 0xA0 << 24
 
 
 class Opcode(IntEnum):
@@ -46,7 +47,9 @@ class Status(IntFlag):
     ERR = 0x01
 
 
-FAILED = int(Status.BSY | Status.DF | Status.DRQ | Status.ERR)  # a plain int: enum arithmetic costs a microsecond
+FAILED: Final = int(
+    Status.BSY | Status.DF | Status.DRQ | Status.ERR
+)  # a plain int: enum arithmetic costs a microsecond
 
 
 class ErrorBit(IntFlag):
@@ -68,7 +71,7 @@ def check_result(ata: AtaArgument, *, lba: int | None = None, write: bool = Fals
 
 
 # AFlags and opcode by (write, lba48), plain ints
-TRANSFERS = {
+TRANSFERS: Final = {
     (False, False): (0, int(Opcode.READ)),
     (True, False): (int(AtaFlag.WRITE), int(Opcode.WRITE)),
     (False, True): (int(AtaFlag.LBA48), int(Opcode.READ_EXT)),
@@ -82,7 +85,7 @@ def transfer_registers(lba: int, count: int, *, write: bool, lba48: bool) -> Ata
     return AtaArgument(flags, 0, count, opcode, lba if lba48 else lba | DEVICE_LBA)
 
 
-IDENTIFY_REGISTERS = AtaArgument(0, 0, 1, Opcode.IDENTIFY, _DEVICE_IDENTIFY)
+IDENTIFY_REGISTERS: Final = AtaArgument(0, 0, 1, Opcode.IDENTIFY, _DEVICE_IDENTIFY)
 
 
 def flush_registers(opcode: int) -> AtaArgument:

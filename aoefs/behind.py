@@ -28,13 +28,14 @@ does not write a stream), and large ones too (nothing to win, and more memory to
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 from aoefs.errors import RequestError
 from aoefs.request import Request
 from aoefs.waiting import Wait, Waiting
 
-MAX_BYTES = 1 << 17
-IN_ORDER = 8  # writes in order, one after another, from which they are a stream
+MAX_BYTES: Final = 1 << 17
+IN_ORDER: Final = 8  # writes in order, one after another, from which they are a stream
 
 
 class Behind:

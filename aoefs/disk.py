@@ -21,7 +21,7 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import trio
@@ -60,10 +60,10 @@ from aoefs.wire import (
 
 log = logging.getLogger("aoefs")
 
-MAX_REQUEST_SECTORS = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
-FIRST_WAIT = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
-SMALL_BYTES = 1 << 15  # up to so many, zeroing them is cheaper than an array
-MAX_WAIT = 8.0  # seconds
+MAX_REQUEST_SECTORS: Final = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
+FIRST_WAIT: Final = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
+SMALL_BYTES: Final = 1 << 15  # up to so many, zeroing them is cheaper than an array
+MAX_WAIT: Final = 8.0  # seconds
 
 _DECODERS: dict[AoeCommand, Callable[[bytes], object]] = {
     AoeCommand.ATA: decode_ata_untrusted,

@@ -34,6 +34,7 @@ from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from aoefs.ata import Identity
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
@@ -44,12 +45,12 @@ from aoefs.request import NOTHING, Copy, Memory, Request, bits
 from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
 from aoefs.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 
-DEFAULT_DEADSECS = 180.0  # as the Linux driver's aoe_deadsecs
-DEFAULT_MAXOUT = 64  # as the Linux driver's aoe_maxout
-SILENCE = 2.0  # seconds without an answer after which a target must be identified again before it gets more
-SUSPEND_BACKOFF = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
-STUCK = 1.0  # seconds that a request may take before the payload of its paths is measured again
-SCORN_BACKOFF = 2  # timeouts in a row after which a path is left alone while another one works
+DEFAULT_DEADSECS: Final = 180.0  # as the Linux driver's aoe_deadsecs
+DEFAULT_MAXOUT: Final = 64  # as the Linux driver's aoe_maxout
+SILENCE: Final = 2.0  # seconds without an answer after which a target must be identified again before it gets more
+SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
+STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
+SCORN_BACKOFF: Final = 2  # timeouts in a row after which a path is left alone while another one works
 
 
 class State(Enum):

@@ -30,6 +30,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -41,13 +42,15 @@ from aoefs.request import bits
 from aoefs.tags import BLOCK_TAGS, Exchange, TagTable
 from aoefs.wire import ATA_BYTES, SECTOR_BYTES
 
-SLOTS = 64  # frames per system call
-RING = 4 * SLOTS  # slots that can be pointed ahead: a request of 1 MiB in jumbo frames takes half of them
-_WORTH_PREDICTING = 3  # commands of a run from which pointing pays; below, a copy is cheaper
-_COMPARED = 7  # words of the header: up to the tag (6), then flags, error, count and status
-_TAG = struct.Struct("!I")
-_OFFSETS = np.arange(BLOCK_TAGS, dtype=np.uintp)
-_TAG_OFFSETS = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)  # or'ed to the first tag of a block, on the wire
+SLOTS: Final = 64  # frames per system call
+RING: Final = 4 * SLOTS  # slots that can be pointed ahead: a request of 1 MiB in jumbo frames takes half of them
+_WORTH_PREDICTING: Final = 3  # commands of a run from which pointing pays; below, a copy is cheaper
+_COMPARED: Final = 7  # words of the header: up to the tag (6), then flags, error, count and status
+_TAG: Final = struct.Struct("!I")
+_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uintp)
+_TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(
+    np.uint32
+)  # or'ed to the first tag of a block, on the wire
 
 Entry = tuple[Run, int, int]  # run, first command, number of commands
 

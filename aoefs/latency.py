@@ -9,8 +9,9 @@ Rejected: keeping samples (unbounded, or a lie), and an average (one slow disk i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-BUCKETS = 112  # the last one begins at 2**29 us, about nine minutes, and takes all that is longer
+BUCKETS: Final = 112  # the last one begins at 2**29 us, about nine minutes, and takes all that is longer
 
 
 def bucket_of(latency_us: int) -> int:

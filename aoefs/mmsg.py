@@ -25,7 +25,7 @@ import errno
 import os
 import socket
 import sys
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,10 @@ _sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int
 _recvmmsg = _libc.recvmmsg
 _recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
 
-_IOVEC = np.dtype([("base", np.uintp), ("length", np.uintp)])
+_IOVEC: Final = np.dtype([("base", np.uintp), ("length", np.uintp)])
 # struct mmsghdr: seven members of struct msghdr and the received length, each starting at a pointer's alignment.
-_POINTER_BYTES = ctypes.sizeof(ctypes.c_void_p)
-_MMSGHDR = np.dtype(
+_POINTER_BYTES: Final = ctypes.sizeof(ctypes.c_void_p)
+_MMSGHDR: Final = np.dtype(
     {
         "names": ["name", "name_length", "iov", "iov_count", "control", "control_length", "flags", "length"],
         "formats": [np.uintp, np.uint32, np.uintp, np.uintp, np.uintp, np.uintp, np.int32, np.uint32],

@@ -19,12 +19,13 @@ oldest one that flies.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from aoefs.recovery import CongestionWindow, ReorderWindow, RttEstimator
 from aoefs.request import Request, bits
 from aoefs.wire import Address, AoeCommand, Flag, Header, encode_header
 
-FRAME_LIFETIME = 0.5  # seconds: how long a frame may wander at least (design, section 4: late duplicates)
+FRAME_LIFETIME: Final = 0.5  # seconds: how long a frame may wander at least (design, section 4: late duplicates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ it was sent to or another verified path of that target, touches a request; what 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import trio
 
@@ -34,7 +35,7 @@ from aoefs.wire import (
     decode_header_untrusted,
 )
 
-RECEIVE_BATCHES = 8  # batches of one port before the other tasks get a turn
+RECEIVE_BATCHES: Final = 8  # batches of one port before the other tasks get a turn
 
 
 class Receiver:

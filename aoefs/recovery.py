@@ -13,14 +13,16 @@ TCP has (a LAN answers in 100 us, and one lost frame would cost a thousand reque
 
 from __future__ import annotations
 
-INITIAL_RTO = 0.2  # seconds, before the first sample: a spun-down disk is slower, and backoff finds it
-MIN_RTO = 0.01  # seconds: above the scheduling noise of both ends, below what a person notices
-MAX_RTO = 4.0  # seconds: an answer that takes longer is a disk that spins up
-MAX_BACKOFF = 0.2  # seconds to which a backoff leads, or eight times the RTO without it if that is more
-REGROWTH = 8  # round trips in which a window grows from nothing to its limit: AoE's windows are small
-RESTART_WINDOW = 4  # commands after silence: with one, a burst of lost frames would cost a timeout each
-MIN_REORDER = 0.0005  # seconds: answers of one batch are seen together, finer order is not observable
-REORDER_DECAY = 10.0  # seconds without a late answer until a widened reordering window halves
+from typing import Final
+
+INITIAL_RTO: Final = 0.2  # seconds, before the first sample: a spun-down disk is slower, and backoff finds it
+MIN_RTO: Final = 0.01  # seconds: above the scheduling noise of both ends, below what a person notices
+MAX_RTO: Final = 4.0  # seconds: an answer that takes longer is a disk that spins up
+MAX_BACKOFF: Final = 0.2  # seconds to which a backoff leads, or eight times the RTO without it if that is more
+REGROWTH: Final = 8  # round trips in which a window grows from nothing to its limit: AoE's windows are small
+RESTART_WINDOW: Final = 4  # commands after silence: with one, a burst of lost frames would cost a timeout each
+MIN_REORDER: Final = 0.0005  # seconds: answers of one batch are seen together, finer order is not observable
+REORDER_DECAY: Final = 10.0  # seconds without a late answer until a widened reordering window halves
 
 
 class RttEstimator:

@@ -12,13 +12,13 @@ belongs to the path that carries it).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from aoefs.errors import RequestError
 from aoefs.wire import SECTOR_BYTES
 
-DEFAULT_MEMORY_BYTES = 24 << 20
-NOTHING = memoryview(bytearray())  # the buffer of an ended request
+DEFAULT_MEMORY_BYTES: Final = 24 << 20
+NOTHING: Final = memoryview(bytearray())  # the buffer of an ended request
 
 
 def bits(first: int, count: int) -> int:

@@ -13,9 +13,10 @@ Rejected: a longer deadsecs after a stop (round-trip times and frame lifetimes w
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-PERIOD = 1.0  # seconds between two beats
-LATE = 0.5  # seconds by which a beat may be late on a busy machine
+PERIOD: Final = 1.0  # seconds between two beats
+LATE: Final = 0.5  # seconds by which a beat may be late on a busy machine
 
 
 class RunningTime:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from typing import Final
 
 import numpy as np
 
@@ -21,12 +22,14 @@ from aoefs.path import Path, Run
 from aoefs.tags import BLOCK_TAGS
 from aoefs.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
 
-_PLAIN_COMMANDS = 2  # up to so many, a plain send each is faster than a vector
-_TAIL = struct.Struct("!I4B")  # tag, AFlags, feature, count, command; the LBA follows
-_LBA = struct.Struct("<Q")
-_PADDING = bytes(MIN_FRAME_BYTES - ATA_BYTES)
-_OFFSETS = np.arange(BLOCK_TAGS, dtype=np.uint64)
-_TAG_OFFSETS = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)  # or'ed to the first tag of a block, on the wire
+_PLAIN_COMMANDS: Final = 2  # up to so many, a plain send each is faster than a vector
+_TAIL: Final = struct.Struct("!I4B")  # tag, AFlags, feature, count, command; the LBA follows
+_LBA: Final = struct.Struct("<Q")
+_PADDING: Final = bytes(MIN_FRAME_BYTES - ATA_BYTES)
+_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uint64)
+_TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(
+    np.uint32
+)  # or'ed to the first tag of a block, on the wire
 
 
 class Sending:

@@ -21,7 +21,7 @@ import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -30,7 +30,7 @@ from aoefs.initiator import Initiator
 from aoefs.path import Run
 from aoefs.wire import Address
 
-MAX_COMPLETIONS = 1024  # commands before a checkpoint; the driver's MAXIOC (8192) is for a kernel thread
+MAX_COMPLETIONS: Final = 1024  # commands before a checkpoint; the driver's MAXIOC (8192) is for a kernel thread
 
 
 class Answer(NamedTuple):

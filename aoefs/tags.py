@@ -13,14 +13,14 @@ Rejected: one dict entry per tag (it costs more than all other bookkeeping of a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from aoefs.wire import CLIENT_TAG_BIT
 
-BLOCK_TAGS = 64  # tags of one block: the most commands of a run
-_BLOCK_BITS = 6
-_BLOCK_MASK = (CLIENT_TAG_BIT - 1) >> _BLOCK_BITS
-MAX_REMEMBERED = 4096  # blocks kept for late answers only
+BLOCK_TAGS: Final = 64  # tags of one block: the most commands of a run
+_BLOCK_BITS: Final = 6
+_BLOCK_MASK: Final = (CLIENT_TAG_BIT - 1) >> _BLOCK_BITS
+MAX_REMEMBERED: Final = 4096  # blocks kept for late answers only
 
 
 class TagOwner(Protocol):

@@ -27,31 +27,31 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aoefs.errors import FrameError
 
-ETHERTYPE = 0x88A2
-VERSION = 1
-BROADCAST_MAC = b"\xff" * 6
-MIN_FRAME_BYTES = 60  # Ethernet minimum without the checksum
-SECTOR_BYTES = 512  # AoE knows no other sector (AoEr11 section 3.1)
-MAX_SECTORS = 255  # the sector count is one byte; 0 is never sent
-MAX_CONFIG_BYTES = 1024  # AoEr11 section 3.2
-CLIENT_TAG_BIT = 0x8000_0000  # set by user-space initiators: the Linux driver ignores answers that carry it
+ETHERTYPE: Final = 0x88A2
+VERSION: Final = 1
+BROADCAST_MAC: Final = b"\xff" * 6
+MIN_FRAME_BYTES: Final = 60  # Ethernet minimum without the checksum
+SECTOR_BYTES: Final = 512  # AoE knows no other sector (AoEr11 section 3.1)
+MAX_SECTORS: Final = 255  # the sector count is one byte; 0 is never sent
+MAX_CONFIG_BYTES: Final = 1024  # AoEr11 section 3.2
+CLIENT_TAG_BIT: Final = 0x8000_0000  # set by user-space initiators: the Linux driver ignores answers that carry it
 
-_HEADER = struct.Struct("!6s6sHBBHBBI")
-_ATA = struct.Struct("<BBBBQ")  # flags, feature/error, count, command/status, 48-bit LBA and 2 reserved bytes
-_CONFIG = struct.Struct("!HHBBH")  # bufcnt, firmware, sector count, version|ccmd, string length
-_MASK = struct.Struct("!BBBB")  # reserved, mcmd, merror, directive count
-_DIRECTIVE = struct.Struct("!BB6s")  # reserved, dcmd, MAC
-_RESERVE = struct.Struct("!BB")  # rcmd, number of MACs
+_HEADER: Final = struct.Struct("!6s6sHBBHBBI")
+_ATA: Final = struct.Struct("<BBBBQ")  # flags, feature/error, count, command/status, 48-bit LBA and 2 reserved bytes
+_CONFIG: Final = struct.Struct("!HHBBH")  # bufcnt, firmware, sector count, version|ccmd, string length
+_MASK: Final = struct.Struct("!BBBB")  # reserved, mcmd, merror, directive count
+_DIRECTIVE: Final = struct.Struct("!BB6s")  # reserved, dcmd, MAC
+_RESERVE: Final = struct.Struct("!BB")  # rcmd, number of MACs
 
-HEADER_BYTES = _HEADER.size  # 24
-ATA_BYTES = HEADER_BYTES + _ATA.size  # 36
-CONFIG_BYTES = HEADER_BYTES + _CONFIG.size  # 32
-MASK_BYTES = HEADER_BYTES + _MASK.size  # 28
-RESERVE_BYTES = HEADER_BYTES + _RESERVE.size  # 26
+HEADER_BYTES: Final = _HEADER.size  # 24
+ATA_BYTES: Final = HEADER_BYTES + _ATA.size  # 36
+CONFIG_BYTES: Final = HEADER_BYTES + _CONFIG.size  # 32
+MASK_BYTES: Final = HEADER_BYTES + _MASK.size  # 28
+RESERVE_BYTES: Final = HEADER_BYTES + _RESERVE.size  # 26
 
 
 class AoeCommand(IntEnum):
@@ -158,7 +158,7 @@ class Address(NamedTuple):
         return address
 
 
-BROADCAST_ADDRESS = Address(0xFFFF, 0xFF)
+BROADCAST_ADDRESS: Final = Address(0xFFFF, 0xFF)
 
 
 def format_mac(mac: bytes) -> str:
