@@ -166,6 +166,7 @@ class Mount:
                 for disk in engine.disks.values():
                     nursery.start_soon(partial(operations.read_table, again=False), disk, name="partition table")
         tuning.collect_garbage_rarely()
+        tuning.keep_freed_memory()
         if pid_file is not None:
             try:
                 pid_file.write()

@@ -1,4 +1,4 @@
-"""What the kernel lets us change for this mount and this process, where our rights allow it; and the collector.
+"""What the kernel lets us change for this mount and this process, where our rights allow it; the collector; malloc.
 
 Each function that may be refused tries one thing and returns what it could not do, as a sentence for the log, or None;
 nothing here is needed for a mount to be right, only for it to be fast, or safe when memory is short.
@@ -17,6 +17,8 @@ from pathlib import Path
 READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests of 1 MiB
 MAX_BACKGROUND = 64  # the kernel's default of 12 bounds the requests in flight of direct I/O
 GARBAGE_THRESHOLD = 50_000  # objects that were made and not let go; a few MiB
+KEPT_BYTES = 8 << 20  # of freed memory that are kept for the next buffer
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_IO_FLUSHER = 57
 _FUSECTL = Path("/sys/fs/fuse/connections")
 
@@ -61,6 +63,17 @@ def collect_garbage_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+
+
+def keep_freed_memory() -> None:
+    """Let malloc (glibc's) give the buffer of the last write to the next one, instead of giving it back to the kernel.
+
+    Fresh memory costs a page fault for each 4 KiB: 100 to 180 of them for a write of 1 MiB, a tenth of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES // 2)  # above the largest buffer
 
 
 def become_io_flusher() -> str | None:
