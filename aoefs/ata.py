@@ -47,9 +47,8 @@ class Status(IntFlag):
     ERR = 0x01
 
 
-FAILED: Final = int(
-    Status.BSY | Status.DF | Status.DRQ | Status.ERR
-)  # a plain int: enum arithmetic costs a microsecond
+# A plain int: enum arithmetic costs a microsecond.
+FAILED: Final = int(Status.BSY | Status.DF | Status.DRQ | Status.ERR)
 
 
 class ErrorBit(IntFlag):

@@ -22,7 +22,7 @@ What holds always:
 
 Rejected: the kernel's writeback cache (see ``aoefs.fs``), gathering small writes into large ones (faster still, but a
 killed process would take acknowledged data with it), answering every write early (errors come at once, to whoever
-does not write a stream), and large ones too (nothing to win, and more memory to hold).
+does not write a stream), and large ones too (no gain was measured, and more memory is held).
 """
 
 from __future__ import annotations

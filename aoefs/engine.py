@@ -184,9 +184,7 @@ class Engine:
 
     def write_was_lost(self, disk: Disk, error: RequestError) -> None:
         """A write failed that had been answered: the kernel must not go on showing its data as those of the disk."""
-        lba = getattr(error, "lba", None)
-        at = f" at LBA {lba}" if lba is not None else ""
-        log.error("%s: a write%s failed after it was answered: %s", disk.target.name, at, error)
+        log.error("%s: a write%s failed after it was answered: %s", disk.target.name, error.at, error)
         self.settings.on_change(disk, Change.REVALIDATED)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────

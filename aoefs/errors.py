@@ -21,7 +21,14 @@ class FrameError(AoeFsError):
 
 
 class RequestError(AoeFsError):
-    """A request to a target failed; the subclasses say how."""
+    """A request to a target failed; the subclasses say how, and some at which sector (``lba``)."""
+
+    lba: int | None = None
+
+    @property
+    def at(self) -> str:
+        """Where, as a piece of a sentence; nothing when that is not known."""
+        return "" if self.lba is None else f" at LBA {self.lba}"
 
 
 class TargetError(RequestError):

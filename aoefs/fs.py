@@ -367,8 +367,8 @@ class AoeOperations(pyfuse3.Operations):
         if writing:
             await self._begin_writing(node)
         sync = bool(flags & (os.O_SYNC | os.O_DSYNC))
-        cached = not self._direct and not flags & os.O_DIRECT
-        whole_writes = not self._direct and not cached
+        whole_writes = not self._direct and bool(flags & os.O_DIRECT)
+        cached = not (self._direct or whole_writes)
         handle = Handle(node, writing=writing, flush_each_write=self._direct and sync, whole_writes=whole_writes)
         handle.stream = WriteStream(node.disk.behind, early=cached and not sync and not self._sync)
         if self.read_aheads is not None and cached:
@@ -452,9 +452,7 @@ class AoeOperations(pyfuse3.Operations):
 
     def _fail(self, node: Node, what: str, error: RequestError) -> FUSEError:
         """One log line with target, place and cause; the errno for the caller."""
-        lba = getattr(error, "lba", None)
-        at = f" at LBA {lba}" if lba is not None else ""
-        log.error("%s: %s%s failed: %s", node.target.name, what, at, error)
+        log.error("%s: %s%s failed: %s", node.target.name, what, error.at, error)
         return FUSEError(_errno_of(error, ever_written=node.target.ever_written))
 
     @_guarded
@@ -522,13 +520,12 @@ class AoeOperations(pyfuse3.Operations):
 
     async def _flush(self, handle: Handle, node: Node, *, once: bool, asking: bool = True) -> None:
         """Flush the disk if ``asking``, and tell of lost writes; of both by one answer if both failed."""
+        failure: FUSEError | None = None
         try:
             if asking:
                 await node.disk.flush()
         except RequestError as error:
-            failure: FUSEError | None = self._fail(node, "flush", error)
-        else:
-            failure = None
+            failure = self._fail(node, "flush", error)
         try:
             if handle.stream is not None:
                 handle.stream.tell(once=once)

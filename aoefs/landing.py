@@ -48,9 +48,8 @@ _WORTH_PREDICTING: Final = 3  # commands of a run from which pointing pays; belo
 _COMPARED: Final = 7  # words of the header: up to the tag (6), then flags, error, count and status
 _TAG: Final = struct.Struct("!I")
 _OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uintp)
-_TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(
-    np.uint32
-)  # or'ed to the first tag of a block, on the wire
+# On the wire, to be or'ed to the first tag of a block.
+_TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
 
 Entry = tuple[Run, int, int]  # run, first command, number of commands
 

@@ -27,9 +27,8 @@ _TAIL: Final = struct.Struct("!I4B")  # tag, AFlags, feature, count, command; th
 _LBA: Final = struct.Struct("<Q")
 _PADDING: Final = bytes(MIN_FRAME_BYTES - ATA_BYTES)
 _OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uint64)
-_TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(
-    np.uint32
-)  # or'ed to the first tag of a block, on the wire
+# On the wire, to be or'ed to the first tag of a block.
+_TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
 
 
 class Sending:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -29,6 +31,16 @@ SLOW = 0.008  # seconds that the targets here may take to acknowledge a write: b
 
 def acknowledge_slowly(target: Target, seconds: float = SLOW) -> None:
     target.answer = lambda frame, reply: [(seconds if is_write(frame) else 0.0, reply)]
+
+
+@asynccontextmanager
+async def slow_disk() -> AsyncIterator[tuple[Target, Disk]]:
+    """A target that acknowledges slowly, and its disk, on an engine of their own."""
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        acknowledge_slowly(target)
+        yield target, disk
 
 
 def refuse_writes(target: Target, seconds: float = 0.0) -> None:
@@ -62,10 +74,7 @@ async def timed(mount: Mounted, handle: int, offset: int, data: bytes = b"n" * B
 
 
 async def test_a_write_is_answered_when_its_frames_are_on_the_wire(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        acknowledge_slowly(target)
+    async with slow_disk() as (target, disk):
         assert await write_behind(disk, 0) == 0
         assert disk.target.dirty
         assert len(disk.behind.pending) == 1
@@ -149,19 +158,13 @@ async def test_nothing_is_answered_early_while_the_target_is_silent(autojump_clo
 
 
 async def test_partial_sectors_are_never_answered_early(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        acknowledge_slowly(target)
+    async with slow_disk() as (_target, disk):
         assert await write_behind(disk, 0, b"n" * (BLOCK + 1)) > SLOW
         assert not disk.behind.pending
 
 
 async def test_a_read_waits_for_what_is_pending_in_its_range_only(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        acknowledge_slowly(target)
+    async with slow_disk() as (target, disk):
         await write_behind(disk, 2)
         began = trio.current_time()
         for other in (0, 1, 3):
@@ -172,10 +175,7 @@ async def test_a_read_waits_for_what_is_pending_in_its_range_only(autojump_clock
 
 
 async def test_a_write_waits_for_what_is_pending_in_its_range(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        acknowledge_slowly(target)
+    async with slow_disk() as (target, disk):
         await write_behind(disk, 2)
         assert await write_behind(disk, 2, b"m" * BLOCK) > SLOW
         await disk.behind.settle()
@@ -195,10 +195,7 @@ async def test_a_flush_goes_out_after_the_last_acknowledgement(autojump_clock: M
 
 
 async def test_a_flush_does_not_wait_for_writes_that_came_later(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        acknowledge_slowly(target)
+    async with slow_disk() as (_target, disk):
         await write_behind(disk, 0)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -420,9 +417,15 @@ async def test_each_open_file_is_told_of_a_lost_write_once_by_write_and_once_by_
         await mount.operations.fsync(later, False)
 
 
-async def test_whoever_tries_again_after_a_loss_is_told_at_once(autojump_clock: MockClock, announce: Announce) -> None:
+@pytest.mark.parametrize("blocks_on", [0, 1])
+async def test_whoever_tries_again_after_a_loss_is_told_at_once(
+    autojump_clock: MockClock, announce: Announce, blocks_on: int
+) -> None:
+    """Whether he begins with what was lost, or with the next one, which he was told to have failed."""
     announce("failed after it was answered: ")
     announce("e0.0: write at LBA 16 failed: ")
+    if blocks_on:
+        announce("e0.0: write at LBA 18 failed: ")
     async with mounted() as mount:
         target = mount.scene.add_target()
         disk = await mount.scene.disk()
@@ -433,7 +436,7 @@ async def test_whoever_tries_again_after_a_loss_is_told_at_once(autojump_clock: 
         await trio.sleep(0.1)
         for _ in range(3):
             with fails(errno.EIO):
-                await mount.write(handle, offset, b"n" * BLOCK)
+                await mount.write(handle, offset + blocks_on * BLOCK, b"n" * BLOCK)
         assert disk.behind.lost == 1
 
 

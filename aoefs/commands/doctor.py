@@ -121,7 +121,7 @@ def _check_compiled() -> Iterator[Finding]:
         yield Finding("ok", "hot path", "compiled")
     else:
         mend = "install gcc and the Python headers, then 'pip install -v --force-reinstall --no-deps' aoefs again"
-        yield Finding("warn", "hot path", "pure Python, which takes about 1.4 times the processor time", mend)
+        yield Finding("warn", "hot path", "pure Python, which takes half as much processor time again", mend)
 
 
 def _check_fuse() -> Iterator[Finding]:
