@@ -138,7 +138,8 @@ class Disk:
             await self.behind.settle(first, end)
         size_bytes = (end - first) * SECTOR_BYTES
         if end - first <= MAX_REQUEST_SECTORS:
-            buffer = (await self._carry_out(first, end - first, partial(make_buffer, size_bytes), write=False)).result
+            request = await self._carry_out(first, end - first, partial(make_buffer, size_bytes), write=False)
+            buffer = request.take_result()
         else:
             buffer = make_buffer(size_bytes)
             await self._transfer(first, buffer, write=False)

@@ -231,6 +231,7 @@ class Initiator:
         if not request.ended:
             request.error = TargetLost("abandoned")
             self._forget(request)
+        request.take_result()
 
     def next_run(self, now: float) -> Run | None:
         """The next batch that the windows allow; it counts as sent at ``now``."""
@@ -370,7 +371,6 @@ class Initiator:
             self.read_bytes += size
             self._read_latency[bucket] += 1
         self._waiting.pop(request, None)
-        request.result = request.buffer
         request.let_go(self._memory)
         request.on_end(request)
         return True

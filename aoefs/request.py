@@ -59,12 +59,14 @@ class Request:
     """``sectors`` sectors from ``lba``, to read into or to write from ``buffer``, which begins with sector ``lba``.
 
     ``todo`` has a bit for each sector that was not answered yet; ``ended`` once it is 0 or ``error`` is set, and then
-    ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it; ``result``
-    is what it was.  A read may give a function that makes the buffer when its first command goes out: what only waits
-    in the queue of a target needs no memory.  ``on_sent(request)``, if given, is called when its last command goes out.
+    ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it and the tags
+    that may still be answered keep no memory.  A read may give a function that makes the buffer when its first command
+    goes out, as what only waits in the queue of a target needs no memory; :meth:`take_result` is what came of it.
+    ``on_sent(request)``, if given, is called when its last command goes out.
     """
 
     __slots__ = (
+        "_result",
         "address",
         "borrowed",
         "buffer",
@@ -76,7 +78,6 @@ class Request:
         "make_buffer",
         "on_end",
         "on_sent",
-        "result",
         "sectors",
         "submitted_at",
         "todo",
@@ -96,7 +97,7 @@ class Request:
         self.sectors = sectors
         self.make_buffer = None if isinstance(buffer, memoryview) else buffer
         self.buffer = buffer if isinstance(buffer, memoryview) else NOTHING
-        self.result = NOTHING
+        self._result = NOTHING
         self.borrowed = 0  # bytes, of the memory that all reads share
         self.write = write
         self.on_end = on_end
@@ -121,10 +122,17 @@ class Request:
             memory.used += self.borrowed
 
     def let_go(self, memory: Memory) -> None:
-        """It ended: nothing may touch the buffer any more."""
+        """It ended: nothing may touch the buffer any more; what was read into one of our making waits to be taken."""
+        if self.borrowed and self.error is None:
+            self._result = self.buffer
         self.buffer = NOTHING
         memory.used -= self.borrowed
         self.borrowed = 0
+
+    def take_result(self) -> memoryview:
+        """What was read into a buffer of the request's own making, once."""
+        result, self._result = self._result, NOTHING
+        return result
 
     def land(self, start: int, data: bytes | memoryview) -> None:
         """Take the data of an answer that begins with sector ``start`` (counted from the request's).

@@ -18,6 +18,7 @@ READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests 
 MAX_BACKGROUND = 64  # the kernel's default of 12 bounds the requests in flight of direct I/O
 GARBAGE_THRESHOLD = 50_000  # objects that were made and not let go; a few MiB
 KEPT_BYTES = 8 << 20  # of freed memory that are kept for the next buffer
+LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes object, but not libfuse's buffer for it
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_IO_FLUSHER = 57
 _FUSECTL = Path("/sys/fs/fuse/connections")
@@ -69,11 +70,13 @@ def keep_freed_memory() -> None:
     """Let malloc (glibc's) give the buffer of the last write to the next one, instead of giving it back to the kernel.
 
     Fresh memory costs a page fault for each 4 KiB: 100 to 180 of them for a write of 1 MiB, a tenth of its time.
+    The buffers in which libfuse receives requests are a page larger; they live as long as a worker, and among those of
+    writes they would leave holes that fit neither.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES // 2)  # above the largest buffer
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
 
 
 def become_io_flusher() -> str | None:

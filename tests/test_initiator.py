@@ -7,6 +7,7 @@ powers of two, and times are compared exactly.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -907,9 +908,35 @@ def test_a_read_gets_its_memory_when_its_first_command_goes_out() -> None:
     assert asked == [0]
     memory = requests[0].buffer
     answer(made.initiator, first, 0.001)
-    assert requests[0].result is memory
+    assert requests[0].take_result() is memory
     drain(made.initiator, 0.001)
     assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_request_that_ended_keeps_no_memory_however_long_late_answers_to_it_may_come(write: bool) -> None:
+    class Memory(bytearray):
+        """One that can be watched."""
+
+    made = pair(bufcnt=4)
+    memory = Memory(8 * 512)
+    alive = weakref.ref(memory)
+    buffers = [memoryview(memory)]
+    buffer = buffers.pop() if write else buffers.pop
+    request = Request(0, 8, buffer, write=write, on_end=lambda _request: None)
+    made.initiator.submit(request, 0.0)
+    lost = drain(made.initiator, 0.0)
+    made.initiator.handle_timeout(1.0)
+    del buffer, memory
+    now = 1.0
+    while again := drain(made.initiator, now):  # a window of one command, which grows
+        now += 0.001
+        for run in again:
+            answer(made.initiator, run, now)
+    assert request.ended
+    assert all(run.lost for run in lost), "may still be answered late"
+    assert (request.take_result().nbytes == 0) is write
+    assert alive() is None
 
 
 def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
