@@ -316,10 +316,13 @@ class Lab:
         return names[0], names[1]
 
     def switch(self, *sides: str, mtu: int | None = None) -> None:
-        """Give each side one interface more, all on one bridge: for several initiators on one wire."""
+        """Give each side one interface more, all on one bridge: for several initiators on one wire.
+
+        A bridge that snoops on multicast sends reports of its own.
+        """
         bridge = f"wire{len(self.sides)}"
         self.add_side(bridge)
-        self.ip(bridge, "link", "add", "br0", "mtu", mtu or self.mtu, "type", "bridge")
+        self.ip(bridge, "link", "add", "br0", "mtu", mtu or self.mtu, "type", "bridge", "mcast_snooping", "0")
         self.ip(bridge, "link", "set", "br0", "up")
         for side in sides:
             _, port = self.cable(side, bridge, mtu)
