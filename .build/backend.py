@@ -42,6 +42,7 @@ COMPILED = (
     "behind",
     "disk",
     "initiator",
+    "inplace",
     "landing",
     "latency",
     "mmsg",

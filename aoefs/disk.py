@@ -137,7 +137,10 @@ class Disk:
         if self.behind.pending:
             await self.behind.settle(first, end)
         size_bytes = (end - first) * SECTOR_BYTES
-        if end - first <= MAX_REQUEST_SECTORS:
+        if size_bytes <= SMALL_BYTES:
+            buffer = memoryview(bytearray(size_bytes))
+            await self._carry_out(first, end - first, buffer, write=False)
+        elif end - first <= MAX_REQUEST_SECTORS:
             request = await self._carry_out(first, end - first, partial(make_buffer, size_bytes), write=False)
             buffer = request.take_result()
         else:

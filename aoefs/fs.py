@@ -465,10 +465,13 @@ class AoeOperations(pyfuse3.Operations):
             size = min(size, node.room(off))
             if size <= 0:
                 return b""
-            if handle.ahead is None:
-                self._buffers.take_back()
-                return self._buffers.lend(await node.disk.read(node.start + off, size, self._buffers.make))
-            return await handle.ahead.read(node.start + off, size, node.start + off + node.room(off))
+            start = node.start + off
+            if handle.ahead is not None:
+                return await handle.ahead.read(start, size, start + node.room(off))
+            if size < BLOCK_BYTES:
+                return await node.disk.read(start, size)
+            self._buffers.take_back()
+            return self._buffers.lend(await node.disk.read(start, size, self._buffers.make))
         except RequestError as error:
             raise self._fail(node, "read", error) from None
 

@@ -21,18 +21,31 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from typing import Final, Protocol
 
 from aoefs.initiator import Initiator
 from aoefs.port import Port
-from aoefs.receiver import Receiver
-from aoefs.shard import Shards
 from aoefs.waiting import Wait, Waiting
 
-PATIENCE = 0.001  # seconds: the least that epoll can wait
-AWAY = 0.004  # seconds without a turn of the loop; below the least RTO
-LONE_COMMANDS = 2  # in flight to a target: up to so many, frame by frame is cheaper than a batch
-_EVENTS = 16
-_MOST_WORKERS = 8  # of those that find nothing each costs a change of tasks
+PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
+AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
+LONE_COMMANDS: Final = 2  # in flight to a target: up to so many, frame by frame is cheaper than a batch
+_EVENTS: Final = 16
+_MOST_WORKERS: Final = 8  # of those that find nothing each costs a change of tasks
+
+
+class Receiver(Protocol):
+    """What is needed of :class:`aoefs.receiver.Receiver`."""
+
+    def attended(self, somebody: bool) -> None: ...
+
+    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int: ...
+
+
+class Shards(Protocol):
+    """What is needed of :class:`aoefs.shard.Shards`."""
+
+    def complete_in_place(self) -> None: ...
 
 
 class InPlace:
@@ -95,13 +108,20 @@ class InPlace:
             self._receive(events, lone=target.in_flight <= LONE_COMMANDS)
 
     def next_request(self) -> bool:
-        """True when there is a FUSE request; False when others are ready, or nothing came for ``PATIENCE``."""
-        while not self.others_are_ready():
-            events = self._poll.poll(PATIENCE, _EVENTS)
+        """True when there is a FUSE request; False when nothing else came for ``PATIENCE``, or others are ready.
+
+        These wait while requests that are there are taken, and not for one to come: each of them ends one request, and
+        is followed by the next one more often than not.
+        """
+        while self._now() < self._loop_turned_at + AWAY:
+            ready = self._waiting.ready
+            events = self._poll.poll(0 if ready else PATIENCE, _EVENTS)
             if not events:
                 return False
             if self._is_requested(events):
                 return True
+            if ready:
+                return False
             self._receive(events)
         return False
 

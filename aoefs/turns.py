@@ -2,21 +2,25 @@
 
 pyfuse3 takes one request per turn: a checkpoint for its lock, an epoll re-arm and an epoll wait.  It reaches trio
 through its module attribute ``pyfuse3.trio`` (its asyncio mode replaces that too); :func:`install` puts a stand-in
-there.  With it a worker that answered a request without going to sleep takes the next one at once; and whichever
-worker waits for a request attends to the ports as well (``aoefs.inplace``), so that one descriptor in the loop stands
-for all of them.
+there.  With it a worker that comes for a request takes it at once if one is there, or waits in place
+(``aoefs.inplace``); only when neither is possible does it wait in the loop: one *watches* the FUSE descriptor and the
+ports, by the one descriptor that stands for all of them, and the others sleep.
 
-What holds always: how long the loop goes without a turn is bounded by ``aoefs.inplace``; whenever the lock is free
-and somebody waits for it, one of those is about to run; when nobody holds it or is about to, the receivers are told;
-everything else of trio is trio's own.
+What holds always:
 
-Rejected: reading the FUSE descriptor ourselves (pyfuse3 owns the protocol).
+- How long the loop goes without a turn is bounded by ``aoefs.inplace``.
+- While workers wait, one of them watches or is about to run; when none does, the receivers are told.
+- From the moment in which a worker sees that there is a request until it has read it no other task runs: there is
+  nothing to lock.
+- Everything else of trio is trio's own.
+
+Rejected: reading the FUSE descriptor ourselves (pyfuse3 owns the protocol), and one worker at a time in all of the
+waiting, as with pyfuse3's lock (with 16 requests under way most workers then sleep twice for each one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator
-from functools import partial
 from typing import Any, Protocol, cast
 
 import pyfuse3
@@ -58,12 +62,21 @@ class _Done:
 _DONE = cast(Awaitable[None], _Done())
 
 
-class _Lock:
-    """A lock without the checkpoint of ``trio.Lock``.
+class _Free:
+    """A lock that nobody ever holds."""
 
-    Giving it up wakes those who came last, as candidates, as many as the place wants: until one of them runs, anybody
-    who comes by may take the lock, so that a worker that did not go to sleep over its request goes on without a change
-    of tasks; and when several requests are under way, several workers have a go in one turn of the loop.
+    def __aenter__(self) -> Awaitable[None]:
+        return _DONE
+
+    def __aexit__(self, *_error: object) -> Awaitable[None]:
+        return _DONE
+
+
+class _LowLevel:
+    """``trio.lowlevel`` but for waiting for the descriptor of the requests.
+
+    Whoever takes a request while nobody watches wakes as many sleepers as the place wants, as candidates: with several
+    requests under way several have a go in one turn.  The first that finds nothing watches.
 
     Last come, first served: each worker has a buffer of 1 MiB, and those of few workers stay in the caches (and those
     of the others are never touched).
@@ -71,52 +84,11 @@ class _Lock:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._held = False
-        self._candidates = 0  # woken, and had no turn yet
-        self._waiting: list[trio.lowlevel.Task] = []
-
-    def __aenter__(self) -> Awaitable[None]:
-        if self._held:
-            return self._wait()
-        self._held = True
-        self._place.attended(True)
-        return _DONE
-
-    async def _wait(self) -> None:
-        task = trio.lowlevel.current_task()
-        self._waiting.append(task)
-
-        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            self._waiting.remove(task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        while True:
-            await trio.lowlevel.wait_task_rescheduled(abort)
-            self._candidates -= 1
-            if not self._held:
-                self._held = True
-                self._place.attended(True)
-                return
-            self._waiting.append(task)  # somebody was faster
-
-    def __aexit__(self, *_error: object) -> Awaitable[None]:
-        self._held = False
-        wanted = self._place.workers_wanted()
-        while self._waiting and self._candidates < wanted:
-            self._candidates += 1
-            trio.lowlevel.reschedule(self._waiting.pop())
-        if not self._candidates:
-            self._place.attended(False)
-        return _DONE
-
-
-class _LowLevel:
-    """``trio.lowlevel`` but for waiting for the descriptor of the requests."""
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
         self._attending = False
         self._closing = False
+        self._watched = False
+        self._asleep: list[trio.lowlevel.Task] = []
+        self._candidates = 0  # woken, and had no turn yet
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
@@ -125,20 +97,61 @@ class _LowLevel:
         if not self._attending:
             self._place.attend_to(descriptor)
             self._attending = True
-        return _DONE if self._place.next_request() else self._wait()
+        if not self._place.next_request():
+            return self._wait()
+        self._leave()
+        return _DONE
 
     async def _wait(self) -> None:
         place = self._place
-        while True:
-            if self._closing:
-                raise trio.ClosedResourceError
+        try:
+            while True:
+                if self._closing:
+                    raise trio.ClosedResourceError
+                if self._watched:
+                    await self._sleep()
+                else:
+                    await self._watch()
+                if place.next_request():
+                    return
+        finally:
+            self._leave()
+
+    async def _watch(self) -> None:
+        """Give the loop a turn: until there may be something to do, or for the others who are ready."""
+        place = self._place
+        self._watched = True
+        place.attended(True)
+        try:
             if place.others_are_ready():
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(place.descriptor)
-            place.loop_turned()
-            if place.next_request():
-                return
+        finally:
+            self._watched = False
+        place.loop_turned()
+
+    async def _sleep(self) -> None:
+        task = trio.lowlevel.current_task()
+        self._asleep.append(task)
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._asleep.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        self._candidates -= 1
+
+    def _leave(self) -> None:
+        """One waits no longer: see that somebody watches, as long as anybody waits."""
+        if self._watched:
+            return
+        wanted = self._place.workers_wanted()
+        while self._asleep and self._candidates < wanted:
+            self._candidates += 1
+            trio.lowlevel.reschedule(self._asleep.pop())
+        if not self._candidates:
+            self._place.attended(False)
 
     def notify_closing(self, descriptor: int) -> None:
         self._closing = True
@@ -151,7 +164,7 @@ class _Trio:
 
     def __init__(self, place: Place) -> None:
         self.lowlevel = _LowLevel(place)
-        self.Lock = partial(_Lock, place)
+        self.Lock = _Free
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)

@@ -15,12 +15,13 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from aoefs.ata import Identity
 from aoefs.initiator import Initiator
-from aoefs.inplace import AWAY, LONE_COMMANDS, InPlace
+from aoefs.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
 from aoefs.port import Port
-from aoefs.receiver import Receiver
-from aoefs.shard import Shards
+from aoefs.tags import TagTable
 from aoefs.waiting import Wait, Waiting
+from aoefs.wire import Address
 from tests.ports import open_scene
 
 
@@ -39,15 +40,13 @@ class Pipe:
         os.read(self.descriptor, 100)
 
 
-class FakeTarget:
+def make_target(*, soon: bool = True, in_flight: int = 1) -> Initiator:
     """A target that answers ``soon``, with so many commands in flight."""
-
-    def __init__(self, *, soon: bool = True, in_flight: int = 1) -> None:
-        self.soon = soon
-        self.in_flight = in_flight
-
-    def answers_within(self, seconds: float) -> bool:
-        return self.soon
+    target = Initiator(Address(0, 0), Identity(sectors=64, serial="S", model="M", firmware="F"), TagTable(7))
+    path = target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2)
+    path.rtt.srtt = PATIENCE / 2 if soon else 2 * PATIENCE
+    target.in_flight = in_flight
+    return target
 
 
 class Bench:
@@ -59,7 +58,7 @@ class Bench:
         self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
         self.batches: list[bool] = []  # lone or not
         self.on_frames: Callable[[], object] = lambda: None
-        self.in_place = InPlace(cast(Receiver, self), cast(Shards, self), self.waiting, lambda: self.now)
+        self.in_place = InPlace(self, self, self.waiting, lambda: self.now)
         cleanup.callback(self.in_place.close)
         self.in_place.add_port(cast(Port, self.frames))
 
@@ -71,7 +70,7 @@ class Bench:
         wait = Wait(self.waiting)
         if self.on_frames.__name__ == "<lambda>":
             self.on_frames = wait.wake
-        self.in_place.wait(cast(Initiator, FakeTarget(**target)), wait)
+        self.in_place.wait(make_target(**target), wait)
         return wait
 
     # As the receiver and the shards.
@@ -79,7 +78,7 @@ class Bench:
     def attended(self, somebody: bool) -> None:
         """Not looked at here."""
 
-    def receive_batch(self, port: Port, *, lone: bool, wake: bool) -> int:
+    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int:
         assert not wake
         self.frames.drain()
         self.batches.append(lone)
@@ -154,9 +153,11 @@ def test_a_task_that_was_woken_gets_its_turn_at_once(bench: Bench) -> None:
 
     bench.frames.fill()
     bench.on_frames = wake
+    assert bench.in_place.next_request(), "it is there, and nobody waited for it"
+    bench.requests.drain()
     assert not bench.in_place.next_request()
     assert bench.in_place.others_are_ready()
-    assert len(bench.batches) == 1
+    assert len(bench.batches) == 1, "frames can wait"
     assert not bench.wait().woken
     assert len(bench.batches) == 1
 
