@@ -119,6 +119,11 @@ class Disk:
     def size_bytes(self) -> int:
         return self.target.identity.size_bytes
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for it, or somewhat more."""
+        return self.target.waiting + len(self._waits)
+
     def interrupt(self, error: RequestError | None = None) -> None:
         """The target went (``error``) or came back: whoever waits for something else than a Request looks again."""
         self.generation += 1

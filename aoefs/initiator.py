@@ -475,6 +475,11 @@ class Initiator:
         """Nothing is in flight and nothing waits to be sent."""
         return not (self.in_flight or self._fresh or self._again)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have not ended; those of which only a part was sent count twice."""
+        return len(self._waiting) + len(self._fresh)
+
     def is_on_the_wire(self, request: Request) -> bool:
         """All of it was sent and may be counted on to arrive: nothing of this target waits to be sent again, no path
         had a timeout since its last answer, and not all are down (what is sent there goes nowhere).  So all that is

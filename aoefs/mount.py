@@ -14,6 +14,7 @@ last one may never be delivered).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -49,7 +50,8 @@ GRACE = 10.0  # seconds for which open files are served after a signal
 FLUSH_GRACE = 10.0  # seconds that the last flush of all targets may take
 TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they take less, or long
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
-MAX_WORKERS = tuning.MAX_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
+MAX_WORKERS = tuning.MOST_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
+ROOM_PERIOD = 0.5  # seconds
 
 
 def run(options: MountOptions, ready: Ready) -> int:
@@ -138,24 +140,23 @@ class Mount:
         """Unmount only what is still mounted, so that nothing mounted there meanwhile is hit."""
         pyfuse3.close(unmount=not self._unmounted)
 
-    def _tune(self) -> bool:
+    def _tune(self) -> tuple[tuning.Background, bool]:
         """Ask the kernel for what makes a mount fast and safe; False when it does not read ahead far enough."""
         device = os.stat(self._options.mountpoint).st_dev
         small = tuning.set_read_ahead(device)
-        for complaint in (
-            small,
-            tuning.set_max_background(device),
-            tuning.become_io_flusher(),
-            tuning.avoid_oom_killer(),
-        ):
+        background = tuning.Background(device)
+        for complaint in (small, background.complaint, tuning.become_io_flusher(), tuning.avoid_oom_killer()):
             if complaint:
                 log.info("%s", complaint)
-        return small is None
+        return background, small is None
 
     async def _become_ready(
         self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None, nursery: trio.Nursery
     ) -> None:
-        if not await trio.to_thread.run_sync(self._tune):
+        background, reads_ahead = await trio.to_thread.run_sync(self._tune)
+        if not background.complaint:
+            nursery.start_soon(self._make_room, engine, background, name="room")
+        if not reads_ahead:
             operations.read_aheads = ReadAheads(nursery)
         await engine.first_discovery()
         hint = None
@@ -217,6 +218,18 @@ class Mount:
                 await trio.to_thread.run_sync(call, abandon_on_cancel=True)
             except OSError as error:
                 log.debug("%s: invalidation: %s", name, error)
+
+    async def _make_room(self, engine: Engine, background: tuning.Background) -> None:
+        """Requests that wait for silent targets do not count: there is room for those of the others all the same."""
+        allowed = tuning.MAX_BACKGROUND
+        with contextlib.closing(background):
+            while True:
+                await trio.sleep(ROOM_PERIOD)
+                wanted = min(tuning.MAX_BACKGROUND + engine.stranded(), tuning.MOST_BACKGROUND)
+                if wanted != allowed:
+                    log.debug("max_background is %d", wanted)
+                    background.allow(wanted)
+                    allowed = wanted
 
     async def _follow_interfaces(self, engine: Engine) -> None:
         """Interfaces come, go, and change their MTU."""

@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests of 1 MiB
-MAX_BACKGROUND = 64  # the kernel's default of 12 bounds the requests in flight of direct I/O
+MAX_BACKGROUND = 32  # the kernel's default is 12; a write of 1 MiB takes two here
+MOST_BACKGROUND = 256  # with those that wait for silent targets
 GARBAGE_THRESHOLD = 50_000  # objects that were made and not let go; a few MiB
 KEPT_BYTES = 8 << 20  # of freed memory that are kept for the next buffer
 LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes object, but not libfuse's buffer for it
@@ -34,25 +35,43 @@ def set_read_ahead(device: int) -> str | None:
     return None
 
 
-def set_max_background(device: int) -> str | None:
-    """Raise the number of requests that the kernel keeps in flight."""
-    with contextlib.ExitStack() as cleanup:
+class Background:
+    """How many requests of direct I/O and of read-ahead the kernel lets be under way in the mount ``device``.
+
+    All others wait in one queue, whichever file they are for.  ``complaint`` says why the bound cannot be changed.
+    """
+
+    def __init__(self, device: int) -> None:
+        self.complaint: str | None = None
+        self._files: dict[str, int] = {}
         try:
-            connections = _FUSECTL if any(_FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
-            connection = connections / str(os.minor(device))
-            (connection / "max_background").write_text(f"{MAX_BACKGROUND}\n")
-            (connection / "congestion_threshold").write_text(f"{MAX_BACKGROUND * 3 // 4}\n")
+            with contextlib.ExitStack() as cleanup:
+                connections = _FUSECTL if any(_FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
+                for name in ("max_background", "congestion_threshold"):
+                    self._files[name] = os.open(connections / str(os.minor(device)) / name, os.O_WRONLY)
+            self.allow(MAX_BACKGROUND)
         except (OSError, subprocess.SubprocessError) as error:
+            self.close()
             reason = error.strerror if isinstance(error, OSError) else "fusectl cannot be mounted"
-            return f"max_background stays at the kernel's default: {reason} (deep queues are slower)"
-    return None
+            self.complaint = f"max_background stays at the kernel's default: {reason} (slower; and a deep queue of a silent target keeps all others waiting)"
+
+    def allow(self, requests: int) -> None:
+        """Let so many be under way, where it may be changed."""
+        for name, value in (("max_background", requests), ("congestion_threshold", requests * 3 // 4)):
+            if name in self._files:
+                os.write(self._files[name], b"%d\n" % value)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
 
 
 def _mounted_fusectl(cleanup: contextlib.ExitStack) -> Path:
     """Containers often lack the control file system: mount it for a moment in a place of our own."""
     place = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="aoefs-fusectl-"))
     subprocess.run(["mount", "-t", "fusectl", "none", place], check=True, capture_output=True)
-    cleanup.callback(subprocess.run, ["umount", place], check=False, capture_output=True)
+    cleanup.callback(subprocess.run, ["umount", "--lazy", place], check=False, capture_output=True)
     return Path(place)
 
 

@@ -71,6 +71,23 @@ def test_a_target_that_sleeps_for_a_few_seconds_costs_a_pause_and_no_neighbour_n
     assert target_of(mount)["errors"] == 0
 
 
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_a_deep_queue_of_a_silent_target_leaves_room_for_its_neighbours(lab: Lab, wire: Wire, kind: str) -> None:
+    """The kernel has one queue of direct I/O for the whole mount."""
+    asleep = lab.vblade(0, 0, lab.image("asleep", SIZE))
+    lab.vblade(0, 1, lab.image("awake", SIZE, seed=1))
+    mount = mount_until(lab, "e0.0", "e0.1")
+    asleep.send_signal(signal.SIGSTOP)
+    queue = ["--ioengine=libaio", "--iodepth=128", "--bs=64k", "--direct=1", f"--size={SIZE}", f"--rw={kind}"]
+    deep = lab.popen(INITIATOR, ["fio", "--name=deep", f"--filename={mount.file('e0.0')}", *queue])
+    wait_until(lambda: target_of(mount)["retransmits"] > 3)
+    with opened(mount.here / "e0.1") as neighbour, Worker(lambda _: read(neighbour, 4096)) as others:
+        others.wait_for_steps(200)
+        asleep.send_signal(signal.SIGCONT)
+        assert deep.wait(60) == 0
+    assert target_of(mount)["errors"] == 0
+
+
 @pytest.mark.parametrize("kind", ["vblade", "ours"])
 def test_a_target_restarted_in_the_middle_of_a_copy_costs_a_pause(lab: Lab, wire: Wire, kind: str) -> None:
     source = lab.image("source", SIZE)
