@@ -53,7 +53,8 @@ class Background:
         except (OSError, subprocess.SubprocessError) as error:
             self.close()
             reason = error.strerror if isinstance(error, OSError) else "fusectl cannot be mounted"
-            self.complaint = f"max_background stays at the kernel's default: {reason} (slower; and a deep queue of a silent target keeps all others waiting)"
+            why = "deep queues are slower, and one of a silent target keeps all others waiting"
+            self.complaint = f"max_background stays at the kernel's default: {reason} ({why})"
 
     def allow(self, requests: int) -> None:
         """Let so many be under way, where it may be changed."""
