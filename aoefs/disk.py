@@ -61,6 +61,7 @@ from aoefs.wire import (
 log = logging.getLogger("aoefs")
 
 MAX_REQUEST_SECTORS: Final = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
+LIGHT_SECTORS: Final = 256  # up to so many a write is light, see Disk.uncounted
 FIRST_WAIT: Final = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
 SMALL_BYTES: Final = 1 << 15  # up to so many, zeroing them is cheaper than an array
 MAX_WAIT: Final = 8.0  # seconds
@@ -119,10 +120,14 @@ class Disk:
     def size_bytes(self) -> int:
         return self.target.identity.size_bytes
 
-    @property
-    def waiting(self) -> int:
-        """How many calls wait for it, or somewhat more."""
-        return self.target.waiting + len(self._waits)
+    def uncounted(self) -> int:
+        """How many calls wait that should not count against those for other disks: the light ones, which are reads
+        (their memory has a bound of its own) and small writes, and all if the target is silent.
+        """
+        requests = self.target.requests()
+        if self.target.is_silent:
+            return len(requests) + len(self._waits)
+        return sum(not request.write or request.sectors <= LIGHT_SECTORS for request in requests)
 
     def interrupt(self, error: RequestError | None = None) -> None:
         """The target went (``error``) or came back: whoever waits for something else than a Request looks again."""

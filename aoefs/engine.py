@@ -260,9 +260,9 @@ class Engine:
             stopped_seconds=round(self._time.lost, 3),
         )
 
-    def stranded(self) -> int:
-        """Requests that wait for silent targets."""
-        return sum(disk.waiting for disk in self.disks.values() if disk.target.is_silent)
+    def uncounted(self) -> int:
+        """Of all disks, see :meth:`aoefs.disk.Disk.uncounted`."""
+        return sum(disk.uncounted() for disk in self.disks.values())
 
     def fail_all(self) -> None:
         """Fail everything that somebody waits for.  What was answered already and not acknowledged still can be, and a

@@ -475,10 +475,9 @@ class Initiator:
         """Nothing is in flight and nothing waits to be sent."""
         return not (self.in_flight or self._fresh or self._again)
 
-    @property
-    def waiting(self) -> int:
-        """Requests that have not ended; those of which only a part was sent count twice."""
-        return len(self._waiting) + len(self._fresh)
+    def requests(self) -> set[Request]:
+        """Those that have not ended."""
+        return {*self._waiting, *self._fresh}
 
     def is_on_the_wire(self, request: Request) -> bool:
         """All of it was sent and may be counted on to arrive: nothing of this target waits to be sent again, no path

@@ -220,12 +220,14 @@ class Mount:
                 log.debug("%s: invalidation: %s", name, error)
 
     async def _make_room(self, engine: Engine, background: tuning.Background) -> None:
-        """Requests that wait for silent targets do not count: there is room for those of the others all the same."""
+        """Only what costs memory and will end soon counts against the bound: so a deep queue of a slow or silent
+        target leaves room for the requests of the others.
+        """
         allowed = tuning.MAX_BACKGROUND
         with contextlib.closing(background):
             while True:
                 await trio.sleep(ROOM_PERIOD)
-                wanted = min(tuning.MAX_BACKGROUND + engine.stranded(), tuning.MOST_BACKGROUND)
+                wanted = min(tuning.MAX_BACKGROUND + engine.uncounted(), tuning.MOST_BACKGROUND)
                 if wanted != allowed:
                     log.debug("max_background is %d", wanted)
                     background.allow(wanted)

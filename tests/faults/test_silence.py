@@ -23,7 +23,7 @@ from tests.faults.live import (
     write,
 )
 from tests.forwarder import BLACK_HOLE, Wire
-from tests.lab import INITIATOR, Lab, Process, wait_until
+from tests.lab import INITIATOR, TARGET, Lab, Mount, Process, wait_until
 
 SIZE = 8 << 20
 ASLEEP = 2.6  # seconds: above the silence after which a target must be identified again
@@ -71,6 +71,12 @@ def test_a_target_that_sleeps_for_a_few_seconds_costs_a_pause_and_no_neighbour_n
     assert target_of(mount)["errors"] == 0
 
 
+def queue_deeply(lab: Lab, mount: Mount, kind: str, size: str) -> Process:
+    """128 requests at once for e0.0."""
+    how = ["--ioengine=libaio", "--iodepth=128", "--direct=1", f"--bs={size}", f"--size={SIZE}", f"--rw={kind}"]
+    return lab.popen(INITIATOR, ["fio", "--name=deep", f"--filename={mount.file('e0.0')}", *how])
+
+
 @pytest.mark.parametrize("kind", ["read", "write"])
 def test_a_deep_queue_of_a_silent_target_leaves_room_for_its_neighbours(lab: Lab, wire: Wire, kind: str) -> None:
     """The kernel has one queue of direct I/O for the whole mount."""
@@ -78,12 +84,28 @@ def test_a_deep_queue_of_a_silent_target_leaves_room_for_its_neighbours(lab: Lab
     lab.vblade(0, 1, lab.image("awake", SIZE, seed=1))
     mount = mount_until(lab, "e0.0", "e0.1")
     asleep.send_signal(signal.SIGSTOP)
-    queue = ["--ioengine=libaio", "--iodepth=128", "--bs=64k", "--direct=1", f"--size={SIZE}", f"--rw={kind}"]
-    deep = lab.popen(INITIATOR, ["fio", "--name=deep", f"--filename={mount.file('e0.0')}", *queue])
+    deep = queue_deeply(lab, mount, kind, "64k")
     wait_until(lambda: target_of(mount)["retransmits"] > 3)
     with opened(mount.here / "e0.1") as neighbour, Worker(lambda _: read(neighbour, 4096)) as others:
         others.wait_for_steps(200)
         asleep.send_signal(signal.SIGCONT)
+        assert deep.wait(60) == 0
+    assert target_of(mount)["errors"] == 0
+
+
+@pytest.mark.parametrize("kind", ["randread", "randwrite"])
+def test_a_deep_queue_of_a_slow_target_leaves_room_for_its_neighbours(lab: Lab, wire: Wire, kind: str) -> None:
+    lab.cable(INITIATOR, TARGET)
+    lab.vblade(0, 0, lab.image("slow", SIZE))
+    lab.vblade(0, 1, lab.image("fast", SIZE, seed=1), interface="aoe1")
+    mount = mount_until(lab, "e0.0", "e0.1")
+    wire.faults(reorder=1.0, reorder_by=0.2)  # each frame is late
+    deep = queue_deeply(lab, mount, kind, "4k")
+    wait_until(lambda: target_of(mount)["in_flight"] > 0)
+    with opened(mount.here / "e0.1") as neighbour, Worker(lambda _: read(neighbour, 4096)) as others:
+        others.wait_for_steps(200)
+        assert deep.poll() is None
+        wire.faults()
         assert deep.wait(60) == 0
     assert target_of(mount)["errors"] == 0
 
