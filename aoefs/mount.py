@@ -221,13 +221,13 @@ class Mount:
 
     async def _make_room(self, engine: Engine, background: tuning.Background) -> None:
         """Only what costs memory and will end soon counts against the bound: so a deep queue of a slow or silent
-        target leaves room for the requests of the others.
+        target leaves room for the requests of the others.  As many again may be waiting in the kernel.
         """
         allowed = tuning.MAX_BACKGROUND
         with contextlib.closing(background):
             while True:
                 await trio.sleep(ROOM_PERIOD)
-                wanted = min(tuning.MAX_BACKGROUND + engine.uncounted(), tuning.MOST_BACKGROUND)
+                wanted = min(tuning.MAX_BACKGROUND + 2 * engine.uncounted(), tuning.MOST_BACKGROUND)
                 if wanted != allowed:
                     log.debug("max_background is %d", wanted)
                     background.allow(wanted)
