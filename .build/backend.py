@@ -32,11 +32,11 @@ _STARTED_AT = time.time()  # what is built is as old as the sources that were re
 #: from vblade, medians of 7 alternating turns: two thirds of the processor time, 1.35 times the IOPS of lone reads,
 #: 1.41 times with 16 at once, 1.29 times those of lone writes; 1 MiB writes 1.13 times as fast, reads the same.
 #: (``Final`` on the modules' constants is 1.09 times of that: others are looked up in a dictionary all the same.)
+#: ``inplace`` is 1.04 times the lone reads of a mount.
 #:
-#: Left out: ``engine`` (mypyc knows no async generators) and ``inplace`` (tests put stand-ins into it, which compiled
-#: code refuses), together 1.05 times the lone reads of a mount; ``link`` (once per interface; it hands the kernel an
-#: address whose memory only a local variable holds, see ``aoefs.mmsg``), ``errors`` (``--help`` loads it), the target
-#: and the faces.
+#: Left out: ``engine`` (mypyc knows no async generators; 1.01 times), ``link`` (once per interface; it hands the kernel
+#: an address whose memory only a local variable holds, see ``aoefs.mmsg``), ``errors`` (``--help`` loads it), the
+#: target and the faces.
 COMPILED = (
     "ata",
     "behind",
