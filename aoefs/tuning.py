@@ -49,7 +49,7 @@ class Background:
                 connections = _FUSECTL if any(_FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
                 for name in ("max_background", "congestion_threshold"):
                     self._files[name] = os.open(connections / str(os.minor(device)) / name, os.O_WRONLY)
-            self.allow(MAX_BACKGROUND)
+            self._set(MAX_BACKGROUND)
         except (OSError, subprocess.SubprocessError) as error:
             self.close()
             reason = error.strerror if isinstance(error, OSError) else "fusectl cannot be mounted"
@@ -57,10 +57,13 @@ class Background:
             self.complaint = f"max_background stays at the kernel's default: {reason} ({why})"
 
     def allow(self, requests: int) -> None:
-        """Let so many be under way, where it may be changed."""
+        """Let so many be under way; as many as before where that is more than the kernel grants to users."""
+        with contextlib.suppress(OSError):
+            self._set(requests)
+
+    def _set(self, requests: int) -> None:
         for name, value in (("max_background", requests), ("congestion_threshold", requests * 3 // 4)):
-            if name in self._files:
-                os.write(self._files[name], b"%d\n" % value)
+            os.write(self._files[name], b"%d\n" % value)
 
     def close(self) -> None:
         for file in self._files.values():
