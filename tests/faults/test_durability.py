@@ -69,7 +69,7 @@ def test_a_signal_flushes_and_the_exit_code_tells_whether_it_succeeded(lab: Lab,
         mount.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not mount.mounted)
         write(file, pattern(2))  # open files are served
-    assert mount.process.wait(15) == 0
+    assert mount.process.wait(15) == 0, log_of(mount)
     assert flushed(journal) == [(0, pattern(2))]
 
 
