@@ -139,7 +139,8 @@ class Disk:
     async def read(self, offset: int, size: int, make_buffer: Callable[[int], memoryview] = make_buffer) -> memoryview:
         """``size`` bytes from ``offset`` on (bytes, any alignment); both must lie within the target.
 
-        ``make_buffer`` gives the memory for so many bytes, a multiple of 512; of up to 1 MiB only when it is needed.
+        ``make_buffer`` gives the memory for so many bytes, a multiple of 512: of up to 1 MiB only when it is needed,
+        and not for small reads (``SMALL_BYTES``), which are not worth its bound.
         RequestError when a target or disk says no, or nobody answers within ``deadsecs``.
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)

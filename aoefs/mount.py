@@ -141,7 +141,7 @@ class Mount:
         pyfuse3.close(unmount=not self._unmounted)
 
     def _tune(self) -> tuple[tuning.Background, bool]:
-        """Ask the kernel for what makes a mount fast and safe; False when it does not read ahead far enough."""
+        """Ask the kernel for what makes a mount fast and safe; and whether it reads ahead far enough now."""
         device = os.stat(self._options.mountpoint).st_dev
         small = tuning.set_read_ahead(device)
         background = tuning.Background(device)
