@@ -35,29 +35,29 @@ _STARTED_AT = time.time()  # what is built is as old as the sources that were re
 #: ``inplace`` is 1.04 times the lone reads of a mount.
 #:
 #: Left out: ``engine`` (mypyc knows no async generators; 1.01 times), ``link`` (once per interface; it hands the kernel
-#: an address whose memory only a local variable holds, see ``aoefs.mmsg``), ``errors`` (``--help`` loads it), the
+#: an address whose memory only a local variable holds, see ``aoefs.net.mmsg``), ``errors`` (``--help`` loads it), the
 #: target and the faces.
 COMPILED = (
-    "ata",
-    "behind",
-    "disk",
-    "initiator",
-    "inplace",
-    "landing",
-    "latency",
-    "mmsg",
-    "overlap",
-    "path",
-    "port",
-    "receiver",
-    "recovery",
-    "request",
-    "running",
-    "sending",
-    "shard",
-    "tags",
-    "waiting",
-    "wire",
+    "protocol/ata",
+    "protocol/wire",
+    "core/initiator",
+    "core/latency",
+    "core/overlap",
+    "core/path",
+    "core/recovery",
+    "core/request",
+    "core/tags",
+    "net/landing",
+    "net/mmsg",
+    "net/port",
+    "net/sending",
+    "engine/behind",
+    "engine/disk",
+    "engine/inplace",
+    "engine/receiver",
+    "engine/running",
+    "engine/shard",
+    "engine/waiting",
 )
 
 
@@ -104,7 +104,7 @@ class BuildExtensions(build_ext):
 
 
 def _built(*places: Path) -> list[Path]:
-    return [path for place in places for path in (place / "aoefs").glob("*.so")]
+    return [path for place in places for path in (place / "aoefs").rglob("*.so")]
 
 
 def _remove_built(*places: Path) -> None:

@@ -43,7 +43,7 @@ install_packages() {
 # is_compiled: what is compiled in place (nothing, with AOEFS_PURE=1) is of the sources as they are now.
 is_compiled() {
     [ "$(cat .venv/installed-pure 2>/dev/null)" = "${AOEFS_PURE:-0}" ] || return 1
-    for built in aoefs/*.so; do
+    for built in aoefs/*.so aoefs/*/*.so; do
         [ ! "${built%%.*}.py" -nt "$built" ] || return 1
     done
 }

@@ -12,9 +12,9 @@ import sys
 
 import trio
 
-from aoefs.engine import open_engine
+from aoefs.engine.engine import open_engine
 from aoefs.errors import RequestError
-from aoefs.wire import SECTOR_BYTES, Address
+from aoefs.protocol.wire import SECTOR_BYTES, Address
 
 
 def hex_dump(data: bytes | memoryview, offset: int) -> None:

@@ -29,8 +29,8 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "by-hand")
 
 def pytest_sessionstart() -> None:
     """What is compiled in place must be what the sources say."""
-    for built in PACKAGE.glob("*.so"):
-        source = PACKAGE / f"{built.name.partition('.')[0]}.py"
+    for built in PACKAGE.rglob("*.so"):
+        source = built.with_name(f"{built.name.partition('.')[0]}.py")
         if source.exists() and source.stat().st_mtime > built.stat().st_mtime:
             pytest.exit(f"{source.name} is newer than what was compiled of it: pip install -e . (tests/run.sh does)", 4)
 

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aoefs.wire import ATA_BYTES, ETHERTYPE, AoeCommand
+from aoefs.protocol.wire import ATA_BYTES, ETHERTYPE, AoeCommand
 from tests.segment import Faults, Injected, Segment, is_request, is_write
 
 if TYPE_CHECKING:

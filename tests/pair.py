@@ -1,7 +1,7 @@
 """The pure core back to back with the pure target: the smallest driver that keeps the core's contract.
 
 A :class:`Pair` holds initiators, target machines and the segments between them, and a virtual ``now``.  It does what
-``aoefs.engine`` and ``aoefs.disk`` do, frame by frame and with nothing clever: give out runs, encode, deliver, judge
+``engine.engine`` and ``engine.disk`` do, frame by frame and with nothing clever: give out runs, encode, deliver, judge
 answers, receive, complete, call the timer, and ask a silent target once a second who it is.  Callbacks of the core
 never call back into it: what they cause is put among the ``calls`` of the same instant, as waking a task would.
 
@@ -16,15 +16,15 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from aoefs.ata import IDENTIFY_REGISTERS, check_result, decode_identify_untrusted, transfer_registers
+from aoefs.protocol.ata import IDENTIFY_REGISTERS, check_result, decode_identify_untrusted, transfer_registers
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError
-from aoefs.initiator import Initiator
-from aoefs.overlap import Claim
-from aoefs.path import Run
-from aoefs.request import NOTHING, Request
-from aoefs.tags import Exchange, TagTable
-from aoefs.target import MemoryStore, TargetMachine
-from aoefs.wire import (
+from aoefs.core.initiator import Initiator
+from aoefs.core.overlap import Claim
+from aoefs.core.path import Run
+from aoefs.core.request import NOTHING, Request
+from aoefs.core.tags import Exchange, TagTable
+from aoefs.softtarget.target import MemoryStore, TargetMachine
+from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,
     Address,
@@ -156,7 +156,7 @@ class Pair:
         return operation
 
     def write(self, lba: int, data: bytes, target: int = 0) -> Operation:
-        """Begin to write, now; it waits for its range as :class:`aoefs.disk.Disk` does."""
+        """Begin to write, now; it waits for its range as :class:`engine.disk.Disk` does."""
         operation = self._ask(lba, bytearray(data), target, write=True)
         claim = Claim(lba, lba + operation.sectors)
         claim.granted = lambda: self.call(self.now, lambda: self._submit(operation, target, claim))
@@ -369,7 +369,7 @@ def run_address(run: Run) -> Address:
 
 
 def check_invariants(initiator: Initiator) -> None:
-    """What the docstrings of ``aoefs.path`` and ``aoefs.initiator`` promise to hold always."""
+    """What the docstrings of ``core.path`` and ``core.initiator`` promise to hold always."""
     for path in initiator.paths:
         runs = list(path.runs)
         assert path.in_flight == sum(run.flying.bit_count() for run in runs)

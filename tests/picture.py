@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aoefs.console import View, picture
-from aoefs.history import History
+from aoefs.status.console import View, picture
+from aoefs.status.history import History
 from tests.lab import INITIATOR, Lab, require, wait_until
 
 FILE = Path("examples/console.svg")

@@ -1,7 +1,7 @@
 """A simulated Ethernet segment for the engine under trio's virtual clock: a wire, ports on it, targets on it.
 
-Owns nothing of aoefs: :class:`SegmentPort` is a second, plain implementation of ``aoefs.port.Port`` that builds and
-judges every frame with ``aoefs.wire`` alone, so that it honestly checks the fast one.  Delivery is by a heap of
+Owns nothing of aoefs: :class:`SegmentPort` is a second, plain implementation of ``net.port.Port`` that builds and
+judges every frame with ``protocol.wire`` alone, so that it honestly checks the fast one.  Delivery is by a heap of
 (time, order) and one task, hence deterministic; ``Wire.route`` is the place for faults.
 """
 
@@ -16,18 +16,18 @@ from dataclasses import replace
 
 import trio
 
-from aoefs.ata import FAILED, Identity, encode_identify, transfer_registers
-from aoefs.disk import Disk
-from aoefs.engine import Engine, open_engine
-from aoefs.initiator import Initiator
-from aoefs.landing import Entry
-from aoefs.link import LinkStatistics
-from aoefs.path import Path, Run
-from aoefs.request import Request
-from aoefs.settings import Settings
-from aoefs.tags import Exchange, TagTable
-from aoefs.target import MemoryStore, TargetMachine
-from aoefs.wire import (
+from aoefs.protocol.ata import FAILED, Identity, encode_identify, transfer_registers
+from aoefs.engine.disk import Disk
+from aoefs.engine.engine import Engine, open_engine
+from aoefs.core.initiator import Initiator
+from aoefs.net.landing import Entry
+from aoefs.net.link import LinkStatistics
+from aoefs.core.path import Path, Run
+from aoefs.core.request import Request
+from aoefs.engine.settings import Settings
+from aoefs.core.tags import Exchange, TagTable
+from aoefs.softtarget.target import MemoryStore, TargetMachine
+from aoefs.protocol.wire import (
     ATA_BYTES,
     BROADCAST_MAC,
     SECTOR_BYTES,
@@ -105,7 +105,7 @@ class Wire:
 
 
 def run_frames(run: Run, ours: bytes) -> list[bytes]:
-    """The frames of a run, one by one, as ``aoefs.wire`` encodes them."""
+    """The frames of a run, one by one, as ``protocol.wire`` encodes them."""
     frames = []
     request, path = run.request, run.path
     address = decode_header_untrusted(path.request_head + bytes(16)).address
@@ -119,7 +119,7 @@ def run_frames(run: Run, ours: bytes) -> list[bytes]:
 
 
 class SegmentPort:
-    """``aoefs.port.Port`` on a :class:`Wire`.  ``room`` is how many frames the "socket" takes until it is full."""
+    """``net.port.Port`` on a :class:`Wire`.  ``room`` is how many frames the "socket" takes until it is full."""
 
     def __init__(
         self,

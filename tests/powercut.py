@@ -25,11 +25,11 @@ from pathlib import Path
 
 import trio
 
-from aoefs.ata import Opcode
-from aoefs.link import Link, Role
-from aoefs.server import Server
-from aoefs.target import FlushRequest, MemoryStore, TargetMachine
-from aoefs.wire import ATA_BYTES, SECTOR_BYTES, Address, AoeCommand, decode_ata_untrusted, decode_header_untrusted
+from aoefs.protocol.ata import Opcode
+from aoefs.net.link import Link, Role
+from aoefs.softtarget.server import Server
+from aoefs.softtarget.target import FlushRequest, MemoryStore, TargetMachine
+from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, Address, AoeCommand, decode_ata_untrusted, decode_header_untrusted
 
 _RECORD = struct.Struct("<QI")  # offset and length in bytes, then the data; a flush has length 0
 _FLUSHED = 0

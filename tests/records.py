@@ -15,11 +15,11 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
-from aoefs.disk import Disk
-from aoefs.engine import Engine
+from aoefs.engine.disk import Disk
+from aoefs.engine.engine import Engine
 from aoefs.errors import RequestError
-from aoefs.report import status_report
-from aoefs.settings import Settings
+from aoefs.status.report import status_report
+from aoefs.engine.settings import Settings
 from tests.ports import Target, open_scene, target_mac
 
 DEADSECS = 3.0

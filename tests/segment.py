@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from aoefs.wire import AoeCommand, AtaFlag, Flag
+from aoefs.protocol.wire import AoeCommand, AtaFlag, Flag
 
-_FLAGS, _COMMAND, _ATA_FLAGS = 14, 19, 24  # offsets, see aoefs.wire
+_FLAGS, _COMMAND, _ATA_FLAGS = 14, 19, 24  # offsets, see protocol.wire
 _LBA = slice(28, 34)
 
 Delivery = tuple[float, bytes]  # when (seconds), what

@@ -1,4 +1,4 @@
-"""A stand-in for ``aoefs.mount``: a small file system without any network, for tests of what surrounds a mount.
+"""A stand-in for ``fuse.mount``: a small file system without any network, for tests of what surrounds a mount.
 
 It has the type ``fuse.aoefs``, ``.aoefs/status.json`` with its pid, and two targets: ``e0.0`` is up; ``e0.1`` is down,
 has nothing to flush, and can not be flushed.  As a program: ``python -m tests.standin MOUNTPOINT``.  In place of the
@@ -24,10 +24,10 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from aoefs.daemon import Ready
+from aoefs.host.daemon import Ready
 from aoefs.errors import UserError
-from aoefs.mountpoint import unmount
-from aoefs.options import MountOptions
+from aoefs.host.mountpoint import unmount
+from aoefs.cli.options import MountOptions
 
 WORDS = os.environ.get("STANDIN", "").split()
 DISK_BYTES = 1 << 20
@@ -40,7 +40,7 @@ import importlib.util, sys
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == "aoefs.mount":
+        if name == "aoefs.fuse.mount":
             return importlib.util.spec_from_file_location(name, {file!r})
 
 sys.meta_path.insert(0, Finder)
@@ -48,7 +48,7 @@ sys.meta_path.insert(0, Finder)
 
 
 def environment(directory: Path, *words: str) -> dict[str, str]:
-    """Variables that put this module in the place of ``aoefs.mount`` for a Python started with them."""
+    """Variables that put this module in the place of ``fuse.mount`` for a Python started with them."""
     (directory / "sitecustomize.py").write_text(_FINDER.format(file=__file__))
     search = os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": search, "STANDIN": " ".join(words)}
@@ -117,7 +117,7 @@ async def _unmount_on_signal(path: str) -> None:
 
 
 def run(options: MountOptions, ready: Ready) -> int:
-    """As ``aoefs.mount.run``."""
+    """As ``fuse.mount.run``."""
     if "stubborn" in WORDS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "hang" in WORDS:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aoefs import cli
-from aoefs.manual import actions, data
-from aoefs.options import mount_options
+from aoefs.cli import cli
+from aoefs.cli.manual import actions, data
+from aoefs.cli.options import mount_options
 from tests.lab import COMMANDS, INITIATOR, Lab, require
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aoefs.wire import Address, AoeCommand, Flag, Header, encode_header
+from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
 from tests.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
 from tests.segment import Faults

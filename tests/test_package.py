@@ -99,7 +99,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_the_build_says_why(tmp_path: P
 
 def test_a_source_that_mypyc_refuses_is_no_reason_not_to_install(tmp_path: Path) -> None:
     copy_sources(tmp_path)
-    with (tmp_path / "aoefs/latency.py").open("a") as source:
+    with (tmp_path / "aoefs/core/latency.py").open("a") as source:
         source.write("\n\nBUCKETS: str\n")
     assert "warning: aoefs is installed as pure Python, which is slower: " in build(tmp_path, "--wheel")
     [wheel] = (tmp_path / "dist").iterdir()
@@ -112,9 +112,9 @@ def test_what_is_tested_is_compiled_unless_told_otherwise() -> None:
 
 def test_the_sources_pass_the_same_tests_without_being_compiled(tmp_path: Path) -> None:
     run("cp", "-r", ROOT / "aoefs", ROOT / "tests", ROOT / "pyproject.toml", tmp_path, cwd=tmp_path)
-    for built in (tmp_path / "aoefs").glob("*.so"):
+    for built in (tmp_path / "aoefs").rglob("*.so"):
         built.unlink()
-    tests = [path for name in COMPILED if (path := tmp_path / f"tests/test_{name}.py").exists()]
+    tests = [path for name in COMPILED if (path := tmp_path / f"tests/{name.replace('/', '/test_')}.py").exists()]
     python = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run(*python, *tests, cwd=tmp_path, PYTHONPATH=str(tmp_path), AOEFS_PURE="1")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aoefs.ata import transfer_registers
-from aoefs.wire import Address, AoeCommand, Flag, Header, encode_ata
+from aoefs.protocol.ata import transfer_registers
+from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_ata
 from tests.segment import Faults, Injected, Segment, is_answer, is_request, is_write, lba_of
 
 FRAMES = 2000

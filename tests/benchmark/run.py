@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from aoefs.wire import payload_sectors
+from aoefs.protocol.wire import payload_sectors
 from tests.benchmark import contenders, many, profile
 from tests.benchmark.chart import draw
 from tests.benchmark.contenders import Client, Results, note

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.ata import Opcode
+from aoefs.protocol.ata import Opcode
 from tests.faults.live import Worker, errno_of, log_of, mount_until, pattern, serve_journal, target_of
 from tests.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.lab import Lab, wait_until

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.ata import Opcode
+from aoefs.protocol.ata import Opcode
 from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, serve_journal, target_of, write
 from tests.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.lab import COMMANDS, INITIATOR, Lab, wait_until

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.wire import Address, AoeCommand, ConfigArgument, Flag, Header, encode_config
+from aoefs.protocol.wire import Address, AoeCommand, ConfigArgument, Flag, Header, encode_config
 from tests.faults.live import (
     Worker,
     log_of,

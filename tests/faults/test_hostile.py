@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.ata import IDENTIFY_BYTES, Identity, Status, encode_identify
-from aoefs.wire import (
+from aoefs.protocol.ata import IDENTIFY_BYTES, Identity, Status, encode_identify
+from aoefs.protocol.wire import (
     BROADCAST_MAC,
     Address,
     AoeCommand,

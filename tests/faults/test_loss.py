@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from aoefs.ata import Opcode
+from aoefs.protocol.ata import Opcode
 from tests.faults.live import mount_until, opened, path_of, read, target_of, verify_with_fio
 from tests.forwarder import Wire
 from tests.lab import Lab, both_mtus, require

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from aoefs.ata import Opcode
-from aoefs.wire import (
+from aoefs.protocol.ata import Opcode
+from aoefs.protocol.wire import (
     Address,
     AoeCommand,
     Header,

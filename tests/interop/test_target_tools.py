@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.ata import IDENTIFY_REGISTERS, Opcode, decode_identify_untrusted, flush_registers, transfer_registers
-from aoefs.wire import (
+from aoefs.protocol.ata import IDENTIFY_REGISTERS, Opcode, decode_identify_untrusted, flush_registers, transfer_registers
+from aoefs.protocol.wire import (
     BROADCAST_MAC,
     MIN_FRAME_BYTES,
     Address,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.ata import decode_identify_untrusted
+from aoefs.protocol.ata import decode_identify_untrusted
 from tests.lab import INITIATOR, TARGET, Lab, Mount, require, wait_until
 from tests.mount.place import MIB, OWN, VBLADE, fails_with, open_place, opened, read_status
 

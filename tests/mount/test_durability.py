@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.ata import Opcode
-from aoefs.wire import AoeCommand, decode_ata_untrusted, decode_header_untrusted
+from aoefs.protocol.ata import Opcode
+from aoefs.protocol.wire import AoeCommand, decode_ata_untrusted, decode_header_untrusted
 from tests.lab import INITIATOR, Capture, Lab, require, wait_until
 from tests.mount.place import MIB, TWO_PLACES, VBLADE, Place, fails_with, open_place, places, read_status, serve
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.commands.events import news
+from aoefs.cli.commands.events import news
 from tests.lab import COMMANDS, INITIATOR, Lab, Mount, Process, wait_until
 from tests.mount.place import MIB, pid_of
 

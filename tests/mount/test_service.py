@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aoefs.commands.install import HELPERS
+from aoefs.cli.commands.install import HELPERS
 from tests.lab import COMMANDS, INITIATOR, Lab, Process, require, wait_until
 from tests.mount.place import MIB, fails_with, is_gone, random_bytes
 

@@ -6,8 +6,8 @@ import os
 import struct
 from collections.abc import Sequence
 
-from aoefs.ata import Opcode, transfer_registers
-from aoefs.wire import (
+from aoefs.protocol.ata import Opcode, transfer_registers
+from aoefs.protocol.wire import (
     BROADCAST_MAC,
     MIN_FRAME_BYTES,
     Address,

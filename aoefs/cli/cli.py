@@ -1,0 +1,185 @@
+"""The command line: which command, and what a person gets to see when it goes wrong.
+
+Owns the table of commands and the exit codes: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C, 141 when the
+reader of the output went away.  A command is a module ``cli.commands.<name>`` with ``add_arguments(parser)`` and
+``run(arguments) -> int``; only the module of the command that runs is ever imported, and it imports what is heavy
+(numpy, trio, pyfuse3, rich) inside ``run``.
+
+Under the name ``mount.aoefs`` (or ``mount.fuse.aoefs``) it is a helper of mount(8): the helper's flags are turned into
+a command line of ours, and the exit codes into those of mount(8): 1 for wrong usage, 8 after Ctrl-C, 32 for a failure.
+
+What holds always: an error is one line on stderr that starts with ``aoefs:``; a traceback needs ``-v``.
+
+Rejected: argparse subparsers (``aoefs MOUNTPOINT`` has no command word, and all modules would be imported for help).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from aoefs import __version__, is_compiled
+from aoefs.cli import options
+from aoefs.errors import UserError
+
+COMMANDS = {
+    "discover": "list the targets of the network without mounting",
+    "umount": "flush, unmount, and wait until the mount process is gone",
+    "status": "show the state of a mount, live in a terminal",
+    "events": "list what happened to the targets of a mount",
+    "target": "export files and devices as AoE targets",
+    "demo": "try everything on this one machine",
+    "config": "read, set or test the config string of a target",
+    "doctor": "look for what can be wrong on this host, and say how to mend it",
+    "identify": "show what a disk tells of itself",
+    "mask": "list or change the hosts that a target answers",
+    "path-test": "measure which frames pass between this host and its targets",
+    "ping": "ask a target again and again, and time its answers",
+    "reserve": "keep other hosts from a target",
+    "install": "put unit, man pages, mount helper and shell completions in place",
+}
+
+_DESCRIPTION = """\
+Show every ATA-over-Ethernet disk of the local network as a file /MOUNTPOINT/eX.Y.
+
+commands (aoefs COMMAND --help says more):
+"""
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of one command, or for None of the mount."""
+    if command is None:
+        summaries = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+        parser = options.Parser(
+            prog="aoefs",
+            usage="aoefs [SOURCE] MOUNTPOINT [options]\n       aoefs COMMAND [options]",
+            description=_DESCRIPTION + summaries,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        form = "compiled" if is_compiled() else "pure Python"
+        parser.add_argument("--version", action="version", version=f"aoefs {__version__} ({form})")
+        options.add_arguments(parser)
+        return parser
+    summary = COMMANDS[command]
+    parser = options.Parser(prog=f"aoefs {command}", description=f"{summary[0].upper()}{summary[1:]}.")
+    _module(command).add_arguments(parser)
+    return parser
+
+
+def all_parsers() -> dict[str | None, argparse.ArgumentParser]:
+    """Every parser by its command, the mount's under None: what ``aoefs install`` writes manuals from."""
+    return {command: build_parser(command) for command in (None, *COMMANDS)}
+
+
+def _mount_helper_argv(argv: Sequence[str]) -> list[str]:
+    """What mount(8) tells its helper (mount(8), "External helpers"), as a command line of a mount."""
+    parser = options.Parser(prog="mount.aoefs", description="Helper of mount(8); people write: mount -t aoefs ...")
+    parser.add_argument("source", metavar="SOURCE", help="interfaces, such as eth0,eth1, or any")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    add = parser.add_argument
+    add("-o", action="append", default=[], metavar="WORD[,WORD...]", help="options of aoefs(1) and of mount(8)")
+    add("-n", action="store_true", help="no line in /etc/mtab: there is none anyhow")
+    add("-s", action="store_true", help="pass over words of -o that nobody knows")
+    add("-v", action="store_true", help="say more")
+    add("-f", action="store_true", help="check everything, mount nothing")
+    add("-t", metavar="TYPE", help="the type that mount(8) was asked for: there is only one")
+    helper = parser.parse_intermixed_args(argv)
+    words = ",".join(helper.o)
+    if helper.s:
+        words = options.known_words(words)
+    flags = [flag for flag, given in (("-v", helper.v), ("--check", helper.f)) if given]
+    return [helper.source, helper.mountpoint, *(["-o", words] if words else []), *flags]
+
+
+class _Command(Protocol):
+    """What a command module has."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int: ...
+
+
+def _module(command: str) -> _Command:
+    module = command.replace("-", "_")
+    return cast(_Command, importlib.import_module(f"aoefs.cli.commands.{module}"))
+
+
+def _run(argv: Sequence[str]) -> int:
+    command = argv[0] if argv and argv[0] in COMMANDS else None
+    try:
+        parser = build_parser(command)
+        if command is None:
+            arguments = parser.parse_intermixed_args(argv)
+            arguments.argv = list(argv)
+            _refuse_misplaced_command(arguments.paths)
+        else:
+            arguments = parser.parse_intermixed_args(argv[1:])
+            arguments.all_parsers = all_parsers
+    except SystemExit as ended:  # --help and --version
+        return int(ended.code or 0)
+    from aoefs.host.daemon import log_to_stderr  # here: --help needs no logging
+
+    log_to_stderr(arguments.verbose)
+    return _module(command or "mount").run(arguments)
+
+
+def _refuse_misplaced_command(paths: list[str]) -> None:
+    """``aoefs -v status /mnt``, ``aoefs dicsover`` and ``aoefs pnig 0.1`` are no mounts but mistakes with a name."""
+    word = paths[0] if paths else "/"
+    if "/" in word or os.path.lexists(word) or os.path.exists(f"/sys/class/net/{word}"):
+        return
+    import difflib
+
+    alike = [word] if word in COMMANDS else difflib.get_close_matches(word, COMMANDS)
+    if alike:
+        raise UserError(f"there is no '{word}': for the command write 'aoefs {alike[0]} ...'", exit_code=2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (by default that of the process, under its name) and return the exit code."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start threads that we never use, in 50 ms
+    if argv is not None:
+        return _guarded(argv)
+    if not os.path.basename(sys.argv[0]).startswith("mount."):
+        return _guarded(sys.argv[1:])
+    return mount_helper(sys.argv[1:])
+
+
+def mount_helper(argv: Sequence[str]) -> int:
+    """As ``/sbin/mount.aoefs``; the exit code is that of mount(8)."""
+    try:
+        code = _guarded(_mount_helper_argv(argv))
+    except UserError as error:
+        code = _complain(str(error), error.exit_code)
+    except SystemExit:  # --help
+        code = 0
+    return {0: 0, 2: 1, 130: 8}.get(code, 32)
+
+
+def _guarded(argv: Sequence[str]) -> int:
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain once more at its end
+        return 141
+    except Exception as error:
+        if any(word in ("-v", "-vv", "--verbose") for word in argv):
+            import traceback
+
+            traceback.print_exc()
+        return _complain(f"unexpected {type(error).__name__}: {error} (-v says where)", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"aoefs: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,90 @@
+"""``aoefs config``: the config string of a target, which by custom says whose disk it is (AoEr11 section 3.2)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from aoefs.cli import companion
+from aoefs.errors import UserError
+from aoefs.status.tables import printable
+from aoefs.protocol.wire import (
+    MAX_CONFIG_BYTES,
+    AoeCommand,
+    ConfigArgument,
+    ConfigCommand,
+    ErrorCode,
+    Header,
+    decode_config_untrusted,
+    encode_config,
+)
+
+if TYPE_CHECKING:
+    from aoefs.engine.engine import Engine
+
+_COMMANDS = {"set": ConfigCommand.SET, "test": ConfigCommand.TEST, "prefix": ConfigCommand.PREFIX}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    companion.add_target_argument(parser)
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("get", *_COMMANDS),
+        default="get",
+        help="get: print it (default); set: store STRING, if there is none yet; "
+        "test, prefix: exit 0 if it is STRING, or begins with it",
+    )
+    parser.add_argument("string", nargs="?", metavar="STRING", help="at most 1024 bytes; '' is the empty one")
+    parser.add_argument("--force", action="store_true", help="set: replace what is there")
+    companion.add_json_argument(parser)
+    companion.add_wire_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if (arguments.string is None) != (arguments.action == "get"):
+        wrong = "prints, and takes no STRING" if arguments.action == "get" else "needs a STRING"
+        raise UserError(f"config {arguments.target} {arguments.action} {wrong}", exit_code=2)
+    if arguments.force and arguments.action != "set":
+        raise UserError("--force belongs to 'set'", exit_code=2)
+    string = (arguments.string or "").encode("utf-8", "surrogateescape")
+    if len(string) > MAX_CONFIG_BYTES:
+        raise UserError(f"STRING has {len(string)} bytes; the protocol allows {MAX_CONFIG_BYTES}", exit_code=2)
+    return companion.run(arguments, _face)
+
+
+def _text(string: bytes) -> str:
+    return string.decode("utf-8", "backslashreplace")
+
+
+async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
+    address = arguments.target
+    found = await companion.find(engine, address, arguments.timeout)
+    if arguments.action == "get":
+        text = _text(found.config.string)
+        print(json.dumps({"name": str(address), "config": text}) if arguments.json else printable(text))
+        return 0
+    string = arguments.string.encode("utf-8", "surrogateescape")
+    kind = ConfigCommand.FORCE_SET if arguments.force else _COMMANDS[arguments.action]
+
+    def encode(header: Header) -> bytes:
+        return encode_config(header, ConfigArgument(kind, string))
+
+    if kind in (ConfigCommand.TEST, ConfigCommand.PREFIX):
+        # A target that does not match is silent.  It has just told its string, so silence need not be waited for.
+        present = found.config.string
+        if not (present.startswith(string) if kind is ConfigCommand.PREFIX else present == string):
+            verb = "begins otherwise" if kind is ConfigCommand.PREFIX else "is another one"
+            print(f"aoefs: the config string of {address} {verb}: '{printable(_text(present))}'", file=sys.stderr)
+            return 1
+    answer = await companion.command(engine, found.station, AoeCommand.CONFIG, encode, arguments.timeout)
+    if answer.header.is_error and answer.header.error == ErrorCode.CONFIG_STRING_PRESENT:
+        there = printable(_text(found.config.string))
+        raise UserError(f"{address} has a config string already, '{there}': --force replaces it")
+    companion.require_success(answer, "the config string")
+    stored = decode_config_untrusted(answer.frame).string
+    if kind in (ConfigCommand.SET, ConfigCommand.FORCE_SET) and stored != string:
+        raise UserError(f"{address} accepted the config string, but has '{printable(_text(stored))}' now")
+    return 0

@@ -1,0 +1,542 @@
+"""``aoefs demo``: a target, a mount, and a tour that works with them, on one machine with nothing else.
+
+Two network namespaces stand for two hosts, joined by a veth pair with jumbo frames.  ``aoefs target`` serves two sparse
+files in the one.  The mount process has the other one's network but the mount namespace of the caller, so that the
+mount is where the caller can see it; hence nsenter(1) and not ``ip netns exec``.
+
+Without root the whole demo runs in a user namespace of its own (unshare(1), which becomes this command again), where
+it may make networks and mounts that nobody else sees.  Loop devices belong to the machine: there the file system is
+filled by mkfs and read by debugfs, without being mounted.  With ``--keep`` there would be nothing for others to see.
+
+What holds always: every command of the tour is the real one, and its output is shown as it came; no frame leaves the
+two namespaces; whatever was made is gone at the end, also after Ctrl-C or an error: one ExitStack undoes it in
+reverse, and touches nothing but what has the names and process ids that this run gave out.
+
+Rejected: children in the terminal's process group (one Ctrl-C would reach all at once, and the target would be gone
+before the mount could flush); reading back through the page cache (it would prove nothing).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from aoefs.host import mountpoint
+from aoefs.net import interfaces
+from aoefs.errors import UserError
+
+MIB = 1 << 20
+MTU = 9000
+INTERFACE = "aoe0"  # on both sides
+DISKS = {"0.0": 512 * MIB, "7.1": 256 * MIB}  # sparse files
+RANDOM_MIB = 32
+SPEED_MIB = 256
+NEEDED_BYTES = 400 * MIB  # what the tour writes at most, in the directory for temporary files
+
+_TARGET_SECONDS = 10.0  # until the target serves, and until it has stopped
+_CLEANUP_SECONDS = 8.0  # for one command of the cleaning up
+_DISK_SECONDS = 10.0  # for a disk to answer, on a very busy machine
+_MOUNT_STOP_SECONDS = 25.0  # for a mount process that was told to end: it serves open files for 10 s, then flushes
+_POLL_SECONDS = 0.05
+_UNPRIVILEGED_VARIABLE = "AOEFS_DEMO_UNPRIVILEGED"  # set for the one that runs in the user namespace
+_STYLES = {"heading": "bold cyan", "command": "bold green", "output": "", "note": "dim"}  # rich styles
+
+# Where mkfs and ip live; not in every PATH.
+_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``aoefs demo``."""
+    parser.add_argument(
+        "mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty directory (default: a temporary one)"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave everything up after the tour, until Ctrl-C")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Set up, show, clean up; the exit code."""
+    if os.geteuid() != 0:
+        _enter_user_namespace(arguments)
+    unprivileged = os.environ.pop(_UNPRIVILEGED_VARIABLE, "") == "1"
+    for program, package in (("ip", "iproute2"), ("nsenter", "util-linux")):
+        if _find(program) is None:
+            raise UserError(f"the demo needs the command {program}: install the package {package}")
+    mountpoint.require_fuse()
+    interfaces.require_packet_socket()
+    path = None if arguments.mountpoint is None else mountpoint.check(arguments.mountpoint)
+    with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
+        demo = _Demo(stack, interrupts, path, unprivileged=unprivileged)
+        try:
+            demo.set_up()
+            demo.tour()
+            if arguments.keep:
+                demo.keep()
+        finally:
+            interrupts.ignore()  # the cleaning up is not to be interrupted; each of its steps has a time limit
+    return 1 if demo.is_something_left else 0
+
+
+# ── without root ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
+    """Become this command again as root of a user namespace, with networks and mounts of its own."""
+    if arguments.keep or arguments.mountpoint:
+        raise UserError("without root nobody else sees the demo's mount: --keep and MOUNTPOINT need sudo")
+    mountpoint.require_fuse()
+    unshare = _find("unshare")
+    if unshare is None:
+        raise UserError("without root the demo needs the command unshare: install the package util-linux, or use sudo")
+    # ip(8) keeps its namespaces in /run/netns: one of our own, below /run if it is not there yet.
+    place = "/run/netns" if os.path.isdir("/run/netns") else "/run"
+    prepare = f"mount -t tmpfs tmpfs {place} && mkdir -p /run/netns && ip link set lo up"
+    command = [unshare, "--user", "--map-root-user", "--net", "--mount", "--", "sh", "-c"]
+    environment = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
+    probe = subprocess.run(
+        [*command, prepare], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+    )
+    if probe.returncode:
+        said = probe.stderr.strip().splitlines()
+        reason = said[-1].removeprefix("unshare: ") if said else f"exit code {probe.returncode}"
+        raise UserError(f"the demo needs root, since user namespaces are not allowed here ({reason}): sudo aoefs demo")
+    verbose = ["-v"] * arguments.verbose
+    again = [f'{prepare} && exec "$@"', "sh", *_aoefs(), "demo", *verbose]
+    os.execve(unshare, [*command, *again], {**environment, _UNPRIVILEGED_VARIABLE: "1"})
+
+
+# ── signals and programs ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Interrupts:
+    """Inside this block SIGTERM and SIGHUP act as Ctrl-C does, until :meth:`ignore`.
+
+    What is made and noted down for cleaning up inside :meth:`hold` is never made without being noted down.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __enter__(self) -> _Interrupts:
+        self._old = {number: signal.signal(number, self._interrupt) for number in self._NUMBERS}
+        self._holds = 0
+        self._ignored = self._pending = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def ignore(self) -> None:
+        self._ignored = True
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Put an interrupt off to the end of the block."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+        if self._pending and not self._holds:
+            self._pending = False
+            raise KeyboardInterrupt
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self._ignored:
+            return
+        if not self._holds:
+            raise KeyboardInterrupt
+        self._pending = True
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=_PATH)
+
+
+def _aoefs() -> list[str]:
+    """This very program, whatever else is installed under its name (as ``host.daemon`` does it)."""
+    root = str(Path(__file__).resolve().parents[3])
+    isolation = [] if sys.path[0] == root else ["-P"]
+    return [sys.executable, *isolation, "-m", "aoefs"]
+
+
+def _typed_aoefs() -> str:
+    """The name of the command for a shell: short if the shell finds it."""
+    beside = os.path.join(os.path.dirname(sys.executable), "aoefs")
+    return "aoefs" if _find("aoefs") or not os.path.exists(beside) else beside
+
+
+def _start(command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, which Ctrl-C at the terminal does not reach."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PATH": _PATH, "LC_ALL": "C"},
+        start_new_session=True,
+    )
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(_TARGET_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _fail(typed: str, code: int, said: str) -> NoReturn:
+    why = said.splitlines()[-1].removeprefix("aoefs: ") if said else f"exit code {code}"
+    raise UserError(f"'{typed}' failed: {why}")
+
+
+# ── the demo ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Demo:
+    """See the module; what it makes is undone by ``stack``."""
+
+    def __init__(
+        self, stack: contextlib.ExitStack, interrupts: _Interrupts, path: str | None, *, unprivileged: bool
+    ) -> None:
+        self._unprivileged = unprivileged
+        self.is_something_left = False
+        self._stack = stack
+        self._interrupts = interrupts
+        self._daemon: int | None = None  # a pidfd of the mount process
+        self._path = path or ""
+        self._directory = Path(tempfile.gettempdir(), f"aoefs-demo-{os.getpid()}")
+        self._host, self._target = (f"aoefs-demo-{os.getpid()}-{side}" for side in ("host", "target"))
+        self._steps = 0
+        self._console = None
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            self._console = Console(highlight=False)
+
+    # ── what a person sees ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _say(self, text: str, kind: str = "output") -> None:
+        if self._console is None:
+            print(text, flush=True)
+            return
+        from rich.text import Text
+
+        self._console.print(Text(text, style=_STYLES[kind]), soft_wrap=True)
+
+    def _heading(self, text: str) -> None:
+        self._steps += 1
+        self._say(f"\n{self._steps}. {text}", "heading")
+
+    def _show(
+        self, command: Sequence[str], *, typed: str = "", inside: str = "", last: int = 0, optional: bool = False
+    ) -> str | None:
+        """Show and run a command, by default as it is typed; what it said.
+
+        ``inside`` names the namespace whose network it has; ``last`` cuts what is shown to so many lines.  One that
+        fails ends the demo, or if it is ``optional`` is shown with its reason, and None is returned.
+        """
+        typed = typed or shlex.join(command)
+        self._say(f"   $ {typed}", "command")
+        before = time.monotonic()
+        code, said = self._run([*self._enter(inside), *command])
+        took = time.monotonic() - before
+        if code and optional:
+            self._say(f"   skipped, since this does not work here: {said.splitlines()[-1] if said else code}", "note")
+            return None
+        if code:
+            _fail(typed, code, said)
+        lines = said.splitlines()
+        for line in lines[-last:]:
+            self._say(f"   {line}")
+        if not lines:
+            self._say(f"   (done in {took:.2f} s)", "note")
+        return said
+
+    def _show_aoefs(self, *arguments: str, inside: str = "") -> str:
+        said = self._show([*_aoefs(), *arguments], typed=shlex.join(["aoefs", *arguments]), inside=inside)
+        return said or ""
+
+    def _show_shell(self, line: str, last: int = 0) -> str:
+        return self._show(["sh", "-c", line], typed=line, last=last) or ""
+
+    @staticmethod
+    def _enter(namespace: str) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{namespace}", "--"] if namespace else []
+
+    def _run(self, command: Sequence[str], timeout: float | None = None) -> tuple[int, str]:
+        """Run a program to its end; its exit code, and what it said.  It is stopped when this is interrupted.
+
+        The output goes through a file: a pipe would stay open as long as a daemon that is left behind.
+        """
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            child = None
+            try:
+                with self._interrupts.hold():
+                    child = _start(command, output.fileno())
+                code = child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                assert child is not None
+                _stop(child)
+                return 1, f"no end within {timeout:g} s"
+            except BaseException:
+                if child is not None:
+                    _stop(child)
+                raise
+            output.seek(0)
+            return code, output.read().rstrip()
+
+    # ── setting up ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_up(self) -> None:
+        """The directory, the network and the target."""
+        self._stack.callback(self._tell_what_is_left)
+        if shutil.disk_usage(tempfile.gettempdir()).free < NEEDED_BYTES:
+            raise UserError(f"the demo needs {NEEDED_BYTES // MIB} MiB in {tempfile.gettempdir()}: set TMPDIR")
+        with self._interrupts.hold():
+            self._directory.mkdir(mode=0o700)
+            self._stack.callback(self._remove_directory)
+        if not self._path:
+            self._path = str(self._directory / "mnt")
+            os.mkdir(self._path)
+        self._say("aoefs demo: a target and a host that uses it, on this one machine.")
+        if self._unprivileged:
+            self._say("Not as root: in a user namespace, whose networks and mounts are gone with it.", "note")
+
+        self._heading("Two network namespaces stand for two machines, with a cable between them.")
+        for namespace in (self._host, self._target):
+            with self._interrupts.hold():
+                self._ip("netns", "add", namespace)
+                self._stack.callback(self._clean, ["ip", "netns", "del", namespace])
+        end = ["name", INTERFACE, "mtu", str(MTU), "netns"]
+        self._ip("link", "add", *end, self._host, "type", "veth", "peer", *end, self._target)
+        for namespace in (self._host, self._target):
+            self._ip("-n", namespace, "link", "set", INTERFACE, "up")
+
+        self._heading("The target machine exports two files as disks.")
+        exports = []
+        for address, size in DISKS.items():
+            image = self._image(address)
+            with image.open("wb") as file:
+                file.truncate(size)
+            exports.append(f"{address}={image}")
+        self._start_target(["target", "-i", INTERFACE, *exports])
+
+    def _image(self, address: str) -> Path:
+        return self._directory / f"disk-{address}.img"
+
+    def _ip(self, *arguments: str) -> None:
+        typed = shlex.join(["ip", *arguments])
+        self._say(f"   $ {typed}", "command")
+        code, said = self._run(["ip", *arguments])
+        if code:
+            _fail(typed, code, said)
+
+    def _start_target(self, arguments: Sequence[str]) -> None:
+        self._say(f"   $ {shlex.join(['aoefs', *arguments])} &", "command")
+        log = self._directory / "target.log"
+        with log.open("wb") as output, self._interrupts.hold():
+            child = _start([*self._enter(self._target), *_aoefs(), *arguments], output.fileno())
+            self._stack.callback(_stop, child)
+        deadline = time.monotonic() + _TARGET_SECONDS
+        while len(lines := log.read_text(errors="replace").splitlines()) < len(DISKS):
+            if child.poll() is not None or time.monotonic() > deadline:
+                _fail("aoefs target", child.poll() or 0, "\n".join(lines) or "it does not start")
+            time.sleep(_POLL_SECONDS)
+        for line in lines:
+            self._say(f"   {line}")
+
+    # ── the tour ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tour(self) -> None:
+        """Everything that is shown."""
+        self._heading("The host looks which disks its network has.")
+        self._show_aoefs("discover", "-i", INTERFACE, "--timeout", f"{_DISK_SECONDS:g}", inside=self._host)
+
+        self._heading("It mounts them: each disk is a file of the disk's size.")
+        self._mount()
+        small, large = (os.path.join(self._path, f"e{address}") for address in DISKS)
+        deadline = time.monotonic() + _DISK_SECONDS
+        while not (os.path.exists(small) and os.path.exists(large)):
+            if time.monotonic() > deadline:
+                raise UserError(f"the disks did not appear in {self._path}: see the log of this host")
+            time.sleep(_POLL_SECONDS)
+        self._show(["ls", "-l", self._path])
+
+        self._heading("Random data go to a disk, and come back the same: from the disk and at the target.")
+        self._compare(small)
+
+        self._heading("The other disk gets a file system, as any disk does.")
+        self._file_system(large)
+
+        self._heading("How fast is it, with target and host on the same CPUs?")
+        self._show_shell(f"dd if=/dev/zero of={small} bs=1M count={SPEED_MIB} oflag=direct conv=fsync", last=1)
+        self._show_shell(f"dd if={small} of=/dev/null bs=1M count={SPEED_MIB} iflag=direct", last=1)
+
+        self._heading("What the mount counted meanwhile:")
+        self._show_aoefs("status", "--once", self._path)
+
+    def _mount(self) -> None:
+        self._stack.callback(self._unmount)
+        self._show_aoefs("-i", INTERFACE, self._path, inside=self._host)
+        self._find_daemon()
+
+    def _compare(self, disk: str) -> None:
+        data = shlex.quote(str(self._directory / "random"))
+        image = shlex.quote(str(self._image("0.0")))
+        quoted = shlex.quote(disk)
+        self._show_shell(f"head -c {RANDOM_MIB}M /dev/urandom > {data}")
+        self._show_shell(f"dd if={data} of={quoted} bs=1M conv=fsync", last=1)
+        sums = [
+            self._show_shell(line).split()[0]
+            for line in (
+                f"sha256sum < {data}",
+                f"dd if={quoted} bs=1M count={RANDOM_MIB} iflag=direct status=none | sha256sum",
+                f"head -c {RANDOM_MIB}M {image} | sha256sum",
+            )
+        ]
+        if len(set(sums)) != 1:
+            raise UserError(f"what came back from {disk} is not what was written")
+
+    def _file_system(self, disk: str) -> None:
+        if self._unprivileged:
+            self._unmounted_file_system(disk)
+            return
+        missing = [program for program in ("mkfs.ext4", "e2fsck", "mount") if _find(program) is None]
+        if not os.path.exists("/dev/loop-control"):
+            missing.append("/dev/loop-control")
+        if missing:
+            self._say(f"   skipped, since this machine has no {', '.join(missing)}", "note")
+            return
+        self._show(["mkfs.ext4", "-q", "-E", "nodiscard", disk])
+        point = str(self._directory / "ext4")
+        os.mkdir(point)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._clean_mount, point)
+            if self._show(["mount", "-o", "loop", disk, point], optional=True) is None:
+                return
+            source, copy = str(Path(__file__).parent), os.path.join(point, "aoefs")
+            self._show(["cp", "-r", source, copy])
+            self._show(["umount", point])
+            self._show(["mount", "-o", "loop", disk, point])
+            self._show(["diff", "-r", source, copy])
+            self._show(["df", "-h", point])
+            self._show(["umount", point])
+        self._say("   And at the target, without AoE:", "note")
+        self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
+
+    def _unmounted_file_system(self, disk: str) -> None:
+        missing = [program for program in ("mkfs.ext4", "debugfs", "e2fsck") if _find(program) is None]
+        if missing:
+            self._say(f"   skipped, since this machine has no {', '.join(missing)}", "note")
+            return
+        self._say("   Loop devices need root, so it is not mounted here: mkfs fills it, debugfs reads it.", "note")
+        source, copy = (str(self._directory / name) for name in ("files", "copy"))
+        self._show(["cp", "-r", str(Path(__file__).parent), source])
+        os.mkdir(copy)
+        self._show(["mkfs.ext4", "-q", "-E", "nodiscard", "-d", source, disk])
+        self._show_shell(f"debugfs -R 'rdump / {shlex.quote(copy)}' {shlex.quote(disk)} 2>&1 | tail -n +2")
+        self._show(["diff", "-r", "--exclude=lost+found", source, copy])
+        self._say("   And at the target, without AoE:", "note")
+        self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
+
+    # ── keeping it ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def keep(self) -> None:
+        """Leave everything as it is until Ctrl-C, and until nobody uses the mount any more, or Ctrl-C again."""
+        path, aoefs = self._path, shlex.quote(_typed_aoefs())
+        self._heading("It is yours until Ctrl-C.  In another terminal, as root, try:")
+        for line in (
+            f"ls -l {path}",
+            f"{aoefs} status {path}",
+            f"hexdump -C {path}/e0.0 | head",
+            f"mount -o loop {path}/e7.1 /mnt && ls /mnt && umount /mnt",
+            f"ip netns exec {self._host} {aoefs} discover -i {INTERFACE} --json",
+            f"ip netns exec {self._target} {aoefs} target -i {INTERFACE} 9.9=ANY-FILE   # it appears in the mount",
+        ):
+            self._say(f"   # {line}", "command")
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                signal.pause()
+        with contextlib.suppress(KeyboardInterrupt):
+            said = ""
+            while (mount := mountpoint.find_mount(path)) is not None and (users := mountpoint.holders(mount)):
+                names = ", ".join(map(str, users))
+                if names != said:
+                    said = names
+                    self._say(f"\n{path} is in use by {names}: end that, or press Ctrl-C again to cut it off")
+                time.sleep(10 * _POLL_SECONDS)
+
+    # ── cleaning up ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _note(self, text: str, kind: str) -> None:
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            self._say(text, kind)
+
+    def _clean(self, command: Sequence[str]) -> bool:
+        """Run a command that undoes something; say so if it fails."""
+        code, said = self._run(command, _CLEANUP_SECONDS)
+        if code:
+            why = said.splitlines()[-1] if said else f"exit code {code}"
+            self._complain(f"'{shlex.join(command)}' failed: {why}")
+        return not code
+
+    def _clean_mount(self, point: str) -> None:
+        if mountpoint.find_mount(point) is not None and not self._clean(["umount", point]):
+            self._clean(["umount", "-l", point])
+
+    def _find_daemon(self) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # it may be gone
+            self._daemon = os.pidfd_open(mountpoint.read_status(self._path)["pid"])
+
+    def _unmount(self) -> None:
+        """Unmount as a person would; a mount process that does not go that way is told to, then made to."""
+        if mountpoint.find_mount(self._path) is None and self._daemon is None:
+            return
+        self._note("\nCleaning up.", "heading")
+        self._note(f"   $ aoefs umount {self._path}", "command")
+        if self._daemon is None:
+            self._find_daemon()
+        code, said = self._run([*_aoefs(), "umount", self._path], _CLEANUP_SECONDS)
+        if code:
+            self._note(f"   {said}", "output")
+        if self._daemon is not None:
+            poll = select.poll()
+            poll.register(self._daemon, select.POLLIN)
+            for number, seconds in ((0, 1.0), (signal.SIGTERM, _MOUNT_STOP_SECONDS), (signal.SIGKILL, 5.0)):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._daemon, number)
+                if poll.poll(seconds * 1000):
+                    break
+            os.close(self._daemon)
+        mountpoint.clear_dead(self._path)
+
+    def _remove_directory(self) -> None:
+        if any(mountpoint.find_mount(str(path)) is not None for path in self._directory.iterdir()):
+            self._complain(f"{self._directory} stays: something is mounted in it")
+        else:
+            shutil.rmtree(self._directory)
+
+    def _complain(self, what: str) -> None:
+        self.is_something_left = True
+        with contextlib.suppress(OSError):
+            print(f"aoefs: cleaning up: {what}", file=sys.stderr)
+
+    def _tell_what_is_left(self) -> None:
+        left = "something could not be removed" if self.is_something_left else "everything is removed"
+        self._note(f"   {left}", "note")

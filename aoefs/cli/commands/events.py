@@ -1,0 +1,71 @@
+"""``aoefs events``: what happened at a mount, the lines of its ``.aoefs/events``.
+
+The file is the mount's ring of its last events and ends at once, since whoever waits inside a FUSE file cannot be
+killed.  Following is therefore polling: each look is compared with the one before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from aoefs.host import mountpoint
+from aoefs.errors import UserError
+from aoefs.status.tables import printable
+
+EVENTS_FILE = ".aoefs/events"
+
+_POLL_SECONDS = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C or the mount goes"
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = mountpoint.require_mount(arguments.mountpoint).path
+    lines: list[str] = []
+    try:
+        while True:
+            try:
+                before, lines = lines, _read(path)
+            except OSError as error:
+                if mountpoint.find_mount(path) is None and arguments.follow:
+                    print(f"aoefs: {path} is not mounted any more", file=sys.stderr)
+                    return 0
+                raise UserError(f"{path} does not tell its events: {error.strerror}") from None
+            _print(news(before, lines))
+            if not arguments.follow:
+                return 0
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        if not arguments.follow:
+            raise
+        return 0
+
+
+def _read(path: str) -> list[str]:
+    with open(os.path.join(path, EVENTS_FILE), encoding="utf-8", errors="replace") as file:
+        return file.read().splitlines()
+
+
+def _print(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(printable(line))
+    sys.stdout.flush()
+
+
+def news(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+    """The lines that a ring got between two looks: what follows the longest end of the old that begins the new."""
+    for first in range(len(before) + 1):
+        kept = before[first:]
+        if now[: len(kept)] == kept:
+            return now[len(kept) :]
+    return now

@@ -1,0 +1,121 @@
+"""``aoefs identify``: what a disk tells of itself: its IDENTIFY data, decoded or raw, and what SMART says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from aoefs.cli import companion
+from aoefs.errors import AtaError, FrameError, TargetError, UserError
+from aoefs.status.tables import format_size, print_table, printable
+from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AtaArgument, decode_ata_untrusted
+
+if TYPE_CHECKING:
+    from aoefs.protocol.ata import Identity
+    from aoefs.engine.engine import Engine
+    from aoefs.engine.exchange import Station
+    from aoefs.protocol.smart import Attribute
+
+_SMART_COLUMNS = ("id", "attribute", "value", "worst", "raw")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    companion.add_target_argument(parser)
+    parser.add_argument("--raw", action="store_true", help="write the 512 bytes to stdout")
+    parser.add_argument("--smart", action="store_true", help="what SMART says: its verdict and its attributes")
+    companion.add_json_argument(parser)
+    companion.add_wire_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.raw and (arguments.json or arguments.smart):
+        raise UserError("--raw goes with neither --json nor --smart", exit_code=2)
+    if arguments.raw and sys.stdout.isatty():
+        raise UserError("--raw writes 512 bytes that are no text: send them to a file or a program", exit_code=2)
+    return companion.run(arguments, _face)
+
+
+async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
+    found = await companion.find(engine, arguments.target, arguments.timeout)
+    async with companion.patience(f"waiting for {arguments.target}"):
+        answers = await companion.identify_all(engine, found.station, arguments.timeout)
+    if not answers:
+        raise UserError(f"{arguments.target} answers, but gives no IDENTIFY data that can be read")
+    identity, block = answers[0]
+    if arguments.raw:
+        sys.stdout.buffer.write(block)
+        return 0
+    report: dict[str, Any] = {"name": str(arguments.target), "size": identity.size_bytes, **asdict(identity)}
+    del report["block"]  # that is --raw
+    if not arguments.smart:
+        print(json.dumps(report)) if arguments.json else _print_identity(report, identity)
+        return 0
+    failing, attributes = await _smart(engine, found.station, identity, arguments.timeout)
+    if arguments.json:
+        listed = [
+            {"id": a.number, "name": a.name, "value": a.value, "worst": a.worst, "raw": a.raw} for a in attributes
+        ]
+        print(json.dumps({**report, "failing": failing, "attributes": listed}))
+    else:
+        print(f"{arguments.target}: {'SMART says that this disk is failing' if failing else 'SMART finds it well'}")
+        rows = [[str(a.number), a.name, str(a.value), str(a.worst), str(a.raw)] for a in attributes]
+        print_table(_SMART_COLUMNS, rows)
+    return 1 if failing else 0
+
+
+def _print_identity(report: dict[str, Any], identity: Identity) -> None:
+    flush = identity.flush_opcode
+    features = {
+        "lba48": identity.lba48,
+        "write cache": identity.write_cache,
+        "smart": identity.smart,
+        "trim": identity.trim,
+    }
+    lines = {
+        "name": report["name"],
+        "model": identity.model,
+        "serial": identity.serial,
+        "firmware": identity.firmware,
+        "size": f"{format_size(identity.size_bytes)} ({identity.sectors} sectors of {SECTOR_BYTES} bytes)",
+        "physical sector": f"{identity.physical_sector_bytes} bytes",
+        "flush": "none: what it acknowledges cannot be made durable" if flush is None else flush.name.replace("_", " "),
+        **{name: "yes" if there else "no" for name, there in features.items()},
+    }
+    for name, value in lines.items():
+        print(f"{name + ':':<17}{printable(value)}")
+
+
+async def _smart(
+    engine: Engine, station: Station, identity: Identity, wait: float
+) -> tuple[bool, tuple[Attribute, ...]]:
+    """The verdict of the disk on itself, and its attributes (none when it tells none)."""
+    from aoefs.engine import exchange
+    from aoefs.protocol import smart
+    from aoefs.protocol.ata import check_result
+
+    if not identity.smart:
+        raise UserError(f"{station.address} has no SMART, as its IDENTIFY data say")
+
+    async def ask(feature: smart.Feature, least_bytes: int = 0) -> tuple[AtaArgument, bytes]:
+        registers = smart.smart_registers(feature)
+        async with companion.patience(f"waiting for {station.address}"):
+            answers = await exchange.ask_ata(
+                engine, station, registers, exchange.waits(wait), least_bytes=ATA_BYTES + least_bytes
+            )
+        what = f"SMART {feature.name.replace('_', ' ')}"
+        if not answers:
+            raise UserError(f"{station.address} does not answer {what}")
+        companion.require_success(answers[0], what)
+        ata = decode_ata_untrusted(answers[0].frame)
+        check_result(ata)
+        return ata, answers[0].frame[ATA_BYTES:]
+
+    try:
+        status, _ = await ask(smart.Feature.RETURN_STATUS)
+        _, data = await ask(smart.Feature.READ_DATA, SECTOR_BYTES)
+        return smart.is_failing_untrusted(status), smart.decode_smart_untrusted(data)
+    except (AtaError, FrameError, TargetError) as error:
+        raise UserError(f"{station.address} does not tell its SMART data: {error}") from None

@@ -1,0 +1,264 @@
+"""``aoefs install``: what belongs to a host beside the Python package, put in place and taken back.
+
+Owns the list of files and the record of what was written (``PREFIX/share/aoefs/installed.json``: a digest of each
+file, and the directories that were made for them).  What is in the files comes from ``aoefs/cli/data`` and, through
+``cli.manual`` and shtab, from the parsers that also make ``--help``.
+
+What holds always: a file that this command did not write, or that somebody changed since, is neither replaced nor
+removed; the record is on the disk before the first file, so that an installation that was cut short can be removed;
+an error takes back what this run has added.
+
+Rejected: package data under ``share/`` of the wheel (pip puts it into a virtual environment, where neither systemd nor
+man nor mount(8) looks), and a fixed list of names to remove (it would take what others put there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aoefs.cli import manual, options
+from aoefs.errors import UserError
+
+RECORD = "share/aoefs/installed.json"
+HELPERS = ("mount.aoefs", "mount.fuse.aoefs")  # mount(8) looks in /sbin only, whatever the prefix
+
+Parsers = Mapping[str | None, argparse.ArgumentParser]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``aoefs install``."""
+    add = parser.add_argument
+    add("--prefix", default="/usr/local", metavar="DIR", help="where to install (default /usr/local)")
+    add("--destdir", default="/", metavar="DIR", help="the root of the file system (default /), for packages")
+    add("--command", metavar="FILE", help="the aoefs that unit and mount helper start (default: this one)")
+    add("--remove", action="store_true", help="take everything back that was installed there, and nothing else")
+    add("--dry-run", action="store_true", help="only say what would be done")
+    add("-v", "--verbose", action="count", default=0, help="say more")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Install or remove; the exit code."""
+    if not os.path.isabs(arguments.prefix):
+        raise UserError(f"--prefix {arguments.prefix} is not an absolute path", exit_code=2)
+    place = Place(Path(arguments.destdir), Path(arguments.prefix), arguments.dry_run)
+    if arguments.remove:
+        return place.remove()
+    command = arguments.command or _this_command()
+    if not os.path.isabs(command):
+        raise UserError(f"--command {command} is not an absolute path", exit_code=2)
+    place.install(plan(Path(arguments.prefix), command, arguments.all_parsers()))
+    return 0
+
+
+def _this_command() -> str:
+    """The console script beside the interpreter that runs, which need not be in the PATH."""
+    beside = os.path.join(os.path.dirname(sys.executable), "aoefs")
+    command = beside if os.access(beside, os.X_OK) else shutil.which("aoefs")
+    if command is None:
+        raise UserError("this aoefs is not installed as a command: 'pip install .' first, or name one with --command")
+    return os.path.abspath(command)
+
+
+# ── what is installed ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file with this text, or a link to this target."""
+
+    text: str
+    link: bool = False
+
+    @property
+    def digest(self) -> str:
+        return f"-> {self.text}" if self.link else hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def plan(prefix: Path, command: str, parsers: Parsers) -> dict[Path, Item]:
+    """Everything by its path below the root."""
+    share = prefix / "share"
+    files = {
+        prefix / "lib/systemd/system/aoefs@.service": Item(_unit(command)),
+        share / "man/man1/aoefs.1": Item(manual.page("aoefs.1", parsers)),
+        share / "man/man1/aoefs-target.1": Item(manual.page("aoefs-target.1", parsers)),
+        share / "bash-completion/completions/aoefs": Item(_completion("bash", parsers)),
+        share / "zsh/site-functions/_aoefs": Item(_completion("zsh", parsers)),
+        share / "fish/vendor_completions.d/aoefs.fish": Item(_completion("fish", parsers)),
+    }
+    files |= {Path("/sbin", name): Item(command, link=True) for name in HELPERS}
+    if Path(command) != prefix / "bin/aoefs":
+        files[prefix / "bin/aoefs"] = Item(command, link=True)
+    return files
+
+
+def _unit(command: str) -> str:
+    quoted = command.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return manual.data("aoefs@.service").replace("@AOEFS@", f'"{quoted}"' if quoted.split() != [quoted] else quoted)
+
+
+def _completion(shell: str, parsers: Parsers) -> str:
+    """One parser with subcommands, as shtab wants it; without MOUNTPOINT, which would hide the commands from zsh."""
+    try:
+        import shtab
+    except ImportError:
+        raise UserError("'aoefs install' needs the Python package shtab: pip install shtab") from None
+    root = argparse.ArgumentParser(prog="aoefs")
+    options.add_options(root)
+    commands = root.add_subparsers(metavar="COMMAND")
+    made = [root]
+    for name, parser in parsers.items():
+        if name is not None:
+            made.append(commands.add_parser(name, help=parser.description, parents=[parser], add_help=False))
+    interfaces = {"bash": "_shtab_aoefs_interfaces", "zsh": "_net_interfaces", "fish": "(command ls /sys/class/net)"}
+    kinds = {"MOUNTPOINT": shtab.DIRECTORY, "DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "IF": interfaces}
+    for parser in made:
+        for action in manual.actions(parser):
+            if action.metavar in kinds:
+                action.complete = kinds[action.metavar]  # type: ignore[attr-defined]  # how shtab is told
+    list_interfaces = '_shtab_aoefs_interfaces() { compgen -W "$(command ls /sys/class/net)" -- "$1"; }'
+    text: str = shtab.complete(root, shell, preamble=list_interfaces if shell == "bash" else "")
+    return text
+
+
+# ── putting it there, and taking it back ──────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Place:
+    """A root, a prefix in it, and what an earlier run recorded there."""
+
+    root: Path
+    prefix: Path
+    dry_run: bool
+    digests: dict[str, str] = field(default_factory=dict)
+    directories: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.record = self.at(self.prefix / RECORD)
+        try:
+            known = json.loads(self.record.read_text())
+            self.digests, self.directories = known["files"], known["directories"]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.record} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+    def at(self, path: Path | str) -> Path:
+        """Where a path below the root lies."""
+        return self.root / str(path).lstrip("/")
+
+    def is_ours(self, path: str) -> bool:
+        """Whether what is there is still what was written."""
+        return _digest(self.at(path)) == self.digests.get(path)
+
+    def install(self, items: Mapping[Path, Item]) -> None:
+        """Write everything, or nothing; UserError names what is in the way."""
+        for path, item in items.items():
+            there = _digest(self.at(path))
+            if there not in (None, item.digest, self.digests.get(str(path))):
+                raise UserError(f"{self.at(path)} is not of this command's making, or was changed: move it away first")
+        stale = [old for old in self.digests if Path(old) not in items and self.is_ours(old)]
+        undo = contextlib.ExitStack()
+        try:
+            with undo:
+                if not self.dry_run:
+                    self._write_record(undo, {str(path): item.digest for path, item in items.items()})
+                for path, item in items.items():
+                    self._put(undo, self.at(path), item)
+                undo.pop_all()
+        except OSError as error:
+            raise UserError(f"{error.filename2 or error.filename} cannot be written: {error.strerror}") from None
+        for old in stale:
+            self._take(old)
+
+    def remove(self) -> int:
+        """Remove what is still as it was written; 1 if anything had to stay."""
+        if not self.digests:
+            raise UserError(f"nothing is installed below {self.at(self.prefix)}: there is no {self.record}")
+        stays = 0
+        for path in self.digests:
+            if self.is_ours(path):
+                self._take(path)
+            elif os.path.lexists(self.at(path)):
+                stays += 1
+                print(f"aoefs: {self.at(path)} was changed since: it stays", file=sys.stderr)
+        if not self.dry_run:
+            self.record.unlink()
+            for directory in sorted(self.directories, key=len, reverse=True):
+                with contextlib.suppress(OSError):  # in use by others now
+                    self.at(directory).rmdir()
+        return 1 if stays else 0
+
+    def _take(self, path: str) -> None:
+        print(f"remove {self.at(path)}")
+        if not self.dry_run:
+            try:
+                self.at(path).unlink()
+            except OSError as error:
+                raise UserError(f"{self.at(path)} cannot be removed: {error.strerror}") from None
+
+    def _put(self, undo: contextlib.ExitStack, path: Path, item: Item) -> None:
+        print(f"link {path} -> {item.text}" if item.link else f"write {path}")
+        if self.dry_run or _digest(path) == item.digest:
+            return
+        self._make_directories(undo, path.parent)
+        is_new = not os.path.lexists(path)
+        _replace(path, lambda draft: draft.symlink_to(item.text) if item.link else _write(draft, item.text))
+        if is_new:
+            undo.callback(path.unlink, missing_ok=True)
+
+    def _write_record(self, undo: contextlib.ExitStack, digests: Mapping[str, str]) -> None:
+        before = self.record.read_text() if self.record.exists() else None
+        directories = set(self.directories)
+        for path in (*digests, str(self.prefix / RECORD)):
+            for parent in Path(path).parents:
+                if not self.at(parent).exists():
+                    directories.add(str(parent))
+        text = json.dumps({"files": {**digests}, "directories": sorted(directories)}, indent=1)
+        self._make_directories(undo, self.record.parent)
+        _replace(self.record, lambda draft: _write(draft, text))
+        undo.callback(self.record.unlink if before is None else lambda: _write(self.record, before))
+
+    def _make_directories(self, undo: contextlib.ExitStack, path: Path) -> None:
+        if not path.is_dir():
+            self._make_directories(undo, path.parent)
+            path.mkdir(0o755)
+            undo.callback(path.rmdir)
+
+
+def _digest(path: Path) -> str | None:
+    """Of what is at a path, as :attr:`Item.digest`; None if nothing is."""
+    try:
+        if path.is_symlink():
+            return f"-> {os.readlink(path)}"
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+
+
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    """Put something in place in one step, so that nobody finds half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        make(draft)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,114 @@
+"""``aoefs mask``: to whom a target answers at all (AoEr11 section 3.3).
+
+A host whose MAC is not on a list that is not empty hears nothing, neither an error nor a discovery.  So this command
+does not lock its own host out without ``--force``; and it never sends a delete to vblade, which dies of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from aoefs.cli import companion
+from aoefs.errors import UserError
+from aoefs.cli.options import argument_type
+from aoefs.protocol.wire import (
+    AoeCommand,
+    Header,
+    MaskArgument,
+    MaskCommand,
+    MaskDirective,
+    MaskError,
+    decode_mask_untrusted,
+    encode_mask,
+    format_mac,
+    parse_mac,
+)
+
+if TYPE_CHECKING:
+    from aoefs.engine.engine import Engine
+
+MAX_DIRECTIVES = 64  # of one command: 540 bytes, which every link carries
+_DIRECTIVES = {"add": MaskDirective.ADD, "delete": MaskDirective.DELETE}
+_ERRORS = {
+    MaskError.UNSPECIFIED: "an error that it does not name",
+    MaskError.BAD_DIRECTIVE: "it does not know the directive",
+    MaskError.LIST_FULL: "its list is full",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    companion.add_target_argument(parser)
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("get", *_DIRECTIVES),
+        default="get",
+        help="get: list the MACs that it answers (default); add, delete: change the list; an empty one is everybody",
+    )
+    parser.add_argument("macs", nargs="*", type=argument_type(parse_mac), metavar="MAC")
+    parser.add_argument("--force", action="store_true", help="also if the target does not answer this host any more")
+    companion.add_json_argument(parser)
+    companion.add_wire_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.macs) != (arguments.action in _DIRECTIVES):
+        wrong = "needs at least one MAC" if arguments.action in _DIRECTIVES else "takes no MAC"
+        raise UserError(f"mask {arguments.target} {arguments.action} {wrong}", exit_code=2)
+    if len(arguments.macs) > MAX_DIRECTIVES:
+        raise UserError(f"at most {MAX_DIRECTIVES} MACs go into one command", exit_code=2)
+    return companion.run(arguments, _face)
+
+
+async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
+    address, action = arguments.target, arguments.action
+    found = await companion.find(engine, address, arguments.timeout)
+
+    async def ask(argument: MaskArgument) -> list[bytes]:
+        """The list as it is then."""
+
+        def encode(header: Header) -> bytes:
+            return encode_mask(header, argument)
+
+        answer = await companion.command(engine, found.station, AoeCommand.MASK, encode, arguments.timeout)
+        companion.require_success(answer, "the mask command")
+        told = decode_mask_untrusted(answer.frame)
+        if told.error:
+            why = _ERRORS.get(told.error, f"error {told.error}")  # type: ignore[call-overload]  # any byte may come
+            failed = argument.directives[told.count or 0 :][:1]
+            raise UserError(f"{address} refuses {', '.join(format_mac(mac) for _, mac in failed) or 'that'}: {why}")
+        return [mac for _, mac in told.directives]
+
+    if action == "get":
+        listed = await ask(MaskArgument())
+    else:
+        if action == "delete":
+            await _require_no_vblade(engine, found, arguments.timeout)
+        before = dict.fromkeys(await ask(MaskArgument()))
+        wanted = [mac for mac in before if action == "add" or mac not in arguments.macs]
+        wanted += [mac for mac in dict.fromkeys(arguments.macs) if action == "add" and mac not in before]
+        ours = found.station.port.mac
+        if wanted and ours not in wanted and not arguments.force:
+            raise UserError(f"{address} would not answer this host ({format_mac(ours)}) any more: --force does it")
+        directives = tuple((int(_DIRECTIVES[action]), mac) for mac in arguments.macs)
+        listed = await ask(MaskArgument(MaskCommand.EDIT, directives))
+        if set(listed) != set(wanted):
+            text = ", ".join(map(format_mac, listed)) or "empty"
+            raise UserError(f"{address} accepted that, but its list is now {text} (vblade mixes up a third entry)")
+    macs = [format_mac(mac) for mac in listed]
+    if arguments.json:
+        print(json.dumps({"name": str(address), "mask": macs}))
+    elif action == "get":
+        print("\n".join(macs) or f"{address} answers everybody")
+    return 0
+
+
+async def _require_no_vblade(engine: Engine, found: companion.Found, wait: float) -> None:
+    address = found.station.address
+    identities = await companion.identify_all(engine, found.station, wait)
+    if not identities:
+        raise UserError(f"{address} does not tell what it is, and a vblade would die of a mask delete")
+    if any("vblade" in identity.model for identity, _ in identities):
+        raise UserError(f"{address} is a vblade, which dies of a mask delete (a bug of vblade): start it anew with -m")

@@ -1,0 +1,240 @@
+"""``aoefs path-test``: which frames pass between this host and its targets, on each path and in each direction.
+
+A path is a MAC of a target on one of our interfaces.  *To* the target: IDENTIFY commands with data behind them that
+nobody reads (any target looks at the first bytes only); *from* it: READs of sector 0 on.  Sizes are in sectors of 512
+bytes; what both ends say that they can is tried first, and only if that is lost the largest size that passes is
+looked for by halving.
+
+What holds always: nothing is written; at most one frame of a path is under way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from aoefs.cli import companion
+from aoefs.errors import UserError
+from aoefs.cli.options import argument_type
+from aoefs.status.tables import print_table
+from aoefs.protocol.wire import (
+    ATA_BYTES,
+    BROADCAST_ADDRESS,
+    SECTOR_BYTES,
+    Address,
+    decode_config_untrusted,
+    format_mac,
+    payload_sectors,
+)
+
+if TYPE_CHECKING:
+    from aoefs.engine.engine import Engine
+    from aoefs.engine.exchange import Answer
+
+PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds after each try with one size
+_JUMBO_MTU = 9000
+_COLUMNS = ("name", "interface", "mac", "mtu", "limit", "to target", "from target")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        type=argument_type(Address.parse),
+        metavar="X.Y",
+        help="shelf and slot: 0.1 or e0.1 (default: all that answer)",
+    )
+    companion.add_json_argument(parser)
+    companion.add_wire_arguments(parser, wait=1.0)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return companion.run(arguments, _face)
+
+
+@dataclass(frozen=True, slots=True)
+class PathResult:
+    """One path.  ``mtu`` is that of our interface; the rest is payload per frame in sectors: what our MTU allows, what
+    the target says that it takes, and what passed (None: could not be measured, since the target refuses READs).
+    """
+
+    name: str
+    interface: str
+    mac: str
+    mtu: int
+    local_sectors: int
+    target_sectors: int
+    to_target: int
+    from_target: int | None
+
+    @property
+    def limit(self) -> int:
+        return min(self.local_sectors, self.target_sectors)
+
+    @property
+    def passes(self) -> bool:
+        """All that both ends can does pass, as far as could be measured."""
+        return self.to_target >= self.limit and (self.from_target is None or self.from_target >= self.limit)
+
+
+async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
+    from aoefs.engine import exchange
+
+    found: list[Answer] = []
+    async with companion.patience("looking for targets"):
+        for address in dict.fromkeys(arguments.targets) or [BROADCAST_ADDRESS]:
+            answers = await exchange.find(engine, address, exchange.waits(arguments.timeout))
+            if not answers and address != BROADCAST_ADDRESS:
+                raise companion.nobody(engine, address, arguments.timeout)
+            found += {answer.station: answer for answer in answers}.values()
+    if not found:
+        raise UserError(f"no target answered on {', '.join(engine.ports)} within {arguments.timeout:g} s")
+    found.sort(key=lambda answer: (answer.station.address, answer.station.port.interface, answer.station.mac))
+    results = []
+    with _progress(len(found)) as advance:
+        for answer in found:
+            results.append(await _measure(engine, answer))
+            advance()
+    told = advice(results)
+    if arguments.json:
+        print(json.dumps([{**asdict(result), "advice": told[result]} for result in results], indent=2))
+    else:
+        print_table(_COLUMNS, [_row(result) for result in results])
+        for result in results:
+            for line in told[result]:
+                print(f"{result.name} on {result.interface}: {line}")
+    return 0 if all(result.passes for result in results) else 1
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; what is given is to be called after each path."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring paths", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _row(result: PathResult) -> list[str]:
+    def payload(sectors: int | None) -> str:
+        return "?" if sectors is None else str(sectors * SECTOR_BYTES)
+
+    sizes = (payload(result.limit), payload(result.to_target), payload(result.from_target))
+    return [result.name, result.interface, result.mac, str(result.mtu), *sizes]
+
+
+# ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def largest(passes: Callable[[int], Awaitable[bool]], limit: int) -> int:
+    """The largest size up to ``limit`` that ``passes``, if every smaller one does too; 0 if none does."""
+    if await passes(limit):
+        return limit
+    low, high = 0, limit
+    while high - low > 1:
+        # A single sector first: if even that is lost, size is not what is wrong.
+        middle = 1 if low == 0 else (low + high) // 2
+        if await passes(middle):
+            low = middle
+        elif low == 0:
+            return 0
+        else:
+            high = middle
+    return low
+
+
+async def _measure(engine: Engine, answer: Answer) -> PathResult:
+    from aoefs.engine import exchange
+    from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, transfer_registers
+
+    station = answer.station
+    identities = await companion.identify_all(engine, station, sum(PAUSES))
+    target_sectors = decode_config_untrusted(answer.frame).sectors or 2  # 0 means 2 (AoEr11 section 3.2)
+    local_sectors = station.port.max_sectors
+    limit = min(local_sectors, target_sectors)
+    refused = False
+
+    async def reaches(sectors: int) -> bool:
+        data = bytes(sectors * SECTOR_BYTES)
+        return bool(await exchange.ask_ata(engine, station, IDENTIFY_REGISTERS, PAUSES, data))
+
+    async def comes_back(sectors: int) -> bool:
+        nonlocal refused
+        registers = transfer_registers(0, sectors, write=False, lba48=False)
+        answers = await exchange.ask_ata(
+            engine, station, registers, PAUSES, least_bytes=ATA_BYTES + sectors * SECTOR_BYTES
+        )
+        refused = any(each.header.is_error or each.frame[27] & FAILED for each in answers)
+        return bool(answers) and not refused
+
+    to_target = await largest(reaches, limit)
+    sectors = identities[0][0].sectors if identities else limit
+    from_target = await largest(comes_back, min(limit, sectors))
+    if from_target == min(limit, sectors):
+        from_target = limit  # a disk of a few sectors
+    statistics = station.port.statistics()
+    return PathResult(
+        name=str(station.address),
+        interface=station.port.interface,
+        mac=format_mac(station.mac),
+        mtu=statistics.mtu,
+        local_sectors=local_sectors,
+        target_sectors=target_sectors,
+        to_target=to_target,
+        from_target=None if refused and not from_target else from_target,
+    )
+
+
+# ── advice ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mtu_for(sectors: int) -> int:
+    """The smallest MTU (bytes) whose frames hold so many sectors."""
+    return ATA_BYTES + sectors * SECTOR_BYTES
+
+
+def advice(results: Sequence[PathResult]) -> dict[PathResult, list[str]]:
+    """What to do about each path, in sentences; none when all is as it should be."""
+    told: dict[PathResult, list[str]] = {}
+    for result in results:
+        lines = told[result] = []
+        for direction, passed in (("to", result.to_target), ("from", result.from_target)):
+            if passed == 0:
+                lines.append(f"nothing with data in it passes {direction} the target")
+            elif passed is not None and passed < result.limit:
+                lines.append(
+                    f"frames {direction} the target are lost above {passed * SECTOR_BYTES} bytes of data; both ends "
+                    f"can {result.limit * SECTOR_BYTES}: raise the MTU of every switch between to "
+                    f"{mtu_for(result.limit)} or more"
+                )
+        if result.from_target is None:
+            lines.append("the target refuses READs (reserved?): what passes from it is not known")
+        if result.local_sectors < result.target_sectors:
+            wanted = mtu_for(result.target_sectors)
+            if payload_sectors(_JUMBO_MTU) == result.target_sectors:
+                wanted = _JUMBO_MTU
+            lines.append(
+                f"the target takes {result.target_sectors * SECTOR_BYTES} bytes a frame: "
+                f"'ip link set {result.interface} mtu {wanted}', if the switches carry that"
+            )
+        elif result.local_sectors > result.target_sectors:
+            lines.append(f"the target takes {result.target_sectors * SECTOR_BYTES} bytes a frame only: raise its MTU")
+    by_name: dict[str, list[PathResult]] = {}
+    for result in results:
+        by_name.setdefault(result.name, []).append(result)
+    for paths in by_name.values():
+        best = max(min(path.to_target, path.limit if path.from_target is None else path.from_target) for path in paths)
+        for path in paths:
+            if path.passes and path.limit < best:
+                told[path].append(f"another path of {path.name} carries {best * SECTOR_BYTES} bytes a frame")
+    return told

@@ -1,0 +1,172 @@
+"""``aoefs ping``: ask a target again and again, as ping(8) does with a host, and time its answers.
+
+A probe is a config query, or with ``--read`` the READ of sector 0, to each path of the target (a MAC on an interface).
+Who it is, is asked by a broadcast config query, at first and whenever all paths kept silent for a round; that query is
+then the probe itself.
+
+What holds always: a probe is counted when it is decided, by an answer or by silence, so that Ctrl-C does not make a
+loss of what was still under way; a second answer to one probe is a duplicate and no answer more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aoefs.cli import companion
+from aoefs.errors import AtaError, RequestError, TargetError
+from aoefs.cli.options import seconds, whole
+from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AoeCommand, decode_ata_untrusted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aoefs.engine.engine import Engine
+    from aoefs.engine.exchange import Answer, Station
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    companion.add_target_argument(parser)
+    parser.add_argument("-c", "--count", type=whole(1, 1 << 31), metavar="N", help="stop after N rounds")
+    parser.add_argument(
+        "--interval", type=seconds, default=1.0, metavar="SECONDS", help="between two rounds (default 1; 0: no pause)"
+    )
+    parser.add_argument("--read", action="store_true", help="read a sector each time instead of asking who is there")
+    companion.add_wire_arguments(parser, wait=1.0)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return companion.run(arguments, _face)
+
+
+async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
+    import trio
+
+    what = "reads of a sector" if arguments.read else "config queries"
+    print(f"PING {arguments.target} on {', '.join(engine.ports)}: {what}", flush=True)
+    pinger = _Pinger(engine, arguments)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def until_signal() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_signal)
+            await pinger.rounds()
+            nursery.cancel_scope.cancel()
+    print(pinger.tally.summary(str(arguments.target)))
+    return 0 if pinger.tally.times else 1
+
+
+@dataclass
+class Tally:
+    """What came of the probes; ``times`` of the good answers in seconds."""
+
+    sent: int = 0
+    errors: int = 0
+    duplicates: int = 0
+    times: list[float] = field(default_factory=list)
+
+    def summary(self, name: str) -> str:
+        """The last two lines of ping(8); one when nothing answered."""
+        lost = 100 * (1 - (len(self.times) + self.errors) / self.sent) if self.sent else 0
+        more = f", {self.errors} refused" if self.errors else ""
+        more += f", {self.duplicates} duplicate" if self.duplicates else ""
+        text = f"--- {name} ---\n{self.sent} sent, {len(self.times)} answered{more}, {lost:.3g}% lost"
+        if not self.times:
+            return text
+        mean = math.fsum(self.times) / len(self.times)
+        deviation = math.sqrt(math.fsum((time - mean) ** 2 for time in self.times) / len(self.times))
+        figures = (min(self.times), mean, max(self.times), deviation)
+        return f"{text}\nmin/avg/max/stddev = {'/'.join(f'{1000 * figure:.3f}' for figure in figures)} ms"
+
+
+class _Pinger:
+    def __init__(self, engine: Engine, arguments: argparse.Namespace) -> None:
+        self.tally = Tally()
+        self._engine = engine
+        self._arguments = arguments
+        self._stations: tuple[Station, ...] = ()
+        self._last_heard = 0  # the newest round that was answered
+
+    async def rounds(self) -> None:
+        import trio
+
+        arguments = self._arguments
+        async with trio.open_nursery() as nursery:
+            number = 0
+            while arguments.count is None or number < arguments.count:
+                number += 1
+                if not arguments.interval:
+                    await self._round(number)
+                    continue
+                nursery.start_soon(self._round, number)
+                if number != arguments.count:
+                    await trio.sleep(arguments.interval)
+
+    async def _round(self, number: int) -> None:
+        import trio
+
+        from aoefs.engine import exchange
+
+        wait = (self._arguments.timeout,)
+        stations = self._stations
+        if not stations:
+            answers = await exchange.find(self._engine, self._arguments.target, wait)
+            stations = self._stations = tuple(dict.fromkeys(answer.station for answer in answers))
+            if not (self._arguments.read and stations):
+                for station in stations or (None,):
+                    self._account(number, [answer for answer in answers if answer.station == station])
+                return
+        async with trio.open_nursery() as nursery:
+            for station in stations:
+                nursery.start_soon(self._probe, number, station)
+        if self._last_heard < number and self._stations == stations:
+            self._stations = ()  # it may have another MAC now
+
+    async def _probe(self, number: int, station: Station) -> None:
+        from aoefs.engine import exchange
+        from aoefs.protocol.ata import transfer_registers
+
+        wait = (self._arguments.timeout,)
+        if self._arguments.read:
+            registers = transfer_registers(0, 1, write=False, lba48=False)  # LBA28: every target knows it
+            least = ATA_BYTES + SECTOR_BYTES
+            answers = await exchange.ask_ata(self._engine, station, registers, wait, least_bytes=least)
+        else:
+            answers = await exchange.ask(self._engine, [station], AoeCommand.CONFIG, exchange.encode_query, wait)
+        self._account(number, answers)
+
+    def _account(self, number: int, answers: Sequence[Answer]) -> None:
+        """One probe to one station is over."""
+        tally = self.tally
+        tally.sent += 1
+        for index, answer in enumerate(answers):
+            self._last_heard = max(self._last_heard, number)
+            failure = _failure(answer)
+            if index:
+                tally.duplicates += 1
+            elif failure is not None:
+                tally.errors += 1
+            else:
+                tally.times.append(answer.seconds)
+            end = f"time={1000 * answer.seconds:.3f} ms" if failure is None else str(failure)
+            where = f"{answer.header.address} from {companion.place(answer.station)}"
+            print(f"{where}: seq={number} {end}{' (DUP!)' if index else ''}", flush=True)
+
+
+def _failure(answer: Answer) -> RequestError | None:
+    from aoefs.protocol.ata import check_result
+
+    if answer.header.is_error:
+        return TargetError(answer.header.error)
+    if answer.header.command == AoeCommand.ATA:
+        try:
+            check_result(decode_ata_untrusted(answer.frame))
+        except AtaError as error:
+            return error
+    return None

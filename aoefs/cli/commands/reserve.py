@@ -1,0 +1,87 @@
+"""``aoefs reserve``: who may use a target at all (AoEr11 section 3.4).
+
+A reservation is a list of MACs; while it is not empty, other hosts get "target is reserved" for every read and write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from aoefs.cli import companion
+from aoefs.errors import UserError
+from aoefs.cli.options import argument_type
+from aoefs.protocol.wire import (
+    AoeCommand,
+    ErrorCode,
+    Header,
+    ReserveArgument,
+    ReserveCommand,
+    decode_reserve_untrusted,
+    encode_reserve,
+    format_mac,
+    parse_mac,
+)
+
+if TYPE_CHECKING:
+    from aoefs.engine.engine import Engine
+
+_ACTIONS = {
+    "get": ReserveCommand.READ,
+    "set": ReserveCommand.SET,
+    "force": ReserveCommand.FORCE_SET,
+    "release": ReserveCommand.SET,
+}
+MAX_MACS = 64  # as many as the embedded target keeps; their count is one byte, and they must fit into a frame
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    companion.add_target_argument(parser)
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=tuple(_ACTIONS),
+        default="get",
+        help="get: list who holds it (default); set: reserve it for MACs, if nobody else holds it; "
+        "force: whoever holds it; release: give it back",
+    )
+    parser.add_argument(
+        "macs",
+        nargs="*",
+        type=argument_type(parse_mac),
+        metavar="MAC",
+        help="(default: ours, on all interfaces that lead to the target)",
+    )
+    companion.add_json_argument(parser)
+    companion.add_wire_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.macs and arguments.action in ("get", "release"):
+        raise UserError(f"reserve {arguments.target} {arguments.action} takes no MAC", exit_code=2)
+    if len(arguments.macs) > MAX_MACS:
+        raise UserError(f"{len(arguments.macs)} MACs are more than the {MAX_MACS} of a reservation", exit_code=2)
+    return companion.run(arguments, _face)
+
+
+async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
+    address, action = arguments.target, arguments.action
+    found = await companion.find(engine, address, arguments.timeout)
+    macs = () if action in ("get", "release") else tuple(arguments.macs) or found.our_macs
+
+    def encode(header: Header) -> bytes:
+        return encode_reserve(header, ReserveArgument(_ACTIONS[action], macs))
+
+    answer = await companion.command(engine, found.station, AoeCommand.RESERVE, encode, arguments.timeout)
+    if answer.header.is_error and answer.header.error == ErrorCode.TARGET_RESERVED:
+        raise UserError(f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over")
+    companion.require_success(answer, f"to {'tell its reservation' if action == 'get' else action}")
+    holders = [format_mac(mac) for mac in decode_reserve_untrusted(answer.frame).macs]
+    if action != "get" and set(holders) != set(map(format_mac, macs)):
+        raise UserError(f"{address} accepted that, but is held by {', '.join(holders) or 'nobody'} now")
+    if arguments.json:
+        print(json.dumps({"name": str(address), "holders": holders}))
+    elif action == "get":
+        print("\n".join(holders) or f"{address} is not reserved")
+    return 0

@@ -1,0 +1,222 @@
+"""``aoefs status``: the state of a live mount, read from the mount's own status file.
+
+Owns the live picture: one loop that waits for keys, signals and statuses, and draws when one of them changed
+something; no thread draws.  One thread reads the status file, since a mount in trouble may not answer for long, and
+that is when people want to see what is known and to leave.
+
+What holds always: reading takes at most a hundredth of the mount's time (the more targets, the rarer, down to once in
+ten seconds); the file is open only while it is read, so that the mount is not kept busy; the terminal is as it was,
+however this ends.
+
+Rejected: drawing in the mount's own process for ``--console``.  A terminal that takes nothing (Ctrl-S, a hung ssh) or
+a suspended console (Ctrl-Z) would stop every disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+from aoefs.host import mountpoint
+from aoefs.errors import UserError
+from aoefs.cli.options import seconds
+from aoefs.status.tables import print_table
+
+INTERVAL = 1.0  # seconds from picture to picture
+MAX_INTERVAL = 10.0  # also where reading takes long
+COST_SHARE = 0.01  # of the time goes into reading
+PATIENCE = 3.0  # seconds until a person is told that the mount does not answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    how.add_argument("--once", action="store_true", help="print one picture and end (default without a terminal)")
+    how.add_argument("--watch", type=_interval, metavar="N", help="print a line of JSON every N seconds")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+
+
+def _interval(text: str) -> float:
+    value = seconds(text)
+    if value < 0.1:
+        raise argparse.ArgumentTypeError(f"'{text}' is less than 0.1 seconds")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = mountpoint.require_mount(arguments.mountpoint).path
+    if arguments.json:
+        print(json.dumps(_read(path), indent=2))
+    elif arguments.watch is not None:
+        _print_lines(path, arguments.watch)
+    elif arguments.once or not is_screen():
+        _print_once(_read(path))
+    else:
+        watch(path)
+    return 0
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        return mountpoint.read_status(path)
+    except OSError as error:
+        raise UserError(_why(path, error)) from None
+
+
+def _why(path: str, error: OSError) -> str:
+    mount = mountpoint.find_mount(path)
+    if mount is None:
+        return f"{path} is not mounted any more"
+    dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    why = "its daemon is dead: 'aoefs umount' removes it" if dead else error.strerror
+    return f"{path} does not tell its status: {why}"
+
+
+def _print_lines(path: str, interval: float) -> None:
+    """One object a line, at multiples of the interval from the first; UserError when the mount goes."""
+    began = time.monotonic()
+    while True:
+        print(json.dumps(_read(path)), flush=True)
+        past = time.monotonic() - began
+        time.sleep(interval - past % interval)
+
+
+def _print_once(status: Mapping[str, Any]) -> None:
+    from aoefs.status.console import View, picture, plain
+    from aoefs.status.history import History
+
+    history = History()
+    history.add(status, 0.0)
+    if is_screen():
+        from rich.console import Console
+
+        console = Console()
+        console.print(picture(history, View(), console.width))
+        return
+    for number, (titles, rows) in enumerate(plain(history)):
+        if number:
+            print()
+        print_table(titles, rows)
+
+
+# ── the live picture ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_screen() -> bool:
+    """Whether a live picture can be drawn here."""
+    return sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+class _Reading(NamedTuple):
+    """What a look at the status file gave: the status or an error, when (monotonic seconds), and how long it took."""
+
+    status: dict[str, Any] | OSError
+    taken_at: float
+    cost: float
+
+
+class _Reader:
+    """Reads the status file when asked to, in a thread that may wait there for as long as the mount likes."""
+
+    def __init__(self, path: str, wake: Callable[[], None]) -> None:
+        self._file = os.path.join(path, mountpoint.STATUS_FILE)
+        self._wake = wake
+        self._asked: SimpleQueue[None] = SimpleQueue()
+        self._readings: SimpleQueue[_Reading] = SimpleQueue()
+        self._costs: deque[float] = deque(maxlen=5)
+        self._asked_at: float | None = None
+        self._next = 0.0
+        threading.Thread(target=self._run, name="status", daemon=True).start()
+
+    def ask(self, now: float) -> float:
+        """Ask for a status if it is time to; seconds until something may have to be done."""
+        if self._asked_at is None and now >= self._next:
+            self._asked_at = now
+            self._asked.put(None)
+        if self._asked_at is None:
+            return self._next - now
+        return INTERVAL
+
+    def take(self) -> _Reading | None:
+        """The answer, if it has come."""
+        try:
+            reading = self._readings.get_nowait()
+        except Empty:
+            return None
+        self._costs.append(reading.cost)  # the least of some: the others waited for something else
+        interval = min(MAX_INTERVAL, max(INTERVAL, min(self._costs) / COST_SHARE))
+        assert self._asked_at is not None
+        self._next, self._asked_at = self._asked_at + interval, None
+        return reading
+
+    def notice(self, now: float) -> str:
+        """What a person must know of a mount that does not answer."""
+        waited = 0.0 if self._asked_at is None else now - self._asked_at
+        return f"the mount has not answered for {waited:.0f} s" if waited >= PATIENCE else ""
+
+    def _run(self) -> None:
+        while True:
+            self._asked.get()
+            began = taken_at = time.monotonic()
+            try:
+                with open(self._file, "rb") as file:
+                    taken_at = time.monotonic()
+                    text = file.read()
+                cost = time.monotonic() - began
+                reading = _Reading(json.loads(text), taken_at, cost)
+            except OSError as error:
+                reading = _Reading(error, taken_at, 0.0)
+            self._readings.put(reading)
+            self._wake()
+
+
+def watch(path: str, *, ends_mount: bool = False) -> None:
+    """Show the mount at this path until somebody quits; UserError when the mount goes.
+
+    ``ends_mount``: the picture says that quitting will do so.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from aoefs.status.console import View, picture
+    from aoefs.status.history import History
+    from aoefs.status.terminal import QUIT, SUSPEND, Terminal
+
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # bars are not in every character set
+    console, history, view = Console(), History(), View(ends_mount=ends_mount)
+    screen = Live(
+        Text(""), console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+    )
+    with Terminal() as terminal, screen:
+        reader = _Reader(path, terminal.wake)
+        while True:
+            words = terminal.wait(reader.ask(time.monotonic()))
+            if not {QUIT, "q", "Q"}.isdisjoint(words):
+                return
+            if SUSPEND in words:
+                screen.stop()
+                terminal.suspend()
+                screen.start()
+            for word in words:
+                view.press(word)
+            reading = reader.take()
+            if reading is not None:
+                if isinstance(reading.status, OSError):
+                    raise UserError(_why(path, reading.status))
+                if history.status and history.status["pid"] != reading.status["pid"]:
+                    raise UserError(f"{path} is not mounted any more: another mount is there now")
+                history.add(reading.status, reading.taken_at)
+            notice = reader.notice(time.monotonic())
+            if words or reading or notice:
+                screen.update(picture(history, view, *console.size, notice=notice), refresh=True)

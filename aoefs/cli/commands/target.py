@@ -1,0 +1,149 @@
+"""``aoefs target``: export files and block devices on local Ethernet interfaces.
+
+Owns the command's arguments and its life: check everything, open everything, say what is exported, serve until
+SIGTERM or SIGINT, sync, go.  What holds always: nothing is announced or served before every argument was found good,
+and what was opened until then is closed again.  The module top imports nothing heavy, for ``aoefs --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import logging
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aoefs.errors import UserError
+from aoefs.net.interfaces import choose, require_packet_socket
+from aoefs.cli.options import argument_type
+from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
+
+if TYPE_CHECKING:
+    from aoefs.net.link import Link
+    from aoefs.softtarget.server import Server
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``aoefs target``."""
+    parser.add_argument("exports", nargs="+", metavar="X.Y=PATH", help="file or block device to export as eX.Y")
+    parser.add_argument(
+        "-i",
+        "--interface",
+        action="append",
+        required=True,
+        metavar="IF",
+        help="Ethernet interface to serve (repeatable); AoE has no passwords: whoever is on that wire can write",
+    )
+    parser.add_argument("--read-only", action="store_true", help="refuse writes")
+    parser.add_argument("--sync", action="store_true", help="answer a write only when it is on the disk (slow)")
+    parser.add_argument(
+        "--bufcnt", type=int, default=None, metavar="N", help="messages that initiators may have on their way (64)"
+    )
+    parser.add_argument("--config-string", default="", metavar="TEXT", help="config string of every export")
+    parser.add_argument(
+        "--allow-mac",
+        action="append",
+        type=argument_type(parse_mac),
+        default=[],
+        metavar="MAC",
+        help="answer only this initiator's MAC (repeatable); the mask list of the protocol can narrow it, never widen",
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more")
+
+
+def parse_export(text: str) -> tuple[Address, str]:
+    """Read ``X.Y=PATH``; UserError says what is wrong."""
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise UserError(f"'{text}' is not an export: write X.Y=PATH, such as 0.1=disk.img", exit_code=2)
+    try:
+        return Address.parse(name), path
+    except ValueError as error:
+        raise UserError(str(error), exit_code=2) from error
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal; the exit code."""
+    exports: dict[Address, str] = {}
+    for text in arguments.exports:
+        address, path = parse_export(text)
+        if address in exports:
+            raise UserError(f"{address} is given twice ({exports[address]} and {path}): use another slot", exit_code=2)
+        exports[address] = path
+    buffer_count = arguments.bufcnt
+    if buffer_count is not None and not 1 <= buffer_count <= 0xFFFF:
+        raise UserError(f"--bufcnt {buffer_count} is out of range: 1 to 65535", exit_code=2)
+    config_string = arguments.config_string.encode("utf-8", "surrogateescape")
+    if len(config_string) > MAX_CONFIG_BYTES:
+        raise UserError(
+            f"--config-string has {len(config_string)} bytes; the protocol allows {MAX_CONFIG_BYTES}", exit_code=2
+        )
+    require_packet_socket()
+    interfaces = [interface.name for interface in choose(arguments.interface)]
+
+    import trio
+
+    from aoefs import __version__
+    from aoefs.softtarget.access import Access
+    from aoefs.softtarget.export import FileStore
+    from aoefs.softtarget.server import Server
+    from aoefs.softtarget.target import DEFAULT_BUFFER_COUNT, TargetMachine
+
+    with contextlib.ExitStack() as stack:
+        stores = {}
+        for address, path in exports.items():
+            store = FileStore(path, read_only=arguments.read_only, synchronous=arguments.sync)
+            stores[address] = stack.enter_context(store)
+            if store.warning:
+                log.warning("%s", store.warning)
+        links = [stack.enter_context(_open_link(interface)) for interface in interfaces]
+        machines = [
+            TargetMachine(
+                address,
+                store,
+                serial=store.serial,
+                firmware=__version__,
+                buffer_count=DEFAULT_BUFFER_COUNT if buffer_count is None else buffer_count,
+                config_string=config_string,
+                access=Access(arguments.allow_mac),
+                report=functools.partial(log.error, "%s"),
+            )
+            for address, store in stores.items()
+        ]
+        mode = "read-only" if arguments.read_only else "read-write"
+        where = ", ".join(interfaces)
+        lines = [
+            f"{address} {store.path} {store.sectors} sectors {mode} on {where}" for address, store in stores.items()
+        ]
+        return trio.run(_serve, Server(machines, links), lines)
+
+
+async def _serve(server: Server, lines: Sequence[str]) -> int:
+    import trio
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            for line in lines:
+                print(line, flush=True)
+            async for _ in signals:
+                break
+            nursery.cancel_scope.cancel()
+        failed = await server.sync_all()
+    for machine, error in failed:
+        log.error("%s: the last sync failed, written data may be lost: %s", machine.address, error.strerror)
+    return 1 if failed or any(machine.sync_failed for machine in server.machines.values()) else 0
+
+
+def _open_link(interface: str) -> Link:
+    """A link for a target; UserError where it goes wrong after every check."""
+    from aoefs.net.link import Link, Role
+
+    try:
+        return Link(interface, role=Role.TARGET)
+    except OSError as error:
+        raise UserError(f"cannot use interface {interface}: {error.strerror}") from error

@@ -1,0 +1,130 @@
+"""``aoefs umount``: flush every target, unmount, and wait until the mount process is gone.
+
+What holds always: a busy mount stays as it is, and what keeps it busy is named.  The files are flushed from here
+before unmounting, since the exit code of a process that is not our child cannot be read: so a target that failed to
+flush is reported by this command, with exit code 1.
+
+Rejected: asking the daemon to unmount itself (a wedged daemon could never be got rid of), and waiting for its pid by
+polling /proc (a pid may be used again; a pidfd may not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import select
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+from aoefs.host import mountpoint
+from aoefs.errors import UserError
+
+_BUSY_SECONDS = 1.0  # how long a mount may be busy without anybody using it: a loop device that is just being freed
+_FLUSH_PATIENCE_SECONDS = 2.0  # then a person is told which targets keep this waiting
+_PATIENCE_SECONDS = 5.0  # then a person is told what this waits for
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument(
+        "--lazy", action="store_true", help="detach at once, also when busy, as umount -l: flushed when last closed"
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = arguments.mountpoint
+    mount = mountpoint.require_mount(path)
+    if mount.is_dead:
+        mountpoint.clear_dead(path)
+        _say(f"the mount process of {path} was dead already: unmounted")
+        return 0
+    if arguments.lazy:
+        _unmount(mount, lazy=True)
+        return 0
+    try:
+        status = mountpoint.read_status(mount.path)
+        daemon = os.pidfd_open(status["pid"])
+    except (OSError, ValueError, KeyError) as error:  # another user's mount, or one in trouble
+        _unmount(mount)
+        _say(f"{path} is unmounted, but its mount process cannot be watched ({error}): it may still be flushing")
+        return 0
+    try:
+        failures = _flush(mount, status)
+        _unmount(mount)
+        _wait(daemon, status["pid"])
+    finally:
+        os.close(daemon)
+    return 1 if failures else 0
+
+
+def _say(message: str) -> None:
+    print(f"aoefs: {message}", file=sys.stderr)
+
+
+def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
+    """Flush all targets at the same time; how many failed.
+
+    A target that is up and has nothing to flush is only opened and closed: should the kernel hold pages of it that a
+    map left dirty, the close writes and flushes them; else it asks the target nothing, which may just have died.  One
+    that is down is passed over when nothing of it waits to be flushed: it cannot lose anything.
+    """
+    dirty = {target["name"]: target.get("dirty", True) for target in status["targets"]}
+    names = [target["name"] for target in status["targets"] if target["state"] == "up" or dirty[target["name"]]]
+
+    def flush(name: str) -> str | None:
+        try:
+            descriptor = os.open(os.path.join(mount.path, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if dirty[name]:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return None  # gone in the meantime
+        except OSError as error:
+            return error.strerror
+        return None
+
+    failures = 0
+    with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
+        flushes = {name: pool.submit(flush, name) for name in names}
+        _, late = wait(flushes.values(), _FLUSH_PATIENCE_SECONDS)
+        if late:
+            silent = ", ".join(name for name, one in flushes.items() if one in late)
+            _say(f"waiting for {silent} to flush its last writes: until it answers, or its deadsecs are over")
+        for name, one in flushes.items():
+            problem = one.result()
+            if problem is not None:
+                failures += 1
+                _say(f"{mount.path}/{name} could not be flushed: {problem}: its last writes may be lost")
+    return failures
+
+
+def _unmount(mount: mountpoint.Mount, *, lazy: bool = False) -> None:
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            mountpoint.unmount(mount.path, lazy=lazy)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise UserError(f"{mount.path} cannot be unmounted: {error.strerror}") from None
+        holders = mountpoint.holders(mount)
+        if holders or time.monotonic() > deadline:
+            names = ", ".join(map(str, holders)) or "something that you may not see"
+            raise UserError(f"{mount.path} is busy: used by {names}; end that, or see --lazy")
+        time.sleep(0.05)
+
+
+def _wait(daemon: int, pid: int) -> None:
+    """Until the process behind the pidfd has ended."""
+    poll = select.poll()
+    poll.register(daemon, select.POLLIN)
+    if not poll.poll(_PATIENCE_SECONDS * 1000):
+        _say(f"waiting for the mount process (pid {pid}), which is still flushing")
+        poll.poll()

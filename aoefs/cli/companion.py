@@ -1,0 +1,217 @@
+"""What the commands for one target have in common: their arguments, the engine they run in, and how they find it.
+
+A companion is a thin face: it runs one async function in an engine without discovery and speaks through
+``engine.exchange``.  Here is what would else be in each of them.  One task beside the face's own: it waits for Ctrl-C,
+since an exception at any place may be lost (in a weak reference's callback, say).
+
+What holds always: nobody or more than one disk behind an address is one clear line; a MAC that appears in a message
+was heard on this wire; a person at a terminal who waits for more than a second sees for what.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aoefs.net import interfaces
+from aoefs.errors import FrameError, TargetError, UserError
+from aoefs.cli.options import add_interface_argument, argument_type, seconds
+from aoefs.protocol.wire import (
+    ATA_BYTES,
+    SECTOR_BYTES,
+    Address,
+    AoeCommand,
+    ConfigArgument,
+    Header,
+    decode_config_untrusted,
+    format_mac,
+)
+
+if TYPE_CHECKING:
+    from aoefs.protocol.ata import Identity
+    from aoefs.engine.engine import Engine
+    from aoefs.engine.exchange import Answer, Station
+
+DEFAULT_SECONDS = 2.0
+PATIENCE = 1.0  # seconds until a person is told what this waits for
+
+
+def add_target_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=argument_type(Address.parse), metavar="X.Y", help="shelf and slot: 0.1 or e0.1")
+
+
+def add_wire_arguments(parser: argparse.ArgumentParser, *, wait: float = DEFAULT_SECONDS) -> None:
+    """``-i``, ``-W`` and ``-v``."""
+    add_interface_argument(parser)
+    parser.add_argument(
+        "-W",
+        "--timeout",
+        type=seconds,
+        default=wait,
+        metavar="SECONDS",
+        help=f"wait for an answer this long (default {wait:g})",
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespace], Awaitable[int]]) -> int:
+    """Run ``face(engine, arguments)`` on the interfaces that were asked for; its exit code."""
+    if not arguments.timeout:
+        raise UserError("--timeout 0 waits for no answer: give some seconds", exit_code=2)
+    interfaces.require_packet_socket()
+    names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
+
+    import trio
+
+    import aoefs.engine.exchange  # noqa: F401 (here, so that no face waits for it while its engine runs)
+    from aoefs.engine.engine import open_engine
+
+    async def main() -> int:
+        async with contextlib.AsyncExitStack() as stack:
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT))
+            try:
+                engine = await stack.enter_async_context(open_engine(names, discover=False))
+            except OSError as error:
+                raise UserError(f"cannot use {', '.join(names)}: {error.strerror}") from error
+            async with trio.open_nursery() as nursery:
+
+                async def until_signal() -> None:
+                    async for _ in signals:
+                        raise KeyboardInterrupt
+
+                nursery.start_soon(until_signal)
+                code = await face(engine, arguments)
+                nursery.cancel_scope.cancel()
+            return code
+
+    try:
+        return trio.run(main)
+    except BaseExceptionGroup as group:  # of some task: a UserError, Ctrl-C, a reader of our output that went away
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+
+
+@contextlib.asynccontextmanager
+async def patience(text: str) -> AsyncIterator[None]:
+    """Say on a terminal what is waited for, once it takes longer than ``PATIENCE`` seconds."""
+    import trio
+
+    async def say() -> None:
+        await trio.sleep(PATIENCE)
+        from rich.console import Console
+
+        with Console(stderr=True).status(text):
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        if sys.stderr.isatty():
+            nursery.start_soon(say)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def place(station: Station) -> str:
+    return f"{format_mac(station.mac)} on {station.port.interface}"
+
+
+def nobody(engine: Engine, address: Address, wait: float) -> UserError:
+    where = ", ".join(engine.ports)
+    return UserError(
+        f"{address} did not answer on {where} within {wait:g} s: "
+        "see 'aoefs discover', and that its mask list lets this host in"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One disk: how to reach it, the fastest way first, and what it said of itself."""
+
+    stations: tuple[Station, ...]
+    config: ConfigArgument
+
+    @property
+    def station(self) -> Station:
+        return self.stations[0]
+
+    @property
+    def our_macs(self) -> tuple[bytes, ...]:
+        """Our addresses on the interfaces that lead to it."""
+        return tuple(dict.fromkeys(station.port.mac for station in self.stations))
+
+
+async def find(engine: Engine, address: Address, wait: float) -> Found:
+    """The one disk behind ``address``; UserError when there is none or more than one."""
+    from aoefs.engine import exchange
+
+    async with patience(f"asking for {address}"):
+        answers = await exchange.find(engine, address, exchange.waits(wait))
+        if not answers:
+            raise nobody(engine, address, wait)
+        stations = tuple(dict.fromkeys(answer.station for answer in answers))
+        if len(answers) > 1:
+            await _require_one_disk(engine, stations, len(answers) > len(stations), wait)
+    return Found(stations, decode_config_untrusted(answers[0].frame))
+
+
+async def _require_one_disk(engine: Engine, stations: Sequence[Station], doubled: bool, wait: float) -> None:
+    """UserError unless all stations, and all who answer there, are one disk by their IDENTIFY data."""
+    disks: dict[tuple[str, str, int], Station] = {}
+    address = stations[0].address
+    for station in stations:
+        answers = await identify_all(engine, station, wait)
+        if not answers and (doubled or len(stations) > 1):
+            places = ", ".join(map(place, stations))
+            raise UserError(f"{address} answers more than once ({places}) and does not tell who it is: choose with -i")
+        for identity, _ in answers:
+            disks.setdefault((identity.model, identity.serial, identity.sectors), station)
+    if len(disks) > 1:
+        known = ", ".join(f"serial {serial} at {place(station)}" for (_, serial, _), station in disks.items())
+        raise UserError(f"{address} is {len(disks)} different disks ({known}): choose with -i, or move one away")
+
+
+async def identify_all(engine: Engine, station: Station, wait: float) -> list[tuple[Identity, bytes]]:
+    """What answers to IDENTIFY at one station, decoded and as 512 bytes; those that cannot be read are left out."""
+    from aoefs.engine import exchange
+    from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, decode_identify_untrusted
+
+    least = ATA_BYTES + SECTOR_BYTES
+    found = []
+    for answer in await exchange.ask_ata(engine, station, IDENTIFY_REGISTERS, exchange.waits(wait), least_bytes=least):
+        if not answer.header.is_error and not answer.frame[27] & FAILED:
+            block = answer.frame[ATA_BYTES:least]
+            with contextlib.suppress(FrameError):
+                found.append((decode_identify_untrusted(block), block))
+    return found
+
+
+async def command(
+    engine: Engine, station: Station, kind: AoeCommand, encode: Callable[[Header], bytes], wait: float
+) -> Answer:
+    """Carry out one command; its answer, which may be an error.  UserError when there is none."""
+    from aoefs.engine import exchange
+
+    async with patience(f"waiting for {station.address}"):
+        answers = await exchange.ask(engine, [station], kind, encode, exchange.waits(wait))
+    if not answers:
+        raise UserError(
+            f"{station.address} answers, but no {kind.name.lower()} command within {wait:g} s: "
+            "not every target knows it (kvblade and qaoed know no mask and no reserve)"
+        )
+    return answers[0]
+
+
+def require_success(answer: Answer, what: str) -> None:
+    """UserError when the answer is an AoE error."""
+    if answer.header.is_error:
+        raise UserError(f"{answer.header.address} refuses {what}: {TargetError(answer.header.error)}")

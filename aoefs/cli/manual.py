@@ -1,0 +1,92 @@
+"""The man pages: the text of ``aoefs/cli/data/*.in``, with the options filled in that ``--help`` shows.
+
+A page is written in the man(7) macros, with lines of its own for what comes from the parsers: ``@OPTIONS@`` for the
+mount, ``@OPTIONS target@`` for a command, ``@COMMANDS@`` for all commands with their options.  So the two can never
+differ, and no option can be forgotten.
+
+Rejected: argparse-manpage (made for one parser with subcommands; ``aoefs MOUNTPOINT`` has none), and a page built with
+the wheel (pip would put it where man does not look).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import re
+from collections.abc import Iterator, Mapping
+
+from aoefs import __version__
+
+_OWN_PAGE = {"target"}  # commands that have a page of their own
+
+
+def data(name: str) -> str:
+    """A file of ``aoefs/cli/data``."""
+    return importlib.resources.files("aoefs.cli").joinpath("data", name).read_text()
+
+
+def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """What a parser takes, in the order of its help; argparse has no public way to ask."""
+    return [action for action in parser._actions if action.help is not argparse.SUPPRESS]
+
+
+def page(name: str, parsers: Mapping[str | None, argparse.ArgumentParser]) -> str:
+    """The page ``aoefs/cli/data/NAME.in`` in full."""
+
+    def fill(line: re.Match[str]) -> str:
+        kind, command = line[1], line[2]
+        if kind == "VERSION":
+            return f'"aoefs {__version__}"'
+        return "\n".join(_options(parsers[command or None]) if kind == "OPTIONS" else _commands(parsers))
+
+    return re.sub(r"@([A-Z]+)(?: (\w+))?@", fill, data(f"{name}.in"))
+
+
+def _commands(parsers: Mapping[str | None, argparse.ArgumentParser]) -> Iterator[str]:
+    for name, parser in parsers.items():
+        if name is None:
+            continue
+        yield f".SS aoefs {escape(name)}{_positionals(parser)}"
+        yield escape(parser.description or "")
+        if name in _OWN_PAGE:
+            yield f"See\n.BR aoefs\\-{name} (1)."
+        else:
+            yield from _options(parser)
+
+
+def _positionals(parser: argparse.ArgumentParser) -> str:
+    text = ""
+    for action in actions(parser):
+        if not action.option_strings:
+            name = escape(_metavar(action))
+            optional = action.nargs in (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
+            text += f" [{name}]" if optional else f" {name}"
+            text += " ..." if action.nargs in (argparse.ONE_OR_MORE, argparse.ZERO_OR_MORE) else ""
+    return text
+
+
+def _metavar(action: argparse.Action) -> str:
+    if isinstance(action.metavar, str):
+        return action.metavar
+    return "|".join(map(str, action.choices)) if action.choices else action.dest.upper()
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in actions(parser):
+        if not action.help or "--help" in action.option_strings:
+            continue
+        yield ".TP"
+        if action.option_strings:
+            value = "" if action.nargs == 0 else rf" \fI{escape(_metavar(action))}\fR"
+            yield ", ".join(rf"\fB{escape(option)}\fR{value}" for option in action.option_strings)
+        else:
+            yield rf"\fI{escape(_metavar(action))}\fR"
+        # As argparse itself fills in %(default)s and the like.
+        yield escape(action.help % {**vars(action), "prog": parser.prog})
+
+
+def escape(text: str) -> str:
+    """A text as roff shows it unchanged: no escapes, no requests, minus signs that can be copied."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    text = "".join(letter if letter.isascii() else f"\\[u{ord(letter):04X}]" for letter in text)
+    return re.sub(r"^(?=[.'])", r"\\&", text, flags=re.MULTILINE)

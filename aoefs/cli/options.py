@@ -1,0 +1,354 @@
+"""What a mount can be told, and how people write it: long options, the ``-o`` list of mount(8) and fstab, and a file.
+
+Owns :class:`MountOptions`, the one record that the mount takes, and the only parser that makes it.  Every long option
+may also be written as a word of ``-o`` (``-o deadsecs=30,read_only``, with ``-`` or ``_``) or as a key of the
+configuration file (TOML: ``deadsecs = 30``, ``read-only = true``): both are turned into the long option and read by
+the same parser, so that the three can never differ.
+
+What holds always: the command line wins over ``-o``, and ``-o`` over the file.  ``-i`` and ``--allow-mac`` of the
+command line and of ``-o`` add up; either replaces what the file says, so that a file never makes a mount speak where
+its user did not want it to.  ``-v`` adds up everywhere.  The file is read when something is mounted, never for --help.
+
+Rejected: a table of options beside argparse's own (two places to change), passing unknown words of ``-o`` on to
+FUSE (a misspelt word must not be silently without effect), and a section per mount point in the file (fstab and units
+name a mount's own options already; ``--config`` names another file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import math
+import os
+import pwd
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, TypeVar
+
+from aoefs.errors import UserError
+from aoefs.protocol.wire import parse_mac
+
+_Value = TypeVar("_Value")
+
+CONFIG_FILE = "/etc/aoefs.toml"  # read if it exists, unless --config names another
+
+# Words that mount(8), fstab and /sbin/mount.fuse hand to every file system and that mean nothing to this one.
+_STANDARD_WORDS = frozenset(
+    """rw defaults auto noauto user nouser users owner group dev nodev suid nosuid exec noexec async
+    atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime
+    iversion noiversion mand nomand silent loud _netdev nofail default_permissions comment fsname subtype""".split()  # noqa: SIM905
+)
+_ALIASES = {"ro": "read-only"}
+
+MAX_TARGETS = 0xFFFF * 0xFF  # as many as there are addresses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """Everything that a mount is told.
+
+    ``mountpoint`` is an absolute path; ``interfaces`` are names, none meaning every usable one; ``shards`` is None for
+    as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
+    flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``umask`` is
+    taken from mode 0666 of the files; ``plain_loop`` turns ``fuse.turns`` off; ``pid_file`` is an absolute path;
+    ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
+    """
+
+    mountpoint: str
+    interfaces: tuple[str, ...] = ()
+    foreground: bool = False
+    console: bool = False
+    read_only: bool = False
+    shards: int | None = None
+    deadsecs: float = 180.0
+    maxout: int = 64
+    direct: bool = False
+    sync: bool = False
+    allow_mac: tuple[bytes, ...] = ()
+    uid: int
+    gid: int
+    umask: int = 0o077
+    allow_other: bool = False
+    max_targets: int = 1024
+    reserve: bool = False
+    plain_loop: bool = False
+    pid_file: str | None = None
+    metrics: tuple[str, int] | None = None
+    verbose: int = 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line: a UserError with exit code 2, and no dump of the usage."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)", exit_code=2)
+
+
+def argument_type(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """A ``type=`` for argparse that keeps the text of the ValueError that ``parse`` raises."""
+
+    def checked(text: str) -> _Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A ``type=`` for whole numbers from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """A ``type=`` for a time: a finite number that is not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+    return value
+
+
+def _umask(text: str) -> int:
+    try:
+        value = int(text, 8)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 0o777:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an octal mode from 0 to 777")
+    return value
+
+
+def _user(text: str) -> int:
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        return _id_number(text, "user")
+
+
+def _group(text: str) -> int:
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        return _id_number(text, "group")
+
+
+def _id_number(text: str, kind: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"there is no {kind} '{text}': give a name of this host, or a number")
+    return whole(0, 0xFFFF_FFFE)(text)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("a file name is empty")
+    return os.path.abspath(text)
+
+
+def _metrics(text: str) -> tuple[str, int]:
+    """``PORT`` on the loopback interface, or ``ADDRESS:PORT``; an IPv6 address may stand in brackets."""
+    address, colon, port = text.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]") if colon else "127.0.0.1"
+    if not (address and port.isascii() and port.isdigit() and 1 <= int(port) <= 0xFFFF):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a place for metrics: write PORT or ADDRESS:PORT")
+    return address, int(port)
+
+
+def add_interface_argument(parser: argparse.ArgumentParser) -> None:
+    """``-i``, the same for all commands that speak on the wire; ``arguments.interface`` is a list or None."""
+    parser.add_argument(
+        "-i",
+        "--interface",
+        action="append",
+        metavar="IF",
+        help="speak on this interface only (repeatable; default: every Ethernet interface that is up)",
+    )
+
+
+def add_mount_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a mount; all are known to ``-o`` too, and all but ``config`` to the file."""
+    add_interface_argument(parser)
+    add = parser.add_argument
+    flag = argparse.BooleanOptionalAction  # so that the command line can take back what the file says
+    add("-f", "--foreground", action=flag, help="stay in the foreground, log to stderr")
+    add("--console", action=flag, help="stay in the foreground with the live console; leaving it unmounts")
+    add("-r", "--read-only", action=flag, help="never write to a target (also -o ro)")
+    add("--shards", type=whole(1, 1024), metavar="N", help="completion shards (default: one for each usable CPU)")
+    add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")
+    add("--maxout", type=whole(1, 65535), metavar="N", help="most commands in flight to one target (default 64)")
+    add("--direct", action=flag, help="no page cache: for disks that other hosts write too")
+    add("--sync", action=flag, help="answer a write only when the target has, in streams of small writes too")
+    add(
+        "--allow-mac",
+        action="append",
+        type=argument_type(parse_mac),
+        metavar="MAC",
+        help="talk to this target MAC only (repeatable)",
+    )
+    add("--max-targets", type=whole(1, MAX_TARGETS), metavar="N", help="show at most N targets (default 1024)")
+    add("--reserve", action=flag, help="reserve a target while it is open for writing")
+    add("--plain-loop", action=flag, help="no short cuts around the event loop (to compare, or if in doubt)")
+    add("--allow-other", action=flag, help="let other users in, as the file modes allow")
+    add("--uid", type=_user, metavar="USER", help="owner of the files (default: you)")
+    add("--gid", type=_group, metavar="GROUP", help="group of the files (default: yours)")
+    add("--umask", type=_umask, metavar="OCTAL", help="taken from file mode 666 (default 077)")
+    add("--pid-file", type=_path, metavar="FILE", help="holds the process id while the mount is live")
+    add("--metrics", type=_metrics, metavar="[ADDRESS:]PORT", help="serve Prometheus metrics (on loopback by default)")
+    add("--config", type=_path, metavar="FILE", help=f"take options from this file (default: {CONFIG_FILE} if there)")
+    add("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The whole command line of a mount."""
+    parser.add_argument(
+        "paths", nargs="*", metavar="[SOURCE] MOUNTPOINT", help="SOURCE: interfaces, such as eth0,eth1, or any"
+    )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All that begins with a dash on the command line of a mount."""
+    add_mount_options(parser)
+    parser.add_argument("--check", action="store_true", help="check options, mount point and rights, and mount nothing")
+    parser.add_argument(
+        "-o",
+        action="append",
+        default=[],
+        dest="option_lists",
+        metavar="WORD[,WORD...]",
+        help="options as mount(8) gives them: any of the above as name or name=value, and ro",
+    )
+
+
+class _LayerParser(Parser):
+    """Reads the options of one place other than the command line; its errors say which place."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(add_help=False)
+        self.place = place
+        add_mount_options(self)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.place}: {message}", exit_code=2)
+
+
+def _words(option_lists: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word of the ``-o`` lists that means something here, and the long option that it stands for."""
+    for word in ",".join(option_lists).split(","):
+        name, equals, value = word.partition("=")
+        if word and name not in _STANDARD_WORDS and not name.lower().startswith("x-"):
+            yield word, "--" + _ALIASES.get(name, name).replace("_", "-") + equals + value
+
+
+def known_words(option_list: str) -> str:
+    """Without the words that nobody here knows, as ``mount -s`` wants it; a wrong value is an error all the same."""
+    parser = _LayerParser("in the -o list")
+    return ",".join(word for word, option in _words([option_list]) if not parser.parse_known_args([option])[1])
+
+
+def _read_words(option_lists: Sequence[str]) -> argparse.Namespace:
+    """What the ``-o`` lists say."""
+    parser = _LayerParser("in the -o list")
+    layer = parser.parse_args([])
+    for word, option in _words(option_lists):
+        _, unknown = parser.parse_known_args([option], layer)
+        if unknown:
+            raise UserError(f"unknown word '{word}' in the -o list (see aoefs --help)", exit_code=2)
+    return layer
+
+
+def _read_file(path: str) -> argparse.Namespace:
+    """What a configuration file says; UserError with exit code 2 names the file and the key that is wrong."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=2) from None
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise UserError(f"{path} is no TOML file: {error}", exit_code=2) from None
+    parser = _LayerParser(path)
+    layer = parser.parse_args([])
+    for key, value in table.items():
+        parser.place = f"{path}: {key}"
+        for option in _file_options(key, value, parser):
+            _, unknown = parser.parse_known_args([option], layer)
+            if unknown or key == "config":
+                parser.error("no such option (see aoefs --help)")
+    return layer
+
+
+def _file_options(key: str, value: object, parser: _LayerParser) -> Iterator[str]:
+    """The long options that a key of the file stands for."""
+    option = "--" + key.replace("_", "-")
+    if option == "--verbose":
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2:
+            parser.error("write 0, 1 or 2")
+        yield from [option] * value
+    elif isinstance(value, bool):
+        yield option if value else option.replace("--", "--no-", 1)
+    elif option == "--umask" and not isinstance(value, str):
+        parser.error('write it as a text, such as "022"')  # as a number 022 is no TOML, and 22 another mask
+    elif isinstance(value, str | int | float):
+        yield f"{option}={value}"
+    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+        yield from (f"{option}={item}" for item in value)
+    else:
+        parser.error("write a text, a number, true, false, or a list of texts")
+
+
+def mount_options(arguments: argparse.Namespace) -> MountOptions:
+    """The record for a parsed command line (:func:`add_arguments`); UserError with exit code 2 when it is wrong.
+
+    The configuration file is read here.
+    """
+    words = _read_words(arguments.option_lists)
+    config = arguments.config or words.config
+    if config is None and os.path.exists(CONFIG_FILE):
+        config = CONFIG_FILE
+    file = argparse.Namespace(verbose=0) if config is None else _read_file(config)
+    paths: list[str] = arguments.paths
+    if not 1 <= len(paths) <= 2 or not all(paths):
+        what = "too many arguments" if len(paths) > 2 else "no mount point given"
+        raise UserError(f"{what}: aoefs MOUNTPOINT, or aoefs --help for the commands", exit_code=2)
+
+    def say(name: str) -> Any:
+        """What the first place that says anything says, or None."""
+        return next(
+            (value for layer in (arguments, words, file) if (value := getattr(layer, name, None)) is not None), None
+        )
+
+    def gather(name: str, more: Sequence[str] = ()) -> tuple[Any, ...]:
+        own = [*(getattr(arguments, name) or ()), *(getattr(words, name) or ()), *more]
+        return tuple(dict.fromkeys(own or getattr(file, name, None) or ()))
+
+    source = paths[0] if len(paths) == 2 else "none"
+    interfaces = gather("interface", [] if source in ("any", "none") else source.split(","))
+    if source == "any" and not arguments.interface and not words.interface:
+        interfaces = ()  # also when the file names some
+    if not all(interfaces):
+        raise UserError("an interface name is empty: write them as eth0,eth1, or any", exit_code=2)
+    # What was not given is None and keeps the default of the record.
+    given = {field.name: say(field.name) for field in fields(MountOptions)}
+    given |= {
+        "mountpoint": os.path.abspath(paths[-1]),
+        "interfaces": interfaces,
+        "allow_mac": gather("allow_mac"),
+        "uid": os.getuid() if given["uid"] is None else given["uid"],
+        "gid": os.getgid() if given["gid"] is None else given["gid"],
+        "verbose": arguments.verbose + words.verbose + file.verbose,
+    }
+    return MountOptions(**{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,611 @@
+"""One target as the initiator sees it: a machine that turns Requests into Runs and answers into finished Requests.
+
+Pure: no socket, no clock, no trio.  A driver (``engine.engine``, or a test with a heap of frames) keeps this contract:
+
+1. ``submit(request, now)`` takes a Request; ``order`` (an OverlapGuard) has granted its range if it is a write.
+2. ``next_run(now)`` gives what the windows allow to send now, one batch on one path, until it gives None; what the
+   socket did not take goes back by ``unsent(run, first)``.
+3. An answer is first *received*: ``receive(run, first, count, now)`` updates RTT and window, so that more can be
+   sent; and then *completed*: ``complete(run, first, count)`` when it was good, ``refuse(run, index, error)`` when
+   not.  Between the two the answer may wait in the queue of a shard.
+4. ``next_timeout()`` says when to call ``handle_timeout(now)``.
+
+What holds always:
+
+- A sector's bit in ``request.todo`` is cleared only by an answer to a transmission of exactly that sector.
+- A request ends exactly once: when ``todo`` is 0, or with an error, or by ``abandon``.
+- The commands in flight on all paths together never exceed the target's buffer count (at least 1).
+- A write of which a copy may still travel keeps its range claimed until each copy was answered or a frame's lifetime
+  has passed since the last sending (late duplicates; nobody else has this guard).
+- When nothing was answered for ``SILENCE`` seconds while something waited, or for ``SUSPEND_BACKOFF`` timeouts in a
+  row, the target is *suspended*: nothing more is sent until it was identified again, since it may come back as another
+  disk.
+- When nothing was answered for ``deadsecs`` while something waited, the target is DOWN: what waits fails, new
+  requests fail at once.  ``deadsecs`` 0 means never.
+
+Rejected: a task per command (shared windows poked around awaits, hundreds of timers), RTT per MAC as the Linux driver
+has (the disk's time is in it), Commands as objects (see ``core.request``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Container
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from aoefs.protocol.ata import Identity
+from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
+from aoefs.core.latency import BUCKETS, bucket_of
+from aoefs.core.overlap import Claim, OverlapGuard
+from aoefs.core.path import Path, PathStatistics, Run
+from aoefs.core.request import NOTHING, Copy, Memory, Request, bits
+from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.protocol.wire import VERSION, Address, AoeCommand, ErrorCode, Header
+
+DEFAULT_DEADSECS: Final = 180.0  # as the Linux driver's aoe_deadsecs
+DEFAULT_MAXOUT: Final = 64  # as the Linux driver's aoe_maxout
+SILENCE: Final = 2.0  # seconds without an answer after which a target must be identified again before it gets more
+SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
+STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
+SCORN_BACKOFF: Final = 2  # timeouts in a row after which a path is left alone while another one works
+
+
+class State(Enum):
+    """UP serves; DOWN fails at once until it is identified again; REPLACED is for ever (another disk, or forgotten)."""
+
+    UP = "up"
+    DOWN = "down"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatistics:
+    """A frozen picture of one target."""
+
+    name: str
+    address: Address
+    state: str
+    identity: Identity
+    config: bytes
+    bufcnt: int
+    in_flight: int
+    queued: int
+    reads: int
+    writes: int
+    read_bytes: int
+    write_bytes: int
+    flushes: int
+    errors: int
+    retransmits: int
+    rtt_us: float
+    dirty: bool
+    flush_supported: bool
+    read_latency: tuple[int, ...]  # requests per bucket of core.latency, from submission to the last answer
+    write_latency: tuple[int, ...]
+    paths: tuple[PathStatistics, ...]
+
+
+@dataclass(slots=True)
+class _Quarantine:
+    """A claim of an ended write that is kept while ``copies`` may still travel, at most until ``until`` (seconds)."""
+
+    claim: Claim
+    copies: list[Copy]
+    until: float
+
+
+class Initiator:
+    """See the module.  ``bufcnt`` is the target's buffer count, ``maxout`` our own bound on commands in flight;
+    ``memory`` is what all targets share for the buffers of reads.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        identity: Identity,
+        tags: TagTable[Run | Exchange],
+        *,
+        deadsecs: float = DEFAULT_DEADSECS,
+        maxout: int = DEFAULT_MAXOUT,
+        memory: Memory | None = None,
+    ) -> None:
+        self.address = address
+        self.name = str(address)
+        self.identity = identity
+        self.config = b""
+        self.identify_block = identity.block  # the last one told
+        self.state = State.UP
+        self.down_since = math.inf  # when it fell silent for too long
+        self.paths: list[Path] = []
+        self.order = OverlapGuard()
+        self.deadsecs = deadsecs
+        self._patience = min(SILENCE, deadsecs / 2) if deadsecs else SILENCE  # it must be asked before it is down
+        self.bufcnt = 1
+        self.in_flight = 0
+        self.flush_refused = False  # the target answered ABRT to its own flush command
+        self.suspended = False  # silent: nothing is sent until it is identified again
+        self.on_hold = False  # suspended although it is identified: its reservation must be renewed first
+        self.dirty = False  # a write was acknowledged since the last good flush
+        self.ever_written = False
+        self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
+        self.commands_completed = 0
+        self._read_latency = [0] * BUCKETS
+        self._write_latency = [0] * BUCKETS
+        self._maxout = maxout
+        self._tags = tags
+        self._memory = Memory() if memory is None else memory
+        self._limit = 1
+        self._fresh: deque[Request] = deque()  # sectors that were never sent
+        self._again: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
+        self._waiting: dict[Request, None] = {}  # sent at least once and not ended, oldest first
+        self._quarantine: list[_Quarantine] = []
+        self._silent_since = 0.0  # the last answer, or when the first of what waits was submitted
+        self._next_path = 0
+        self._lone_commands = 0
+
+    # ── paths ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add_path(self, link: object, interface: str, macs: tuple[bytes, bytes], sectors: int) -> Path:
+        """A path whose IDENTIFY matched: ``macs`` are ours and the target's, ``sectors`` is its payload."""
+        path = Path(link, interface, self.address, macs, sectors, self._limit)
+        path.lba48 = self.identity.lba48
+        self.paths.append(path)
+        return path
+
+    def set_bufcnt(self, bufcnt: int) -> None:
+        """Bounds what is in flight over all paths together, at least 1."""
+        self.bufcnt = bufcnt
+        self._limit = max(1, min(bufcnt, self._maxout))
+        for path in self.paths:
+            path.window.set_limit(self._limit)
+
+    def find_path(self, link: object, mac: bytes) -> Path | None:
+        for path in self.paths:
+            if path.mac == mac and path.link is link:
+                return path
+        return None
+
+    def is_from(self, link: object, header: Header, command: AoeCommand = AoeCommand.ATA) -> bool:
+        """An answer of this protocol to such a command, about this target, from one of its verified paths."""
+        return (
+            header.is_response
+            and header.version == VERSION
+            and header.command == command
+            and header.address == self.address
+            and self.find_path(link, header.source) is not None
+        )
+
+    def leave_link(self, link: object) -> None:
+        """The link is down: what flew on its paths goes out again elsewhere, if there is another one."""
+        for path in self.paths:
+            if path.link is link:
+                self._leave(path)
+
+    def _leave(self, path: Path) -> None:
+        path.healthy = False
+        for run, mask in path.give_up_all():
+            self.in_flight -= mask.bit_count()
+            self._send_again(run, mask)
+
+    def drop_path(self, path: Path) -> None:
+        """A path is gone: what flew there goes out again elsewhere."""
+        self._leave(path)
+        self.paths.remove(path)
+
+    # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, request: Request, now: float) -> None:
+        """Queue a request; it may end at once (with ``TargetLost``) when the target is down."""
+        if self.state is not State.UP:
+            gone = IdentityChanged if self.state is State.REPLACED else TargetLost
+            request.error = gone(f"{self.name} is {self.state.value}")
+            request.buffer = NOTHING
+            request.on_end(request)
+            return
+        self._begin_waiting(now)
+        request.submitted_at = now
+        self._fresh.append(request)
+
+    @property
+    def _awaited(self) -> bool:
+        """Somebody waits for an answer of this target."""
+        return bool(self._waiting or self._fresh or self._lone_commands)
+
+    def _begin_waiting(self, now: float) -> None:
+        if not self._awaited:
+            self._silent_since = now
+
+    def begin_lone_command(self, now: float) -> None:
+        """A command outside of runs (FLUSH, for one) waits from now on: it counts for silence."""
+        self._begin_waiting(now)
+        self._lone_commands += 1
+
+    def end_lone_command(self) -> None:
+        self._lone_commands -= 1
+
+    def abandon(self, request: Request) -> None:
+        """Its owner waits no longer (cancelled): send nothing more of it; ``on_end`` is not called."""
+        if not request.ended:
+            request.error = TargetLost("abandoned")
+            self._forget(request)
+        request.take_result()
+
+    def next_run(self, now: float) -> Run | None:
+        """The next batch that the windows allow; it counts as sent at ``now``."""
+        if not (self._fresh or self._again) or self.suspended:
+            return None
+        room = self._limit - self.in_flight
+        if room <= 0:
+            return None
+        path = self._choose_path()
+        if path is None:
+            return None
+        work = self._next_work(fresh_first=path.rtt.backoff > 0)
+        if work is None:
+            return None
+        request, sector, sectors = work
+        if request.make_buffer is not None and self._waiting and self._memory.is_short:
+            return None  # the end of one of those that wait brings us back here
+        room = min(room, path.room)
+        if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
+            if sector != request.cursor:
+                self._again.appendleft(work)
+            return None  # half a window in one batch costs hardly more than one command, and its answers come together
+        taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
+        if sector == request.cursor:
+            request.begin(self._memory)
+            request.cursor += taken
+            if request.cursor == request.sectors:
+                self._fresh.popleft()
+                if request.on_sent is not None:
+                    request.on_sent(request)
+            resent = False
+        else:
+            if taken < sectors:
+                self._again.appendleft((request, sector + taken, sectors - taken))
+            resent = True
+        run = Run(request, path, sector, taken, path.sectors, now)
+        if resent and request.write:
+            request.copies.append(run)
+        self._tags.open(run)
+        path.on_sent(run)
+        self.in_flight += run.count
+        if request.first_sent_at is None:
+            request.first_sent_at = now
+            self._waiting[request] = None
+        return run
+
+    def _next_work(self, *, fresh_first: bool) -> tuple[Request, int, int] | None:
+        """A piece to send again (taken off its queue), else the rest of the oldest fresh request (left there).
+
+        After a timeout, ``fresh_first``: a command that is never answered must not keep the others from being tried.
+        """
+        while self._again and not (fresh_first and self._fresh):
+            request, sector, sectors = self._again.popleft()
+            missing = request.todo >> sector & bits(0, sectors)
+            if request.ended or not missing:
+                continue
+            skip = (missing & -missing).bit_length() - 1
+            missing >>= skip
+            length = (~missing & missing + 1).bit_length() - 1
+            if skip + length < sectors:
+                self._again.appendleft((request, sector + skip + length, sectors - skip - length))
+            return request, sector + skip, length
+        while self._fresh:
+            request = self._fresh[0]
+            if not request.ended:
+                return request, request.cursor, request.sectors - request.cursor
+            self._fresh.popleft()
+        return None
+
+    def _choose_path(self) -> Path | None:
+        """Round robin over the paths that have room; a scorned one only when no other path is healthy."""
+        paths = self.paths
+        if len(paths) == 1:
+            return paths[0] if paths[0].room > 0 else None
+        healthy = [path for path in paths if path.healthy] or paths
+        for _ in healthy:
+            path = healthy[self._next_path % len(healthy)]
+            self._next_path += 1
+            if path.room > 0:
+                return path
+        return None
+
+    def unsent(self, run: Run, first: int) -> None:
+        """The socket took only the commands before ``first`` of a run just given out: the rest goes back in front."""
+        gone = run.flying & bits(first, run.count - first)
+        run.path.on_unsent(run, first)
+        self.in_flight -= gone.bit_count()
+        start, sectors = run.sectors_of(first, run.count - first)
+        if sectors > 0:
+            self._again.appendleft((run.request, start, sectors))
+        self._settle(run)
+
+    def _settle(self, run: Run) -> None:
+        """Nothing of the run flies any more: forget its tags, or keep them for late answers only."""
+        if not run.flying:
+            if run.lost:
+                self._tags.remember(run)
+            else:
+                self._tags.close(run)
+
+    # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, run: Run, first: int, count: int, now: float) -> bool:
+        """Answers to ``count`` commands came: RTT and window.  False when all of them had been answered before."""
+        mask = bits(first, count)
+        fresh = run.flying & mask
+        late = run.lost & mask
+        if fresh:
+            self.in_flight -= fresh.bit_count()
+            run.path.on_answered(run, fresh, first + count - 1, now)
+        if late:
+            run.path.on_late(run, late, now)
+        self._settle(run)
+        if self._quarantine:
+            self._end_quarantine(now)
+        self._silent_since = now
+        return bool(fresh or late)
+
+    def complete(self, run: Run, first: int, count: int) -> bool:
+        """These answers are good and their data are in place; True when that ended the request."""
+        request = run.request
+        self.commands_completed += count
+        if request.ended:
+            return False
+        request.todo &= ~bits(*run.sectors_of(first, count))
+        if request.todo:
+            return False
+        size = len(request.buffer)
+        bucket = bucket_of(int((self._silent_since - request.submitted_at) * 1e6))
+        if request.write:
+            self.writes += 1
+            self.write_bytes += size
+            self._write_latency[bucket] += 1
+            self.dirty = self.ever_written = True
+        else:
+            self.reads += 1
+            self.read_bytes += size
+            self._read_latency[bucket] += 1
+        self._waiting.pop(request, None)
+        request.let_go(self._memory)
+        request.on_end(request)
+        return True
+
+    def refuse(self, run: Run, index: int, error: RequestError) -> None:
+        """The answer to one command is an error: the request fails with it at once.
+
+        AoE error 2 to several sectors is answered by sending commands of half the size, down to one sector.
+        """
+        request = run.request
+        self.commands_completed += 1
+        start, sectors = run.sectors_of(index, 1)
+        if not request.todo & bits(start, sectors):  # another copy was carried out well
+            return
+        if isinstance(error, TargetError) and error.code == ErrorCode.BAD_ARGUMENT and sectors > 1:
+            run.path.sectors = min(run.path.sectors, sectors // 2)
+            self._send_again(run, 1 << index)
+            return
+        self.fail(request, error)
+
+    def fail(self, request: Request, error: RequestError) -> None:
+        """End a request with an error (nothing happens when it has ended)."""
+        if request.ended:
+            return
+        self.errors += 1
+        request.error = error
+        self._forget(request)
+        request.on_end(request)
+
+    def _forget(self, request: Request) -> None:
+        """An ended request leaves the queues; what of it flies is a copy from now on."""
+        self._waiting.pop(request, None)
+        request.let_go(self._memory)
+        if request.cursor < request.sectors and request in self._fresh:
+            self._fresh.remove(request)
+        for path in self.paths:
+            for run in path.runs:
+                if run.request is request and run not in request.copies:
+                    request.copies.append(run)
+        request.copies = [run for run in request.copies if run.flying or run.lost]
+
+    def _send_again(self, run: Run, mask: int) -> None:
+        """Queue the sectors of the commands in ``mask`` once more; remember that copies of them travel."""
+        request = run.request
+        if run.lost and run not in request.copies:
+            request.copies.append(run)
+        self._settle(run)
+        if request.ended:
+            return
+        while mask:
+            first = (mask & -mask).bit_length() - 1
+            shifted = mask >> first
+            count = (~shifted & shifted + 1).bit_length() - 1
+            self._again.append((request, *run.sectors_of(first, count)))
+            mask &= ~bits(first, count)
+
+    # ── late duplicates ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def release(self, claim: Claim, requests: list[Request]) -> None:
+        """Give back the range of a write, made of ``requests``, that ended.
+
+        It stays claimed while a copy of the write may still travel.
+        """
+        copies = [run for request in requests for run in request.copies if run.flying or run.lost]
+        if not copies:
+            self.order.release(claim)
+            return
+        until = max(run.gone_at for run in copies)
+        self._quarantine.append(_Quarantine(claim, copies, until))
+
+    def _end_quarantine(self, now: float) -> None:
+        kept: list[_Quarantine] = []
+        freed: list[Claim] = []
+        for held in self._quarantine:
+            held.copies = [run for run in held.copies if run.flying or run.lost]
+            if held.copies and held.until <= now:  # unless the path has turned out to be slower meanwhile
+                held.until = max(run.gone_at for run in held.copies)
+            if held.copies and held.until > now:
+                kept.append(held)
+            else:
+                freed.append(held.claim)
+        self._quarantine = kept
+        for claim in freed:
+            self.order.release(claim)
+
+    # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def may_wait_until(self, at: float, now: float) -> bool:
+        """A timer that was set for ``at`` (seconds) is early enough still, as can be told without much looking.
+
+        A timeout only moves later, but for what begins now (an RTO or the patience from now on), suspects and copies.
+        """
+        if self._quarantine or at > now + self._patience:
+            return False
+        for path in self.paths:  # noqa: SIM110 (for each request: a generator costs as much as all of this)
+            if at > now + path.rtt.rto or (path.runs and path.has_suspects):
+                return False
+        return True
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is in flight and nothing waits to be sent."""
+        return not (self.in_flight or self._fresh or self._again)
+
+    def requests(self) -> set[Request]:
+        """Those that have not ended."""
+        return {*self._waiting, *self._fresh}
+
+    def is_on_the_wire(self, request: Request) -> bool:
+        """All of it was sent and may be counted on to arrive: nothing of this target waits to be sent again, no path
+        had a timeout since its last answer, and not all are down (what is sent there goes nowhere).  So all that is
+        unanswered then fits into the windows.
+        """
+        if request.cursor < request.sectors or self._again or any(path.rtt.backoff for path in self.paths):
+            return False
+        return any(path.healthy for path in self.paths)
+
+    def answers_within(self, seconds: float) -> bool:
+        """Its answers usually come that soon."""
+        for path in self.paths:  # noqa: SIM110 (see above)
+            if 0 < path.rtt.srtt < seconds:
+                return True
+        return False
+
+    def next_timeout(self) -> float | None:
+        """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
+        timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
+        timeouts += [held.until for held in self._quarantine]
+        if self.state is State.UP and self._awaited:
+            if not self.suspended:
+                timeouts.append(self._silent_since + self._patience)
+            if self.deadsecs:
+                since = self._silent_since
+                oldest = next(iter(self._waiting), None)
+                if oldest is not None and oldest.first_sent_at is not None:
+                    since = min(since, oldest.first_sent_at)
+                timeouts.append(since + self.deadsecs)
+        return min(timeouts, default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        """Give up what is lost, expire requests, end quarantines; the driver sends afterwards."""
+        for path in self.paths:
+            for run, mask in path.give_up(now):
+                self.in_flight -= mask.bit_count()
+                self._send_again(run, mask)
+            if path.rtt.backoff >= SCORN_BACKOFF and path.healthy and len(self.paths) > 1:
+                path.healthy = False
+        if self._quarantine:
+            self._end_quarantine(now)
+        if self.state is State.UP and self._awaited:
+            timeouts = min((path.rtt.backoff for path in self.paths if path.healthy), default=0)
+            if now >= self._silent_since + self._patience or timeouts >= SUSPEND_BACKOFF:
+                self.suspended = True
+            if self.deadsecs:
+                self._expire(now)
+
+    def _expire(self, now: float) -> None:
+        if now >= self._silent_since + self.deadsecs:
+            self.down_since = now
+            self.go_down(State.DOWN, TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
+            return
+        expired = []
+        for request in self._waiting:
+            if request.first_sent_at is None or now < request.first_sent_at + self.deadsecs:
+                break
+            expired.append(request)
+        for request in expired:
+            self.fail(request, TargetLost(f"{self.name}: no answer for {self.deadsecs:g} s"))
+
+    def heard(self, now: float) -> None:
+        """The target answered something else than data."""
+        self._silent_since = now
+
+    @property
+    def is_silent(self) -> bool:
+        """Down, or suspended, or no path left: to be asked for by config queries."""
+        return self.state is State.DOWN or self.suspended or not self.paths
+
+    def silence(self, now: float) -> float:
+        """Seconds since the last answer, or since somebody began to wait for one."""
+        return now - self._silent_since
+
+    def is_stuck(self, now: float) -> bool:
+        """The oldest request waits for long although others are answered: large frames may no longer pass."""
+        oldest = next(iter(self._waiting), None)
+        return oldest is not None and oldest.first_sent_at is not None and now - oldest.first_sent_at > STUCK
+
+    def go_down(self, state: State, error: RequestError) -> None:
+        """Leave UP: all that waits fails with ``error``, in the order in which it came."""
+        if self.state is not State.REPLACED:
+            self.state = state
+        self.fail_all(error)
+        self._fresh.clear()
+        self._again.clear()
+
+    def fail_all(self, error: RequestError, spared: Container[Request] = ()) -> None:
+        """What waits fails with ``error``, in the order in which it came, but for the ``spared``."""
+        for request in [*self._waiting, *self._fresh]:
+            if request not in spared:
+                self.fail(request, error)
+
+    def come_up(self, now: float) -> None:
+        """Identified again as the same disk: what waits is sent at once."""
+        if self.state is State.REPLACED:
+            return
+        self.state = State.UP
+        self.suspended = False
+        self._silent_since = now
+        for path in self.paths:
+            path.rtt.end_backoff()
+
+    # ── what others may know ──────────────────────────────────────────────────────────────────────────────────────
+
+    def statistics(self) -> TargetStatistics:
+        rtts = [path.rtt.srtt for path in self.paths if path.rtt.srtt]
+        return TargetStatistics(
+            name=self.name,
+            address=self.address,
+            state=self.state.value,
+            identity=self.identity,
+            config=self.config,
+            bufcnt=self.bufcnt,
+            in_flight=self.in_flight,
+            queued=len(self._fresh) + len(self._again),
+            reads=self.reads,
+            writes=self.writes,
+            read_bytes=self.read_bytes,
+            write_bytes=self.write_bytes,
+            flushes=self.flushes,
+            errors=self.errors,
+            retransmits=sum(path.retransmits for path in self.paths),
+            rtt_us=round(min(rtts, default=0.0) * 1e6, 1),
+            dirty=self.dirty,
+            flush_supported=self.identity.flush_opcode is not None and not self.flush_refused,
+            read_latency=tuple(self._read_latency),
+            write_latency=tuple(self._write_latency),
+            paths=tuple(path.statistics() for path in self.paths),
+        )

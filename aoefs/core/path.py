@@ -1,0 +1,297 @@
+"""One way to a target: a local link and the remote MAC that answers there; and the Runs that travel on it.
+
+A :class:`Run` is one batch of a Request's ATA commands, sent together under consecutive tags.  A command that is sent
+again belongs to a new Run, so an answer is never ambiguous, and a late one is still understood.
+
+A :class:`Path` owns the round-trip estimate, the congestion window, the order of sending and the losses of this one
+(target, path).  Pure; ``link`` is whatever the driver of the core uses to send.
+
+**How a loss is seen** (RACK, RFC 8985, in the unit of runs).  Runs are kept in the order of sending.  The youngest
+transmission that was answered is the *witness*; every older one that is unanswered is suspect, and given up when the
+reordering window has passed.  When nothing at all comes for an RTO since the last answer, everything in flight that
+is older than a round trip is given up: the first time the window halves as for any loss (it was the tail of a burst),
+then it collapses to one.
+
+What holds always: ``in_flight`` equals the ``flying`` bits of all runs of the path; the first run of ``runs`` is the
+oldest one that flies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from aoefs.core.recovery import CongestionWindow, ReorderWindow, RttEstimator
+from aoefs.core.request import Request, bits
+from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
+
+FRAME_LIFETIME: Final = 0.5  # seconds: how long a frame may wander at least (design, section 4: late duplicates)
+
+
+@dataclass(frozen=True, slots=True)
+class PathStatistics:
+    """A frozen picture of one path; times in microseconds, windows in commands."""
+
+    interface: str
+    mac: bytes
+    sectors: int
+    in_flight: int
+    window: int
+    rtt_us: float
+    rttvar_us: float
+    rto_us: float
+    sent: int
+    answered: int
+    retransmits: int  # commands given up and sent again
+    late: int  # of these, answered after all: they were not lost
+    reductions: int  # of the window
+    healthy: bool
+
+
+class Run:
+    """``count`` commands of ``step`` sectors (the last one may be shorter) under the tags ``tag`` to ``tag + count``.
+
+    ``flying`` and ``lost`` have a bit per command: unanswered and still counted in the windows; unanswered and given
+    up (their sectors go out again in another run).
+    """
+
+    __slots__ = ("count", "flying", "lost", "order", "path", "request", "sector", "sectors", "sent_at", "step", "tag")
+
+    def __init__(self, request: Request, path: Path, sector: int, sectors: int, step: int, now: float) -> None:
+        self.request = request
+        self.path = path
+        self.sector = sector  # first sector, counted from the request's
+        self.sectors = sectors
+        self.step = step
+        self.count = -(-sectors // step)
+        self.flying = bits(0, self.count)
+        self.lost = 0
+        self.sent_at = now
+        self.tag = 0
+        self.order = 0  # place in the path's order of sending
+
+    @property
+    def gone_at(self) -> float:
+        """When a copy of a command can no longer arrive anywhere (seconds)."""
+        return self.sent_at + self.path.frame_lifetime()
+
+    def sectors_of(self, first: int, count: int) -> tuple[int, int]:
+        """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""
+        start = first * self.step
+        return self.sector + start, min(count * self.step, self.sectors - start)
+
+
+class Path:
+    """See the module.  ``macs`` are ours and the target's; ``sectors`` is the payload that passes, at least 1;
+    ``limit`` the largest window; ``lba48`` tells which READ and WRITE commands the disk takes.
+    """
+
+    __slots__ = (
+        "answer_head",
+        "answered",
+        "full_sectors",
+        "healthy",
+        "in_flight",
+        "interface",
+        "last_answer_at",
+        "late",
+        "lba48",
+        "link",
+        "mac",
+        "reorder",
+        "request_head",
+        "retransmits",
+        "rtt",
+        "runs",
+        "sectors",
+        "sent",
+        "window",
+        "witness_index",
+        "witness_order",
+        "witness_rtt",
+    )
+
+    def __init__(
+        self, link: object, interface: str, address: Address, macs: tuple[bytes, bytes], sectors: int, limit: int
+    ) -> None:
+        local, remote = macs
+        self.link = link
+        self.interface = interface
+        self.mac = remote
+        self.lba48 = True
+        # The first 20 bytes, up to the tag, of every ATA command sent here and of every good answer to one.
+        self.request_head = encode_header(Header(remote, local, address, AoeCommand.ATA, 0))[:20]
+        self.answer_head = encode_header(Header(local, remote, address, AoeCommand.ATA, 0, Flag.RESPONSE))[:20]
+        self.sectors = max(1, sectors)
+        self.full_sectors = self.sectors  # what target and link would take, if it passed
+        self.rtt = RttEstimator()
+        self.window = CongestionWindow(limit)
+        self.reorder = ReorderWindow()
+        self.runs: dict[Run, None] = {}
+        self.in_flight = 0
+        self.last_answer_at = float("-inf")
+        self.witness_order = -1
+        self.witness_index = 0
+        self.witness_rtt = 0.0
+        self.healthy = True
+        self.sent = 0
+        self.answered = 0
+        self.retransmits = 0
+        self.late = 0
+
+    @property
+    def room(self) -> int:
+        """Commands that the window still allows."""
+        return self.window.size - self.in_flight
+
+    @property
+    def losses(self) -> int:
+        """Commands given up and, as far as is known, truly lost."""
+        return self.retransmits - self.late
+
+    def on_sent(self, run: Run) -> None:
+        """``run`` goes out now on this path."""
+        self.sent += run.count
+        run.order = self.sent  # grows with every command, so it orders runs
+        self.runs[run] = None
+        self.in_flight += run.count
+
+    def on_unsent(self, run: Run, first: int) -> None:
+        """The socket took only the commands before ``first``; the others never left."""
+        gone = run.flying & bits(first, run.count - first)
+        run.flying ^= gone
+        self.in_flight -= gone.bit_count()
+        self.sent -= gone.bit_count()
+        run.order = self.sent
+        if not run.flying:
+            self.runs.pop(run, None)
+
+    def on_answered(self, run: Run, fresh: int, last: int, now: float) -> None:
+        """The commands of the mask ``fresh``, the highest of them ``last``, were answered in time."""
+        run.flying ^= fresh
+        count = fresh.bit_count()
+        self.in_flight -= count
+        self.answered += count
+        delay = now - run.sent_at
+        self.rtt.sample(delay)
+        self.window.on_answered(count)
+        self.last_answer_at = now
+        self.healthy = True
+        if run.order > self.witness_order:
+            self.witness_order, self.witness_index, self.witness_rtt = run.order, last, delay
+        elif run.order == self.witness_order and last > self.witness_index:
+            self.witness_index, self.witness_rtt = last, delay
+        if not run.flying:
+            del self.runs[run]
+
+    def on_late(self, run: Run, late: int, now: float) -> None:
+        """Commands that were given up were answered after all: the loss is uncounted, the reordering window grows."""
+        run.lost ^= late
+        count = late.bit_count()
+        self.late += count
+        self.answered += count
+        self.rtt.late(now - run.sent_at)
+        self.reorder.widen(now)
+        self.window.undo(run.sent_at)
+        self.last_answer_at = now
+        self.healthy = True
+
+    def suspects(self, run: Run) -> int:
+        """The commands of ``run`` that are unanswered although a younger transmission was answered."""
+        if run.order < self.witness_order:
+            return run.flying
+        if run.order == self.witness_order:
+            return run.flying & bits(0, self.witness_index)
+        return 0
+
+    @property
+    def has_suspects(self) -> bool:
+        for run in self.runs:  # the oldest is the first to be suspect
+            return self.suspects(run) != 0
+        return False
+
+    def next_timeout(self) -> float | None:
+        """When :meth:`give_up` may have something to do; None with nothing in flight.  May be early, never late."""
+        for run in self.runs:
+            oldest = run
+            break
+        else:
+            return None
+        timeout = max(oldest.sent_at, self.last_answer_at) + self.rtt.rto
+        if self.suspects(oldest):
+            timeout = min(timeout, self._reordered_until(oldest))
+        return timeout
+
+    def _reordered_until(self, run: Run) -> float:
+        return run.sent_at + self.witness_rtt + self.reorder.duration(self.rtt, self.last_answer_at)
+
+    def give_up(self, now: float) -> list[tuple[Run, int]]:
+        """The losses that are certain enough by ``now``: (run, mask of commands); they fly no more."""
+        lost: list[tuple[Run, int]] = []
+        for run in self.runs:
+            suspects = self.suspects(run)
+            if not suspects:
+                break
+            if self._reordered_until(run) <= now:
+                lost.append((run, suspects))
+                self.window.on_loss(run.sent_at, now)
+        if not lost:
+            lost = self._timed_out(now)
+        self._note_lost(lost)
+        return lost
+
+    def _timed_out(self, now: float) -> list[tuple[Run, int]]:
+        """Nothing came for an RTO: all that flies but what was sent within the last round trip (RFC 8985, 6.3).
+
+        Waiting for an RTO of its own, each run would find it doubled by the one before.
+        """
+        oldest = next(iter(self.runs), None)
+        if oldest is None or max(oldest.sent_at, self.last_answer_at) + self.rtt.rto > now:
+            return []
+        rtt = self.rtt
+        spared = rtt.srtt + self.reorder.duration(rtt, self.last_answer_at) if rtt.srtt else rtt.rto
+        lost = [(run, run.flying) for run in self.runs if run is oldest or run.sent_at + spared <= now]
+        if rtt.backoff:
+            self.window.collapse(now)
+        else:
+            self.window.on_loss(now, now)
+        rtt.on_timeout()
+        return lost
+
+    def give_up_all(self) -> list[tuple[Run, int]]:
+        """The link is down: everything that flies here is lost."""
+        lost = [(run, run.flying) for run in self.runs]
+        self._note_lost(lost)
+        return lost
+
+    def _note_lost(self, lost: list[tuple[Run, int]]) -> None:
+        for run, mask in lost:
+            run.flying ^= mask
+            run.lost |= mask
+            count = mask.bit_count()
+            self.in_flight -= count
+            self.retransmits += count
+            if not run.flying:
+                del self.runs[run]
+
+    def frame_lifetime(self) -> float:
+        """Seconds after its sending for which a copy of a frame may still arrive (design, late duplicates)."""
+        return max(FRAME_LIFETIME, 4 * self.rtt.rto, self.rtt.longest)
+
+    def statistics(self) -> PathStatistics:
+        return PathStatistics(
+            interface=self.interface,
+            mac=self.mac,
+            sectors=self.sectors,
+            in_flight=self.in_flight,
+            window=self.window.size,
+            rtt_us=round(self.rtt.srtt * 1e6, 1),
+            rttvar_us=round(self.rtt.rttvar * 1e6, 1),
+            rto_us=round(self.rtt.rto * 1e6, 1),
+            sent=self.sent,
+            answered=self.answered,
+            retransmits=self.retransmits,
+            late=self.late,
+            reductions=self.window.reductions,
+            healthy=self.healthy,
+        )

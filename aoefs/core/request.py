@@ -1,0 +1,144 @@
+"""A Request: a range of sectors that somebody waits for, with one bit per sector that was not answered yet.
+
+Three nouns nest: a Request is carried by Runs (``core.path``: one batch of its ATA commands, sent together on one
+path); a *transmission* is one tag of a run.  State is a bit, never an object, in Python integers: taking an answer
+for sixteen commands is a handful of integer operations, and what is still missing can be cut anew into commands of
+another size when it must go out again on a path with another payload.
+
+Rejected: a list of Command objects (each costs more than sending its frame), and a bit per command (a command's size
+belongs to the path that carries it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from aoefs.errors import RequestError
+from aoefs.protocol.wire import SECTOR_BYTES
+
+DEFAULT_MEMORY_BYTES: Final = 24 << 20
+NOTHING: Final = memoryview(bytearray())  # the buffer of an ended request
+
+
+def bits(first: int, count: int) -> int:
+    """``count`` one bits, the lowest at position ``first``."""
+    return ((1 << count) - 1) << first
+
+
+class Copy(Protocol):
+    """A run of commands of the request, as far as it matters that they may still travel (``core.path.Run``)."""
+
+    flying: int
+    lost: int
+
+    @property
+    def gone_at(self) -> float:
+        """When the last of them can no longer arrive anywhere (seconds)."""
+        ...
+
+
+class Memory:
+    """What reads under way may take for their buffers, of all targets together.  ``limit`` and ``used`` are bytes.
+
+    It is no hard bound: a target always gets memory for one read, or a silent one could starve the others.
+    """
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int = DEFAULT_MEMORY_BYTES) -> None:
+        self.limit = limit
+        self.used = 0
+
+    @property
+    def is_short(self) -> bool:
+        return self.used >= self.limit
+
+
+class Request:
+    """``sectors`` sectors from ``lba``, to read into or to write from ``buffer``, which begins with sector ``lba``.
+
+    ``todo`` has a bit for each sector that was not answered yet; ``ended`` once it is 0 or ``error`` is set, and then
+    ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it and the tags
+    that may still be answered keep no memory.  A read may give a function that makes the buffer when its first command
+    goes out, as what only waits in the queue of a target needs no memory; :meth:`take_result` is what came of it.
+    ``on_sent(request)``, if given, is called when its last command goes out.
+    """
+
+    __slots__ = (
+        "_result",
+        "address",
+        "borrowed",
+        "buffer",
+        "copies",
+        "cursor",
+        "error",
+        "first_sent_at",
+        "lba",
+        "make_buffer",
+        "on_end",
+        "on_sent",
+        "sectors",
+        "submitted_at",
+        "todo",
+        "write",
+    )
+
+    def __init__(
+        self,
+        lba: int,
+        sectors: int,
+        buffer: memoryview | Callable[[], memoryview],
+        *,
+        write: bool,
+        on_end: Callable[[Request], object],
+    ) -> None:
+        self.lba = lba
+        self.sectors = sectors
+        self.make_buffer = None if isinstance(buffer, memoryview) else buffer
+        self.buffer = buffer if isinstance(buffer, memoryview) else NOTHING
+        self._result = NOTHING
+        self.borrowed = 0  # bytes, of the memory that all reads share
+        self.write = write
+        self.on_end = on_end
+        self.on_sent: Callable[[Request], object] | None = None
+        self.todo = bits(0, sectors)
+        self.cursor = 0  # sectors from here on were never sent
+        self.error: RequestError | None = None
+        self.submitted_at = 0.0
+        self.first_sent_at: float | None = None
+        self.copies: list[Copy] = []  # runs of which a command was given up and sent again
+        self.address = 0  # where buffer lies in memory, once a batch needed to know
+
+    @property
+    def ended(self) -> bool:
+        return not self.todo or self.error is not None
+
+    def begin(self, memory: Memory) -> None:
+        """The first command goes out: make the buffer, if nobody has."""
+        if self.make_buffer is not None:
+            self.buffer, self.make_buffer = self.make_buffer(), None
+            self.borrowed = len(self.buffer)
+            memory.used += self.borrowed
+
+    def let_go(self, memory: Memory) -> None:
+        """It ended: nothing may touch the buffer any more; what was read into one of our making waits to be taken."""
+        if self.borrowed and self.error is None:
+            self._result = self.buffer
+        self.buffer = NOTHING
+        memory.used -= self.borrowed
+        self.borrowed = 0
+
+    def take_result(self) -> memoryview:
+        """What was read into a buffer of the request's own making, once."""
+        result, self._result = self._result, NOTHING
+        return result
+
+    def land(self, start: int, data: bytes | memoryview) -> None:
+        """Take the data of an answer that begins with sector ``start`` (counted from the request's).
+
+        All of it, whatever came before: its sectors may have been asked for in other pieces meanwhile, and only some
+        of them be done.  Every answer to a read that still waits is right.
+        """
+        if not self.ended:
+            self.buffer[start * SECTOR_BYTES : start * SECTOR_BYTES + len(data)] = data

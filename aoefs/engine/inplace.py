@@ -1,0 +1,138 @@
+"""Waiting in place: for an answer, or for the next FUSE request, without a turn of the trio loop.
+
+A turn of the loop costs more than a disk in the same rack takes for 4 KiB: an epoll of its own to arm and to read,
+deadlines, a batch of tasks.  While nobody else has anything to do, whoever waits may as well wait itself, on one epoll
+set that holds the FUSE descriptor and the sockets of all ports.  :meth:`InPlace.wait` does so for the answer to a
+request, :meth:`InPlace.next_request` between requests (called by the stand-in of ``fuse.turns``).  While somebody
+does the latter, the receivers of the ports sleep.
+
+What holds always:
+
+- It waits only while no task of ours is ready to go on, ``PATIENCE`` seconds at a time without any event, and
+  ``AWAY`` seconds in all since the loop had its last turn.  So no other task is late by more than the two together.
+- Frames of every port are taken, whoever waits; another FUSE request ends the waiting for an answer.
+- Until :meth:`attend_to` names the descriptor of the requests it never waits: ``--plain-loop``, and the library.
+
+Rejected: spinning (the target may need the processor on which we would spin), and a thread (the interpreter lock
+changes hands in 50 us).
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from aoefs.core.initiator import Initiator
+from aoefs.net.port import Port
+from aoefs.engine.waiting import Wait, Waiting
+
+PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
+AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
+LONE_COMMANDS: Final = 2  # in flight to a target: up to so many, frame by frame is cheaper than a batch
+_EVENTS: Final = 16
+_MOST_WORKERS: Final = 8  # of those that find nothing each costs a change of tasks
+
+
+class Receiver(Protocol):
+    """What is needed of :class:`engine.receiver.Receiver`."""
+
+    def attended(self, somebody: bool) -> None: ...
+
+    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int: ...
+
+
+class Shards(Protocol):
+    """What is needed of :class:`engine.shard.Shards`."""
+
+    def complete_in_place(self) -> None: ...
+
+
+class InPlace:
+    """See the module.  ``waiting`` counts the tasks that sleep and those that were woken."""
+
+    def __init__(self, receiver: Receiver, shards: Shards, waiting: Waiting, now: Callable[[], float]) -> None:
+        self._receiver = receiver
+        self._shards = shards
+        self._waiting = waiting
+        self._now = now
+        self._poll = select.epoll()
+        self._ports: dict[int, Port] = {}
+        self._requests: int | None = None
+        self._loop_turned_at = 0.0
+        self.descriptor = self._poll.fileno()
+        self.attended = receiver.attended
+
+    def attend_to(self, descriptor: int) -> None:
+        """``descriptor`` is readable when there is a FUSE request; from now on waiting in place is possible."""
+        self._requests = descriptor
+        self._poll.register(descriptor, select.EPOLLIN)
+
+    def add_port(self, port: Port) -> None:
+        if port.descriptor >= 0:
+            self._ports[port.descriptor] = port
+            self._poll.register(port.descriptor, select.EPOLLIN)
+
+    def drop_port(self, port: Port) -> None:
+        """To be called before its socket is closed."""
+        if self._ports.pop(port.descriptor, None) is not None:
+            self._poll.unregister(port.descriptor)
+
+    def close(self) -> None:
+        self._requests = None
+        self._poll.close()
+
+    def loop_turned(self) -> None:
+        """The loop had a turn."""
+        self._loop_turned_at = self._now()
+
+    def others_are_ready(self) -> bool:
+        """There are tasks that want a turn of the loop, or the loop had none for long."""
+        return bool(self._waiting.ready) or self._now() >= self._loop_turned_at + AWAY
+
+    def workers_wanted(self) -> int:
+        """How many workers should look for requests in one turn of the loop, going by how many are busy."""
+        return min(1 + self._waiting.asleep // 2, _MOST_WORKERS)
+
+    def wait(self, target: Initiator, wait: Wait) -> None:
+        """Wait for ``wait`` to be woken, if the answer of ``target`` can be expected soon.
+
+        With several requests under way it is better to sleep: answers and replies then go in batches.
+        """
+        if self._requests is None or self._waiting.asleep or not target.answers_within(PATIENCE):
+            return
+        while not wait.woken and not self.others_are_ready():
+            events = self._poll.poll(PATIENCE, _EVENTS)
+            if not events or self._is_requested(events):
+                return
+            self._receive(events, lone=target.in_flight <= LONE_COMMANDS)
+
+    def next_request(self) -> bool:
+        """True when there is a FUSE request; False when nothing else came for ``PATIENCE``, or others are ready.
+
+        These wait while requests that are there are taken, and not for one to come: each of them ends one request, and
+        is followed by the next one more often than not.
+        """
+        while self._now() < self._loop_turned_at + AWAY:
+            ready = self._waiting.ready
+            events = self._poll.poll(0 if ready else PATIENCE, _EVENTS)
+            if not events:
+                return False
+            if self._is_requested(events):
+                return True
+            if ready:
+                return False
+            self._receive(events)
+        return False
+
+    def _is_requested(self, events: list[tuple[int, int]]) -> bool:
+        """There is a FUSE request; it goes before frames, so that these come in larger batches."""
+        for descriptor, _ in events:  # noqa: SIM110 (for each request: a generator costs more than the loop)
+            if descriptor == self._requests:
+                return True
+        return False
+
+    def _receive(self, events: list[tuple[int, int]], *, lone: bool = False) -> None:
+        for descriptor, _ in events:
+            self._receiver.receive_batch(self._ports[descriptor], lone=lone, wake=False)
+        self._shards.complete_in_place()

@@ -1,0 +1,183 @@
+"""The receiver: frames off the ports, to the machines of their targets and into the queues of the shards.
+
+Owns what is done with a frame before it is completed.  Tasks: one per port (:meth:`Receiver.run`), which sleeps while
+somebody waits in place (``engine.inplace``) and calls :meth:`Receiver.receive_batch` for all of them.
+
+The receiver does the least: it takes a batch, updates RTT and window, lets the freed window send more, and queues the
+answers.  Good answers come from ``net.landing`` as runs; every other frame is judged here, one by one.
+
+What holds always: nothing but an answer of the right command, shelf, slot and length, on the link used, from the MAC
+it was sent to or another verified path of that target, touches a request; what nobody waits for is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import trio
+
+from aoefs.protocol.ata import check_result
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError
+from aoefs.core.initiator import Initiator
+from aoefs.net.landing import Entry
+from aoefs.net.link import LINK_DOWN
+from aoefs.core.path import Path, Run
+from aoefs.net.port import Port
+from aoefs.engine.shard import Answer, Shards
+from aoefs.core.tags import Exchange, TagTable
+from aoefs.protocol.wire import (
+    ATA_BYTES,
+    SECTOR_BYTES,
+    AoeCommand,
+    Header,
+    decode_ata_untrusted,
+    decode_header_untrusted,
+)
+
+RECEIVE_BATCHES: Final = 8  # batches of one port before the other tasks get a turn
+
+
+class Receiver:
+    """See the module.
+
+    ``owners`` tells whose a path is, ``pump(target)`` sends what an answer made room for, ``hint(port, header)`` takes
+    config answers that nobody asked for, ``now()`` is the engine's clock.
+    """
+
+    def __init__(
+        self,
+        tags: TagTable[Run | Exchange],
+        owners: Mapping[Path, Initiator],
+        shards: Shards,
+        pump: Callable[[Initiator], object],
+        hint: Callable[[Port, Header], object],
+        now: Callable[[], float],
+    ) -> None:
+        self._tags = tags
+        self._owners = owners
+        self._shards = shards
+        self._pump = pump
+        self._hint = hint
+        self._now = now
+        self._ports: set[Port] = set()
+        self._attended = False
+        self._sleeping = trio.lowlevel.ParkingLot()
+
+    def add_port(self, port: Port) -> None:
+        self._ports.add(port)
+
+    def drop_port(self, port: Port) -> None:
+        self._ports.discard(port)
+        self._sleeping.unpark_all()
+
+    def attended(self, somebody: bool) -> None:
+        """Somebody else waits for the frames of all ports, or nobody does."""
+        if self._attended and not somebody:
+            self._sleeping.unpark_all()
+        self._attended = somebody
+
+    async def run(self, port: Port) -> None:
+        """The task of one port, while it is one."""
+        while port in self._ports:
+            if self._attended:
+                await self._sleeping.park()
+                continue
+            try:
+                await port.wait_readable()
+                if not self._attended:
+                    self.receive_batches(port)
+            except trio.ClosedResourceError:
+                return
+
+    def receive_batches(self, port: Port) -> None:
+        """Take what is there, but for a bounded number of batches."""
+        for _ in range(RECEIVE_BATCHES):
+            if self.receive_batch(port) <= 1:
+                break
+
+    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int:
+        """Take one batch of frames; how many.
+
+        ``lone``: take one frame, the cheap way.  ``wake`` the shards, or leave it to the caller to complete.
+        """
+        try:
+            received, entries, odd = port.receive_lone() if lone else port.receive()
+        except OSError as error:
+            if error.errno not in LINK_DOWN:
+                raise
+            port.up = False
+            return 0
+        if not received:
+            return 0
+        port.up = True
+        now = self._now()
+        touched: dict[Initiator, None] = {}
+        for entry in entries:
+            target = self._take(port, entry, now, wake)
+            if target is not None:
+                touched[target] = None
+        for frame in odd:
+            target = self._judge(port, frame, now, wake)
+            if target is not None:
+                touched[target] = None
+        for target in touched:
+            if not target.is_idle:
+                self._pump(target)
+        return received
+
+    def _take(
+        self, port: Port, entry: Entry, now: float, wake: bool, error: RequestError | None = None
+    ) -> Initiator | None:
+        """Answers of one run: RTT and window now, completion in the queue of a shard."""
+        run, first, count = entry
+        target = self._owners.get(run.path)
+        if target is None or not target.receive(run, first, count, now):
+            port.rx_unknown += 1
+            return None
+        self._shards.put(Answer(target, run, first, count, error), wake=wake)
+        return target
+
+    # ── frames that want judging ──────────────────────────────────────────────────────────────────────────────────
+
+    def _judge(self, port: Port, frame: bytes, now: float, wake: bool) -> Initiator | None:
+        """Handle one frame that is not simply a good answer; the target whose command it answered."""
+        try:
+            header = decode_header_untrusted(frame)
+            owner = self._tags.find(header.tag)
+            if isinstance(owner, Exchange):
+                owner.on_answer(port, frame)
+                return None
+            if isinstance(owner, Run):
+                error = self._judge_answer(port, frame, header, owner)
+                return self._take(port, (owner, header.tag - owner.tag, 1), now, wake, error)
+        except FrameError:
+            port.rx_unknown += 1
+            return None
+        if header.command == AoeCommand.CONFIG and header.is_response:
+            self._hint(port, header)
+        else:
+            port.rx_unknown += 1
+        return None
+
+    def _judge_answer(self, port: Port, frame: bytes, header: Header, run: Run) -> RequestError | None:
+        """An answer with the tag of a data command: its error, or None for a good one from another verified path."""
+        index = header.tag - run.tag
+        target = self._owners.get(run.path)
+        if target is None or index >= run.count or not target.is_from(port, header):
+            raise FrameError("nobody whom this command was sent to")
+        start, sectors = run.sectors_of(index, 1)
+        request = run.request
+        lba = request.lba + start
+        if header.is_error:
+            return TargetError(header.error, lba)
+        try:
+            check_result(decode_ata_untrusted(frame), lba=lba, write=request.write)
+        except AtaError as failure:
+            return failure
+        if not request.write:
+            data = memoryview(frame)[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]
+            if len(data) < sectors * SECTOR_BYTES:
+                raise FrameError("an answer with too few data is no answer")
+            request.land(start, data)
+        return None

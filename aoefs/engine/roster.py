@@ -1,0 +1,344 @@
+"""The roster: which disks there are, on which paths, and what a finding of the discovery makes of them.
+
+Owns the disks by address, whose a path is, the discovery, and who was refused.  No task of its own but the renewal of
+a reservation; the engine calls :meth:`Roster.look_after` once a second.
+
+What holds always:
+
+- Only a finding creates a target or a path, or ends a silence.
+- Another disk under an address is refused while the first one lives elsewhere, and replaces it when it answers in its
+  very place: open files fail then, and nothing of theirs is sent to the new one.
+- A target goes for good when another disk took its place, or when it is down and nobody has it open: by order, or
+  after an hour.
+
+Rejected: forgetting a target as soon as it is down (open files would have no way back), and trusting a MAC that was
+good before (two disks may share an address, and one may be moved).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import trio
+
+from aoefs.engine.discovery import Discovery, Finding
+from aoefs.engine.disk import Disk, Driver
+from aoefs.errors import IdentityChanged
+from aoefs.core.initiator import Initiator, State
+from aoefs.core.path import Path
+from aoefs.net.port import Port
+from aoefs.core.request import Memory
+from aoefs.engine.settings import Change, Settings
+from aoefs.engine.strangers import REFUSED, Stranger, Strangers
+from aoefs.protocol.wire import MAX_SECTORS, Address, ConfigArgument
+
+log = logging.getLogger("aoefs")
+
+MAX_PATHS = 32  # of one target: anybody can answer as a disk that he has seen, from as many MACs as he likes
+WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
+LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
+FORGET_AFTER = 3600.0  # seconds after which a target that is down and that nobody has open is forgotten
+SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
+QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
+FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
+
+
+class Host(Driver, Protocol):
+    """What the roster needs of the engine."""
+
+    ports: dict[str, Port]
+
+
+class Roster:
+    """See the module."""
+
+    def __init__(self, host: Host, settings: Settings, nursery: trio.Nursery) -> None:
+        self.disks: dict[Address, Disk] = {}
+        self.owners: dict[Path, Initiator] = {}
+        self.refused_identities = 0
+        self.dirty_lost = False  # a disk went away whose acknowledged writes no good flush had followed
+        self.discovery = Discovery(
+            host.tags, nursery, self._on_finding, self._on_stranger, self._trusted_payload, allow_mac=settings.allow_mac
+        )
+        self._host = host
+        self._settings = settings
+        self._nursery = nursery
+        self._memory = Memory()
+        self._strangers = Strangers()
+        self._asked: dict[Initiator, tuple[float, int]] = {}  # silent ones: when to ask next, and how often we did
+        self._narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to try again, and then
+        self._last_new_target = 0.0
+        self._found_one = trio.Event()
+        self._started_at = host.now()
+
+    # ── looking after ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def look_after(self, now: float) -> None:
+        """Ask for targets that are silent, at growing distances; what comes back is a finding like any other."""
+        for disk in list(self.disks.values()):
+            target = disk.target
+            if now - target.down_since > FORGET_AFTER and self.why_not_forget(disk) is None:
+                self.forget(disk)
+                continue
+            if not target.is_silent:
+                self._asked.pop(target, None)
+                self._ask_again(target, now)
+                continue
+            at, tries = self._asked.get(target, (now, 0))
+            if at <= now:
+                self._ask_for(target)
+                self._asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
+
+    def verify(self, target: Initiator) -> None:
+        """It was just suspended: see on its paths whether it is still there and still the same."""
+        for path in target.paths:
+            port: Port = path.link  # type: ignore[assignment]
+            if port.up:
+                config = ConfigArgument(
+                    string=target.config, buffer_count=target.bufcnt, sectors=min(path.full_sectors, MAX_SECTORS)
+                )
+                self.discovery.verify((port, path.mac, target.address), config)
+
+    def _ask_for(self, target: Initiator) -> None:
+        """Ask everywhere for a silent target: it may come back with another MAC."""
+        for port in self._host.ports.values():
+            if port.up:
+                self.discovery.ask(port, address=target.address)
+
+    def _ask_again(self, target: Initiator, now: float) -> None:
+        """Ask on paths of which we know too little: they are measured with frames of full size.
+
+        A scorned path comes back so; one that loses only large frames gets smaller ones, and larger ones when they
+        pass again.
+        """
+        narrow = self._narrow
+        stuck = target.is_stuck(now)
+        for path in target.paths:
+            port: Port = path.link  # type: ignore[assignment]
+            if not port.up:
+                continue
+            at, pause = narrow.get(path, (now + WIDEN_AFTER, WIDEN_AFTER))
+            if path.sectors == path.full_sectors:
+                narrow.pop(path, None)
+            elif at <= now:
+                narrow[path] = (now + 2 * pause, 2 * pause)
+            else:
+                narrow[path] = (at, pause)
+            if stuck or not path.healthy or (path in narrow and at <= now):
+                self.discovery.ask(port, path.mac, target.address)
+
+    # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_stranger(self, stranger: Stranger) -> None:
+        if not self._is_path(stranger):  # a path that falls silent is no stranger
+            self._strangers.note(stranger, self._host.now())
+
+    def _is_path(self, stranger: Stranger) -> bool:
+        disk = self.disks.get(stranger.address)
+        paths = disk.target.paths if disk is not None else ()
+        return any(path.interface == stranger.interface and path.mac == stranger.mac for path in paths)
+
+    def _refuse(self, finding: Finding, reason: str) -> None:
+        address, interface, mac = finding.address, finding.port.interface, finding.mac
+        self._strangers.note(Stranger(address, interface, mac, finding.config, REFUSED, reason), self._host.now())
+
+    def _on_finding(self, finding: Finding) -> None:
+        disk = self.disks.get(finding.address)
+        if disk is None:
+            if len(self.disks) >= self._settings.max_targets:
+                self._refuse(finding, f"{self._settings.max_targets} targets are the most (--max-targets)")
+                return
+            self._admit(finding)
+            return
+        target = disk.target
+        path = target.find_path(finding.port, finding.mac)
+        if target.identity.same_disk(finding.identity):
+            self._refresh(disk, finding)
+        elif target.identity.same_unit(finding.identity) and path is not None:
+            self._resize(disk, finding)
+        elif target.state is State.UP and (path is None or len(target.paths) > 1):
+            if path is not None:  # it lives on elsewhere, as far as we know
+                self.drop_path(target, path)
+                self._host.pump(target)
+            self.refused_identities += 1
+            serials = f"serial {finding.identity.serial}, not {target.identity.serial}"
+            self._refuse(finding, f"it is another disk ({serials})")
+        else:
+            log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
+            self._remove(disk, Change.REPLACED, "is another disk now")
+            self._admit(finding)
+
+    def drop_path(self, target: Initiator, path: Path) -> None:
+        target.drop_path(path)
+        del self.owners[path]
+        path.link.forget(path)  # type: ignore[attr-defined]
+
+    def _trusted_payload(self, port: Port, mac: bytes, address: Address) -> int:
+        """Sectors per frame that are known to pass there and need no measuring; 0 when they do."""
+        disk = self.disks.get(address)
+        path = disk.target.find_path(port, mac) if disk is not None else None
+        if disk is None or path is None or not path.healthy:
+            return 0
+        if disk.target.is_silent or disk.target.is_stuck(self._host.now()):
+            return 0
+        return path.sectors
+
+    def _admit(self, finding: Finding) -> None:
+        """A new target, with its first path."""
+        settings = self._settings
+        target = Initiator(
+            finding.address,
+            finding.identity,
+            self._host.tags,
+            deadsecs=settings.deadsecs,
+            maxout=settings.maxout,
+            memory=self._memory,
+        )
+        disk = self.disks[finding.address] = Disk(target, self._host)
+        self._last_new_target = self._host.now()
+        self._found_one.set()
+        self._refresh(disk, finding)
+        log.info(
+            "%s: %d bytes, %s, serial %s, on %s",
+            target.name,
+            finding.identity.size_bytes,
+            finding.identity.model,
+            finding.identity.serial,
+            finding.port.interface,
+        )
+        settings.on_change(disk, Change.APPEARED)
+
+    def _refresh(self, disk: Disk, finding: Finding) -> None:
+        """The same disk, once more: its buffer count, its payload, its path; and up again if it was down."""
+        target = disk.target
+        target.set_bufcnt(finding.config.buffer_count)
+        target.config = finding.config.string
+        target.identify_block = finding.identity.block
+        path = target.find_path(finding.port, finding.mac)
+        is_new = path is None or (target.is_silent and not target.on_hold)
+        if path is None:
+            if len(target.paths) >= MAX_PATHS:
+                oldest = min(target.paths, key=lambda path: path.last_answer_at)
+                if oldest.healthy and not target.is_silent:
+                    self._refuse(finding, f"{MAX_PATHS} paths are the most")
+                    return
+                self.drop_path(target, oldest)
+            path = target.add_path(
+                finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
+            )
+            self.owners[path] = target
+        self._strangers.forget((path.interface, path.mac, target.address))
+        if path.sectors != finding.sectors:
+            log.info("%s: %d sectors per frame on %s", target.name, finding.sectors, path.interface)
+        path.sectors, path.full_sectors = finding.sectors, finding.full_sectors
+        path.healthy = True
+        was_down = target.state is State.DOWN
+        if was_down or (target.suspended and not target.on_hold):
+            if target.silence(self._host.now()) > LONG_SILENCE:  # else it may just be slow over what it was asked
+                disk.interrupt()
+            target.come_up(self._host.now())
+            log.info("%s is back", target.name)
+        if was_down:
+            self._settings.on_change(disk, Change.RETURNED)
+        if disk.reservation.is_due:
+            if is_new:
+                target.suspended = target.on_hold = True
+                disk.interrupt()  # what was sent of a reservation before may have gone nowhere
+            self._nursery.start_soon(self._settle, disk)
+        self._host.pump(target)
+
+    async def _settle(self, disk: Disk) -> None:
+        """Renew its reservation, which a restarted target forgot and which does not name a new MAC of ours; then I/O
+        goes on.
+        """
+        heard = await disk.reservation.settle()
+        target = disk.target
+        if target.on_hold:
+            target.on_hold = False
+            if heard and target.state is State.UP:
+                target.come_up(self._host.now())
+                self._host.pump(target)
+
+    def _resize(self, disk: Disk, finding: Finding) -> None:
+        target = disk.target
+        old, target.identity = target.identity, finding.identity
+        for path in target.paths:
+            path.lba48 = finding.identity.lba48
+        verb = "grew" if finding.identity.sectors > old.sectors else "shrank"
+        log.warning("%s %s from %d to %d bytes", target.name, verb, old.size_bytes, finding.identity.size_bytes)
+        self._refresh(disk, finding)
+        self._settings.on_change(disk, Change.RESIZED)
+
+    def forget(self, disk: Disk) -> None:
+        """Let a target go to which :meth:`why_not_forget` does not object; a new one if it ever answers again."""
+        if disk.target.dirty:
+            log.warning("%s is forgotten, though its last writes were not flushed", disk.target.name)
+        else:
+            log.info("%s is forgotten", disk.target.name)
+        self._remove(disk, Change.FORGOTTEN, "was forgotten")
+
+    def why_not_forget(self, disk: Disk) -> str | None:
+        """Why a target must be kept, as the end of a sentence; None when it is down and nobody has it open."""
+        if disk.opened:
+            return "is open"
+        if disk.target.state is not State.DOWN:
+            return "is not down"
+        return None if disk.target.order.idle else "has writes under way of which a late copy may still travel"
+
+    def revalidate(self, disk: Disk) -> None:
+        """Ask a target again who it is, where it is known to be, or everywhere if it is silent; what is cached is old.
+
+        Answers come as findings; returns at once.
+        """
+        target = disk.target
+        if target.is_silent:
+            self._ask_for(target)
+        for path in () if target.is_silent else target.paths:
+            port: Port = path.link  # type: ignore[assignment]
+            if port.up:
+                self.discovery.ask(port, path.mac, target.address)
+        disk.generation += 1
+        self._settings.on_change(disk, Change.REVALIDATED)
+
+    def _remove(self, disk: Disk, change: Change, why: str) -> None:
+        """A target goes for good: what waits fails, its paths are no longer answered to."""
+        target = disk.target
+        self.dirty_lost |= target.dirty
+        error = IdentityChanged(f"{target.name} {why}")
+        target.go_down(State.REPLACED, error)
+        disk.interrupt(error)
+        for path in target.paths:
+            self.owners.pop(path, None)
+            path.link.forget(path)  # type: ignore[attr-defined]
+        del self.disks[target.address]
+        self._settings.on_change(disk, change)
+
+    def settle_reservations(self) -> None:
+        """Our MACs are others now: reservations name them all."""
+        for disk in self.disks.values():
+            if disk.reservation.is_due and not disk.target.is_silent:  # else when it is found again
+                self._nursery.start_soon(self._settle, disk)
+
+    def discover(self) -> None:
+        """Ask on all ports, now and by the schedule."""
+        for port in self._host.ports.values():
+            self.discovery.start(port)
+
+    async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
+        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most.
+
+        Who is still under IDENTIFY is waited for.
+        """
+        with trio.move_on_after(max(0.0, self._started_at + patience - self._host.now())):
+            await self._found_one.wait()
+            while (quiet := self._last_new_target + QUIET_AFTER_TARGET - self._host.now()) > 0:  # noqa: ASYNC110 (it moves)
+                await trio.sleep(quiet)
+            while self.discovery.candidates():  # noqa: ASYNC110 (a few times in the life of a process)
+                await trio.sleep(0.01)
+
+    def strangers(self) -> tuple[Stranger, ...]:
+        """Who answers and is no disk of ours: refused, silent to IDENTIFY, or still under it."""
+        noted = {stranger.key: stranger for stranger in self._strangers.present(self._host.now())}
+        silent = {stranger.key: stranger for stranger in self.discovery.candidates() if not self._is_path(stranger)}
+        return tuple((silent | noted).values())

@@ -1,0 +1,344 @@
+"""A mount from its first interface to its last flush: one exit stack builds it and takes it down in reverse.
+
+Owns the order of things.  Up: engine and ports, then FUSE, then the first discovery, then "ready" (to the parent or
+to systemd, and into the pid file).  Down: the kernel has let go (``pyfuse3.main`` returned), flush every dirty target,
+close FUSE, stop the engine.
+
+Stopping by signal has two steps: the mount is taken out of the tree at once (lazily), open files are served until the
+last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal ends at once.  The
+exit code is 0 only if every flush succeeded.
+
+Rejected: ``pyfuse3.terminate`` alone (the user's later close would get ECONNABORTED), and flushing at release (the
+last one may never be delivered).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+
+import pyfuse3
+import trio
+
+from aoefs import __version__
+from aoefs.fuse import tuning, turns
+from aoefs.host import mountpoint
+from aoefs.net import interfaces
+from aoefs.fuse.control import Control
+from aoefs.host.daemon import LogLimit, Ready
+from aoefs.engine.disk import Disk
+from aoefs.engine.engine import Engine, open_engine
+from aoefs.errors import ControlError, RequestError, UserError
+from aoefs.status.events import EventRing
+from aoefs.fuse.fs import AoeOperations
+from aoefs.core.initiator import State
+from aoefs.net.interfaces import Interface, InterfaceMonitor
+from aoefs.cli.options import MountOptions
+from aoefs.fuse.readahead import ReadAheads
+from aoefs.status.report import status_report
+from aoefs.host.service import PidFile, notify
+from aoefs.engine.settings import Change, Settings
+from aoefs.protocol.wire import format_mac, payload_sectors
+
+log = logging.getLogger("aoefs")
+
+_NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDATED, Change.REWRITTEN)
+
+GRACE = 10.0  # seconds for which open files are served after a signal
+FLUSH_GRACE = 10.0  # seconds that the last flush of all targets may take
+TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they take less, or long
+MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
+MAX_WORKERS = tuning.MOST_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
+ROOM_PERIOD = 0.5  # seconds
+
+
+def run(options: MountOptions, ready: Ready) -> int:
+    """Mount, serve until unmounted, flush; the exit code.  UserError when it cannot begin."""
+    return trio.run(partial(Mount(options, ready).run))
+
+
+class Mount:
+    """One mount; see the module."""
+
+    def __init__(self, options: MountOptions, ready: Ready) -> None:
+        self._options = options
+        self._ready = ready
+        self._wanted = options.interfaces  # by name, none: every usable one
+        self._events = EventRing()
+        self._changes_in, self._changes_out = trio.open_memory_channel[tuple[Disk, Change]](4096)
+        self._unmounted = False
+
+    async def run(self) -> int:
+        options = self._options
+        self._events.addFilter(LogLimit())
+        self._events.listen_to(log)
+        names = [interface.name for interface in interfaces.choose(options.interfaces)]
+        async with AsyncExitStack() as stack:
+            pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+            settings = Settings(
+                deadsecs=options.deadsecs,
+                maxout=options.maxout,
+                allow_mac=frozenset(options.allow_mac),
+                max_targets=options.max_targets,
+                on_change=self._on_change,
+                **({} if options.shards is None else {"shards": options.shards}),
+            )
+            try:
+                engine = await stack.enter_async_context(open_engine(names, settings))
+            except OSError as error:
+                raise UserError(f"{', '.join(names)}: {error.strerror}") from None
+            if options.metrics is not None:
+                from aoefs.status import metrics# only whoever asks for them needs prometheus_client
+
+                stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
+            operations = AoeOperations(
+                engine,
+                Control(engine, self._events, partial(self._status, engine), partial(self._set_interfaces, engine)),
+                uid=options.uid,
+                gid=options.gid,
+                umask=options.umask,
+                read_only=options.read_only,
+                direct=options.direct,
+                sync=options.sync,
+                reserve=options.reserve,
+            )
+            if not options.plain_loop:
+                turns.install(engine.in_place)
+            self._open_fuse(operations)
+            stack.callback(self._close_fuse)
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
+            nursery.start_soon(self._tell_of_changes, engine, operations, name="invalidations")
+            nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
+            nursery.start_soon(self._become_ready, engine, operations, pid_file, nursery, name="ready")
+            await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
+            self._unmounted = True
+            self._tell_systemd("STOPPING=1")
+            with trio.CancelScope(shield=True):
+                clean = await self._flush_all(engine)
+            nursery.cancel_scope.cancel()
+        return 0 if clean else 1
+
+    # ── FUSE ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open_fuse(self, operations: AoeOperations) -> None:
+        options = self._options
+        words = {"fsname=" + ("\\,".join(options.interfaces) or "any"), "subtype=aoefs"}
+        if options.read_only:
+            words.add("ro")
+        if options.allow_other:
+            words |= {"allow_other", "default_permissions"}
+        try:
+            pyfuse3.init(operations, options.mountpoint, words)
+        except RuntimeError as error:
+            raise UserError(f"{options.mountpoint}: cannot be mounted ({error})") from None
+
+    def _close_fuse(self) -> None:
+        """Unmount only what is still mounted, so that nothing mounted there meanwhile is hit."""
+        pyfuse3.close(unmount=not self._unmounted)
+
+    def _tune(self) -> tuple[tuning.Background, bool]:
+        """Ask the kernel for what makes a mount fast and safe; and whether it reads ahead far enough now."""
+        device = os.stat(self._options.mountpoint).st_dev
+        small = tuning.set_read_ahead(device)
+        background = tuning.Background(device)
+        for complaint in (small, background.complaint, tuning.become_io_flusher(), tuning.avoid_oom_killer()):
+            if complaint:
+                log.info("%s", complaint)
+        return background, small is None
+
+    async def _become_ready(
+        self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None, nursery: trio.Nursery
+    ) -> None:
+        background, reads_ahead = await trio.to_thread.run_sync(self._tune)
+        if not background.complaint:
+            nursery.start_soon(self._make_room, engine, background, name="room")
+        if not reads_ahead:
+            operations.read_aheads = ReadAheads(nursery)
+        await engine.first_discovery()
+        hint = None
+        if not engine.disks:
+            hint = f"mounted, but no target answers on {', '.join(engine.ports)} yet: files appear when one does"
+        with trio.move_on_after(TABLE_PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for disk in engine.disks.values():
+                    nursery.start_soon(partial(operations.read_table, again=False), disk, name="partition table")
+        tuning.collect_garbage_rarely()
+        tuning.keep_freed_memory()
+        if pid_file is not None:
+            try:
+                pid_file.write()
+            except OSError as error:  # a disk that is full by now; the mount is live all the same
+                log.error("--pid-file %s: %s", self._options.pid_file, error.strerror)
+        self._ready.ok(hint)
+        self._tell_systemd("READY=1", _summary(engine))
+
+    def _tell_systemd(self, *assignments: str) -> None:
+        """Not from the background, where the socket would be that of a service which only started us."""
+        if not self._ready.is_daemon:
+            notify(*assignments)
+
+    def _status(self, engine: Engine) -> dict[str, object]:
+        return status_report(
+            engine.statistics(),
+            self._events.picture(),
+            mountpoint=self._options.mountpoint,
+            pid=os.getpid(),
+            version=__version__,
+        )
+
+    # ── while it runs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_change(self, disk: Disk, change: Change) -> None:
+        try:
+            self._changes_in.send_nowait((disk, change))
+        except trio.WouldBlock:
+            log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
+
+    async def _tell_of_changes(self, engine: Engine, operations: AoeOperations) -> None:
+        """The kernel has to forget what it knows; systemd shows how many targets there are.
+
+        Each change by a task: a target whose dirty pages block it must not keep the news of the others.
+        """
+        async with trio.open_nursery() as nursery:
+            async for disk, change in self._changes_out:
+                self._tell_systemd(_summary(engine))
+                calls = operations.invalidations(disk, change)
+                nursery.start_soon(self._invalidate, disk.target.name, calls, name="invalidation")
+                if change in _NEW_TABLE:
+                    again = change is not Change.APPEARED
+                    nursery.start_soon(partial(operations.read_table, again=again), disk, name="partition table")
+
+    async def _invalidate(self, name: str, calls: Sequence[Callable[[], object]]) -> None:
+        for call in calls:
+            try:
+                await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+            except OSError as error:
+                log.debug("%s: invalidation: %s", name, error)
+
+    async def _make_room(self, engine: Engine, background: tuning.Background) -> None:
+        """Only what costs memory and will end soon counts against the bound: so a deep queue of a slow or silent
+        target leaves room for the requests of the others.  As many again may be waiting in the kernel.
+        """
+        allowed = tuning.MAX_BACKGROUND
+        with contextlib.closing(background):
+            while True:
+                await trio.sleep(ROOM_PERIOD)
+                wanted = min(tuning.MAX_BACKGROUND + 2 * engine.uncounted(), tuning.MOST_BACKGROUND)
+                if wanted != allowed:
+                    log.debug("max_background is %d", wanted)
+                    background.allow(wanted)
+                    allowed = wanted
+
+    async def _follow_interfaces(self, engine: Engine) -> None:
+        """Interfaces come, go, and change their MTU."""
+        with InterfaceMonitor() as monitor:
+            async for event in monitor:
+                port = engine.ports.get(event.name)
+                if port is not None and isinstance(event, Interface) and event.mac != port.mac:
+                    log.warning("%s has the address %s now", event.name, format_mac(event.mac))
+                    engine.drop_port(port)  # its socket and its paths are made for the old one
+                    port = None
+                if not isinstance(event, Interface):
+                    if port is not None:
+                        log.warning("%s is gone", event.name)
+                        engine.drop_port(port)
+                elif port is not None:
+                    try:
+                        engine.port_changed(port, up=event.up and event.running)
+                    except OSError as error:
+                        log.warning("%s: %s", event.name, error.strerror)
+                elif self._is_wanted(event):
+                    try:
+                        engine.open_port(event.name)
+                    except OSError as error:
+                        log.warning("%s: %s", event.name, error.strerror)
+
+    def _set_interfaces(self, engine: Engine, names: Sequence[str]) -> None:
+        """Speak on these interfaces from now on, on every usable one if none is named; all of them or ControlError."""
+        opened: list[str] = []
+        try:
+            chosen = [interface.name for interface in interfaces.choose(names)]
+            for name in chosen:
+                if name not in engine.ports:
+                    engine.open_port(name)
+                    opened.append(name)
+        except (UserError, OSError) as error:
+            for name in opened:
+                engine.drop_port(engine.ports[name])
+            raise ControlError(str(error)) from None
+        for port in [port for name, port in engine.ports.items() if name not in chosen]:
+            engine.drop_port(port)
+        self._wanted = tuple(names)
+        log.info("speaking on %s from now on", ", ".join(chosen))
+
+    def _is_wanted(self, interface: Interface) -> bool:
+        names = self._wanted
+        usable = interface.ethernet and interface.up and payload_sectors(interface.mtu) > 0
+        return usable and (interface.name in names if names else not interface.master)
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _stop_on_signal(self, engine: Engine, signals: AsyncIterator[int]) -> None:
+        number = await anext(signals)
+        self._tell_systemd("STOPPING=1")
+        log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
+        await trio.to_thread.run_sync(self._unmount_lazily)
+        with trio.move_on_after(GRACE):
+            await anext(signals)
+            log.warning("a second signal: ending at once")
+        engine.fail_all()
+        pyfuse3.terminate()
+
+    def _unmount_lazily(self) -> None:
+        try:
+            mountpoint.unmount(self._options.mountpoint, lazy=True)
+        except (OSError, UserError) as error:
+            log.warning("%s", error)
+
+    async def _flush_all(self, engine: Engine) -> bool:
+        """Flush all that is dirty and give back what is reserved, at the same time; True when all that was ever
+        acknowledged is durable now.
+        """
+        waiting = [disk for disk in engine.disks.values() if disk.target.dirty or disk.reservation.is_due]
+        failed = [disk.target.name for disk in waiting if disk.target.dirty]
+
+        async def end(disk: Disk) -> None:
+            try:
+                if disk.target.dirty:
+                    await disk.flush()
+                    failed.remove(disk.target.name)
+            except RequestError as error:
+                log.error("%s: the last flush failed: %s", disk.target.name, error)
+            try:
+                if disk.reservation.is_due:
+                    await disk.reservation.end()
+            except RequestError as error:
+                log.error("%s: giving back the reservation failed: %s", disk.target.name, error)
+
+        with trio.move_on_after(FLUSH_GRACE) as scope:
+            async with trio.open_nursery() as nursery:
+                for disk in waiting:
+                    nursery.start_soon(end, disk)
+        if scope.cancelled_caught:
+            names = ", ".join(
+                disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
+            )
+            log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
+        untold = any(disk.behind.lost > disk.behind.told for disk in engine.disks.values())
+        return not (failed or untold or engine.roster.dirty_lost)
+
+
+def _summary(engine: Engine) -> str:
+    """The line that ``systemctl status`` shows."""
+    targets = [disk.target for disk in engine.disks.values()]
+    down = sum(target.state is not State.UP for target in targets)
+    return f"STATUS={len(targets)} target{'' if len(targets) == 1 else 's'}" + (
+        f", {down} of them down" if down else ""
+    )

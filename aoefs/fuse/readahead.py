@@ -1,0 +1,141 @@
+"""Reading ahead in the daemon, for mounts whose read-ahead in the kernel cannot be raised (that takes root).
+
+The kernel then asks for 128 KiB at a time, two at most, which keeps a target idle half of the time.  A
+:class:`ReadAhead` belongs to one open handle: when that reads in order, the next ``CHUNK_BYTES`` are asked for before
+they are wanted, ``DEPTH`` of them at most; :class:`ReadAheads` bounds what all handles together hold.
+
+What holds always:
+
+- A chunk is used only while nothing was written to its disk, by anybody of this mount, since before it was asked for
+  (``Disk.generation``), and the target was not away; so nobody reads what was there before his own write.
+- An error ahead is nobody's error: whoever wants the bytes reads them himself.
+- At most ``MAX_CHUNKS`` are held; beyond that the handle that was read longest ago loses its own.
+
+Rejected: doing so always (two read-aheads of which the kernel's is the better one), and a cache (that is the
+kernel's).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict, deque
+
+import trio
+
+from aoefs.engine.disk import Disk
+from aoefs.errors import RequestError
+
+CHUNK_BYTES = 1 << 20
+DEPTH = 4  # chunks ahead of one handle
+MAX_CHUNKS = 64  # of all handles
+IN_ORDER = 2  # reads in order, one after another, from which the next one is foreseen
+SLACK_BYTES = CHUNK_BYTES // 4  # requests of one reader overtake each other by so much
+
+
+class _Chunk:
+    """``size`` bytes from ``offset`` of a disk on; ``data`` is there when ``done``, unless it failed."""
+
+    __slots__ = ("data", "done", "generation", "offset", "scope", "size")
+
+    def __init__(self, offset: int, size: int, generation: int) -> None:
+        self.offset = offset
+        self.size = size
+        self.generation = generation
+        self.data: memoryview | None = None
+        self.done = trio.Event()
+        self.scope = trio.CancelScope()
+
+
+class ReadAheads:
+    """What all handles together read ahead; tasks run in ``nursery``."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.chunks = 0
+        self._handles: OrderedDict[ReadAhead, None] = OrderedDict()
+
+    def note_use(self, handle: ReadAhead) -> None:
+        self._handles[handle] = None
+        self._handles.move_to_end(handle)
+
+    def make_room(self, handle: ReadAhead) -> bool:
+        """Room for one more chunk of ``handle``; False when it has all there is."""
+        while self.chunks >= MAX_CHUNKS:
+            oldest = next(iter(self._handles))
+            if oldest is handle:
+                return False
+            oldest.drop()
+        self.chunks += 1
+        return True
+
+    def forget(self, handle: ReadAhead) -> None:
+        self._handles.pop(handle, None)
+
+
+class ReadAhead:
+    """The reading of one handle on ``disk``."""
+
+    def __init__(self, disk: Disk, all_handles: ReadAheads) -> None:
+        self._disk = disk
+        self._all = all_handles
+        self._chunks: deque[_Chunk] = deque()  # one after another
+        self._next = 0  # where a read in order goes on (bytes)
+        self._in_order = 0
+
+    async def read(self, offset: int, size: int, end: int) -> memoryview:
+        """As ``Disk.read``; what is read ahead stays below ``end`` (bytes)."""
+        if abs(offset - self._next) <= SLACK_BYTES:
+            self._in_order += 1
+        else:
+            self._in_order = 0
+            self.drop()
+        self._next = max(self._next, offset + size) if self._in_order else offset + size
+        self._all.note_use(self)
+        self._let_go_before(offset - SLACK_BYTES)
+        found = self._find(offset, size)
+        if self._in_order >= IN_ORDER:
+            self._ask_ahead(end)
+        if found is not None:
+            await found.done.wait()
+            if found.data is not None and found.generation == self._disk.generation:
+                return found.data[offset - found.offset : offset - found.offset + size]
+        return await self._disk.read(offset, size)
+
+    def drop(self) -> None:
+        """Give up what was read ahead."""
+        for chunk in self._chunks:
+            chunk.scope.cancel()
+            self._all.chunks -= 1
+        self._chunks.clear()
+        self._all.forget(self)
+
+    def _let_go_before(self, offset: int) -> None:
+        generation = self._disk.generation
+        if self._chunks and self._chunks[-1].generation != generation:
+            self.drop()
+        while self._chunks and self._chunks[0].offset + self._chunks[0].size <= offset:
+            self._chunks.popleft()
+            self._all.chunks -= 1
+
+    def _find(self, offset: int, size: int) -> _Chunk | None:
+        for chunk in self._chunks:
+            if chunk.offset <= offset and offset + size <= chunk.offset + chunk.size:
+                return chunk
+        return None
+
+    def _ask_ahead(self, end: int) -> None:
+        while len(self._chunks) < DEPTH:
+            offset = self._chunks[-1].offset + self._chunks[-1].size if self._chunks else self._next
+            size = min(CHUNK_BYTES, end - offset)
+            if size <= 0 or not self._all.make_room(self):
+                return
+            chunk = _Chunk(offset, size, self._disk.generation)
+            self._chunks.append(chunk)
+            self._all.nursery.start_soon(self._fill, chunk, name="read-ahead")
+
+    async def _fill(self, chunk: _Chunk) -> None:
+        try:
+            with chunk.scope, contextlib.suppress(RequestError):
+                chunk.data = await self._disk.read(chunk.offset, chunk.size)
+        finally:
+            chunk.done.set()

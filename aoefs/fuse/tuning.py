@@ -1,0 +1,122 @@
+"""What the kernel lets us change for this mount and this process, where our rights allow it; the collector; malloc.
+
+Each function that may be refused tries one thing and returns what it could not do, as a sentence for the log, or None;
+nothing here is needed for a mount to be right, only for it to be fast, or safe when memory is short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests of 1 MiB
+MAX_BACKGROUND = 32  # the kernel's default is 12; a write of 1 MiB takes two here
+MOST_BACKGROUND = 256  # with those that do not count, see engine.disk.Disk.uncounted
+GARBAGE_THRESHOLD = 50_000  # objects that were made and not let go; a few MiB
+KEPT_BYTES = 8 << 20  # of freed memory that are kept for the next buffer
+LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes object, but not libfuse's buffer for it
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_PR_SET_IO_FLUSHER = 57
+_FUSECTL = Path("/sys/fs/fuse/connections")
+
+
+def set_read_ahead(device: int) -> str | None:
+    """Raise the read-ahead of the mount whose ``st_dev`` is ``device``."""
+    bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        bdi.write_text(f"{READ_AHEAD_KB}\n")
+    except OSError as error:
+        return f"read-ahead stays at the kernel's default: {error.strerror} (the daemon reads ahead itself)"
+    return None
+
+
+class Background:
+    """How many requests of direct I/O and of read-ahead the kernel lets be under way in the mount ``device``.
+
+    All others wait in one queue, whichever file they are for.  ``complaint`` says why the bound cannot be changed.
+    """
+
+    def __init__(self, device: int) -> None:
+        self.complaint: str | None = None
+        self._files: dict[str, int] = {}
+        try:
+            with contextlib.ExitStack() as cleanup:
+                connections = _FUSECTL if any(_FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
+                for name in ("max_background", "congestion_threshold"):
+                    self._files[name] = os.open(connections / str(os.minor(device)) / name, os.O_WRONLY)
+            self._set(MAX_BACKGROUND)
+        except (OSError, subprocess.SubprocessError) as error:
+            self.close()
+            reason = error.strerror if isinstance(error, OSError) else "fusectl cannot be mounted"
+            why = "deep queues are slower, and one of a slow target keeps all others waiting"
+            self.complaint = f"max_background stays at the kernel's default: {reason} ({why})"
+
+    def allow(self, requests: int) -> None:
+        """Let so many be under way; as many as before where that is more than the kernel grants to users."""
+        with contextlib.suppress(OSError):
+            self._set(requests)
+
+    def _set(self, requests: int) -> None:
+        for name, value in (("max_background", requests), ("congestion_threshold", requests * 3 // 4)):
+            os.write(self._files[name], b"%d\n" % value)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+
+def _mounted_fusectl(cleanup: contextlib.ExitStack) -> Path:
+    """Containers often lack the control file system: mount it for a moment in a place of our own."""
+    place = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="aoefs-fusectl-"))
+    subprocess.run(["mount", "-t", "fusectl", "none", place], check=True, capture_output=True)
+    cleanup.callback(subprocess.run, ["umount", "--lazy", place], check=False, capture_output=True)
+    return Path(place)
+
+
+def collect_garbage_rarely() -> None:
+    """Leave what was imported out of every collection, and look for cycles fifty times more rarely.
+
+    Requests make none; with sixteen of them under way the collector cost the engine a tenth of its time for nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
+
+
+def keep_freed_memory() -> None:
+    """Let malloc (glibc's) give the buffer of the last write to the next one, instead of giving it back to the kernel.
+
+    Fresh memory costs a page fault for each 4 KiB: 100 to 180 of them for a write of 1 MiB, a tenth of its time.
+    The buffers in which libfuse receives requests are a page larger; they live as long as a worker, and among those of
+    writes they would leave holes that fit neither.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+
+
+def become_io_flusher() -> str | None:
+    """Let this process allocate memory while the kernel writes dirty pages back through it (Linux 5.6).
+
+    Without it a loop device on one of our files can deadlock when memory is short.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        return f"PR_SET_IO_FLUSHER: {reason} (a loop mount may hang when memory is short)"
+    return None
+
+
+def avoid_oom_killer() -> str | None:
+    """Ask the OOM killer to look elsewhere: killing a disk frees little and breaks much."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("-1000\n")
+    except OSError as error:
+        return f"oom_score_adj: {error.strerror}"
+    return None

@@ -1,0 +1,303 @@
+"""The network interfaces of this host, asked from the kernel over rtnetlink: which there are, and what changes.
+
+Owns the rtnetlink wire format (RTM_GETLINK, RTM_NEWLINK, RTM_DELLINK and four attributes) and the rule which
+interfaces can speak AoE.  Packet sockets are ``net.link``'s.
+
+What holds always: an unreadable piece of a netlink message ends its own message and raises nothing; an
+:class:`InterfaceMonitor` yields only what differs from what its user knows, so that after lost messages (ENOBUFS) one
+new listing puts everything right.
+
+Rejected: /sys/class/net (belongs to the network namespace of whoever mounted sysfs, and cannot be waited for);
+libraries (one request and one message layout do not pay for a dependency).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from aoefs.errors import UserError
+from aoefs.protocol.wire import payload_sectors
+
+_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, ARPHRD type, index, IFF flags, change mask
+_ATTRIBUTE = struct.Struct("=HH")  # rtattr: length, type
+_ERROR = struct.Struct("=i")
+
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x001, 0x300
+_NLM_F_DUMP_INTR = 0x010  # links changed while the kernel listed them
+_RTMGRP_LINK = 1
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING, _IFF_NOARP = 0x01, 0x08, 0x40, 0x80
+_ARPHRD_ETHER = 1
+
+_RECEIVE_BYTES = 65536  # the kernel fills at most 32 KiB per message of a listing
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One interface as the kernel described it last.
+
+    ``mtu`` is in bytes; ``up`` is the administrator's wish (IFF_UP), ``running`` says that there is a carrier too;
+    ``ethernet`` that frames to and from other machines make sense (no loopback, no NOARP dummy); ``master`` is the
+    index of the bridge or bond that this interface is a port of, 0 without one.
+    """
+
+    index: int
+    name: str
+    mac: bytes
+    mtu: int
+    up: bool
+    running: bool
+    ethernet: bool
+    master: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceGone:
+    """The interface was removed, moved to another network namespace, or renamed."""
+
+    index: int
+    name: str
+
+
+# ── bytes from the kernel ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, flags, body) of each netlink message in a datagram; ends at the first that does not fit."""
+    offset = 0
+    while offset + _MESSAGE.size <= len(data):
+        length, kind, flags, _, _ = _MESSAGE.unpack_from(data, offset)
+        if length < _MESSAGE.size or offset + length > len(data):
+            return
+        yield kind, flags, data[offset + _MESSAGE.size : offset + length]
+        offset += length + 3 & ~3
+
+
+def _parse_attributes(data: bytes) -> dict[int, bytes]:
+    attributes = {}
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size or offset + length > len(data):
+            break
+        attributes[kind & 0x3FFF] = data[offset + _ATTRIBUTE.size : offset + length]  # the top bits are flags
+        offset += length + 3 & ~3
+    return attributes
+
+
+def parse_link(body: bytes) -> Interface | None:
+    """The interface that an RTM_NEWLINK or RTM_DELLINK is about.
+
+    None for what cannot be read, and for the messages of family AF_BRIDGE: their DELLINK means that a port left its
+    bridge, not that the interface is gone.
+    """
+    if len(body) < _LINK.size:
+        return None
+    family, hardware, index, flags, _ = _LINK.unpack_from(body)
+    attributes = _parse_attributes(body[_LINK.size :])
+    name = attributes.get(_IFLA_IFNAME, b"").split(b"\0")[0].decode(errors="replace")
+    if family != socket.AF_UNSPEC or not name:
+        return None
+
+    def number(kind: int) -> int:
+        return int.from_bytes(attributes.get(kind, b"")[:4], sys.byteorder)
+
+    mac = attributes.get(_IFLA_ADDRESS, b"")
+    ethernet = hardware == _ARPHRD_ETHER and len(mac) == 6 and not flags & (_IFF_LOOPBACK | _IFF_NOARP)
+    return Interface(
+        index=index,
+        name=name,
+        mac=mac,
+        mtu=number(_IFLA_MTU),
+        up=bool(flags & _IFF_UP),
+        running=bool(flags & _IFF_RUNNING),
+        ethernet=ethernet,
+        master=number(_IFLA_MASTER),
+    )
+
+
+# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def list_interfaces() -> list[Interface]:
+    """Every interface of this network namespace, by index."""
+    while True:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+            sock.bind((0, 0))
+            request = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+            header = (_MESSAGE.size + len(request), _RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+            sock.send(_MESSAGE.pack(*header) + request)
+            found = _receive_listing(sock)
+        if found is not None:
+            return found
+
+
+def _receive_listing(sock: socket.socket) -> list[Interface] | None:
+    """The answer to a listing request; None when it was disturbed and must be asked again."""
+    found: dict[int, Interface] = {}
+    disturbed = False
+    while True:
+        for kind, flags, body in parse_messages(sock.recv(_RECEIVE_BYTES)):
+            disturbed |= bool(flags & _NLM_F_DUMP_INTR)
+            if kind == _NLMSG_DONE:
+                return None if disturbed else [found[index] for index in sorted(found)]
+            if kind == _NLMSG_ERROR:
+                code = -_ERROR.unpack_from(body)[0] if len(body) >= _ERROR.size else 0
+                raise OSError(code, "listing the network interfaces failed")
+            if kind == _RTM_NEWLINK and (interface := parse_link(body)):
+                found[interface.index] = interface
+
+
+def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) -> list[Interface]:
+    """The interfaces to speak AoE on: those named, in that order, or without names every usable one.
+
+    Usable is Ethernet, up, with an MTU that holds a sector, and no port of a bridge or bond (which takes the frames of
+    its ports).  ``interfaces`` is the listing to choose from, by default the present one.  Raises UserError when a
+    named interface cannot be used, or when nothing is left.
+    """
+    interfaces = list_interfaces() if interfaces is None else interfaces
+    if names:
+        by_name = {interface.name: interface for interface in interfaces}
+        return [_usable_by_name(name, by_name) for name in dict.fromkeys(names)]
+    masters = {interface.index: interface for interface in interfaces if interface.ethernet}
+    chosen = [interface for interface in interfaces if _objection(interface, masters) is None]
+    if not chosen:
+        raise UserError("no usable Ethernet interface is up: bring one up with 'ip link set IF up', or name one by -i")
+    return chosen
+
+
+def _usable_by_name(name: str, by_name: dict[str, Interface]) -> Interface:
+    interface = by_name.get(name)
+    if interface is None:
+        there = ", ".join(other.name for other in by_name.values() if other.ethernet) or "no Ethernet interface"
+        raise UserError(f"interface {name} does not exist: there is {there}")
+    masters = {other.index: other for other in by_name.values() if other.ethernet}
+    objection = _objection(interface, masters)
+    if objection is not None:
+        raise UserError(objection)
+    return interface
+
+
+def _objection(interface: Interface, masters: dict[int, Interface]) -> str | None:
+    """Why AoE cannot be spoken on this interface, and what to do; None when it can."""
+    name = interface.name
+    if not interface.ethernet:
+        return f"interface {name} is not Ethernet: AoE needs an Ethernet interface"
+    if interface.master in masters:
+        master = masters[interface.master].name
+        return f"interface {name} is a port of {master}, which receives for it: use -i {master}"
+    if not interface.up:
+        return f"interface {name} is down: bring it up with 'ip link set {name} up'"
+    if payload_sectors(interface.mtu) < 1:
+        return f"interface {name}: MTU {interface.mtu} is too small for one sector: 'ip link set {name} mtu 1500'"
+    return None
+
+
+def require_packet_socket() -> None:
+    """UserError unless this process may open packet sockets."""
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except PermissionError:
+        raise UserError("no permission for raw Ethernet: run as root, or with the capability CAP_NET_RAW") from None
+    except OSError as error:
+        raise UserError(f"raw Ethernet does not work here: {error.strerror}") from None
+
+
+class InterfaceMonitor:
+    """An async iterator (trio) over what changes: an :class:`Interface` as it is now, or :class:`InterfaceGone`.
+
+    ``interfaces`` is the listing at the start, by index, and is kept up to date; only differences to it are yielded.
+    A renamed interface is gone under its old name first.  To be closed after use (a context manager).
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        try:
+            self._socket.setblocking(False)
+            self._socket.bind((0, _RTMGRP_LINK))  # before the listing, so that nothing falls between
+            self.interfaces = {interface.index: interface for interface in list_interfaces()}
+        except BaseException:
+            self._socket.close()
+            raise
+        self._pending: deque[Interface | InterfaceGone] = deque()
+
+    def __aiter__(self) -> InterfaceMonitor:
+        return self
+
+    async def __anext__(self) -> Interface | InterfaceGone:
+        import trio  # here, since the command line imports this module before it knows whether it needs trio
+
+        while not self._pending:
+            await trio.lowlevel.wait_readable(self._socket)
+            self.receive_nowait()
+        return self._pending.popleft()
+
+    def receive_nowait(self) -> None:
+        """Take in what the kernel has sent so far."""
+        lost = False
+        while True:
+            try:
+                data, (port, _) = self._socket.recvfrom(_RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True  # what is still queued is older than what was lost: passed over, then listed anew
+                continue
+            if port == 0 and not lost:  # port 0 is the kernel
+                self._take(data)
+        if lost:
+            self._resynchronise()
+
+    def _take(self, data: bytes) -> None:
+        for kind, _, body in parse_messages(data):
+            interface = parse_link(body) if kind in (_RTM_NEWLINK, _RTM_DELLINK) else None
+            if interface is None:
+                continue
+            if kind == _RTM_NEWLINK:
+                self._note(interface)
+            else:
+                self._note_gone(interface.index)
+
+    def _note(self, interface: Interface) -> None:
+        before = self.interfaces.get(interface.index)
+        if before == interface:
+            return
+        if before is not None and before.name != interface.name:
+            self._note_gone(before.index)
+        self.interfaces[interface.index] = interface
+        self._pending.append(interface)
+
+    def _note_gone(self, index: int) -> None:
+        before = self.interfaces.pop(index, None)
+        if before is not None:
+            self._pending.append(InterfaceGone(index, before.name))
+
+    def _resynchronise(self) -> None:
+        present = {interface.index: interface for interface in list_interfaces()}
+        for index in self.interfaces.keys() - present.keys():
+            self._note_gone(index)
+        for interface in present.values():
+            self._note(interface)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> InterfaceMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

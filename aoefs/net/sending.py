@@ -1,0 +1,123 @@
+"""Runs onto the wire: the headers of a whole batch built at once, the payload gathered from the writer's buffer.
+
+Owns the header memory of one link.  :meth:`Sending.send` puts a Run on the wire and says how much of it the socket
+took.  Runs of one or two commands go the plain way (``struct`` and ``send``): numpy and ``ctypes`` cost more than a
+microsecond a call, which only a batch earns back.
+
+What holds always: a header is padded to 60 bytes unless data follow; nothing is kept of a buffer after the call.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import Final
+
+import numpy as np
+
+from aoefs.protocol.ata import DEVICE_LBA, TRANSFERS, transfer_registers
+from aoefs.net.link import LINK_FULL, Link
+from aoefs.net.mmsg import MessageVector, address_of, swapped
+from aoefs.core.path import Path, Run
+from aoefs.core.tags import BLOCK_TAGS
+from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
+
+_PLAIN_COMMANDS: Final = 2  # up to so many, a plain send each is faster than a vector
+_TAIL: Final = struct.Struct("!I4B")  # tag, AFlags, feature, count, command; the LBA follows
+_LBA: Final = struct.Struct("<Q")
+_PADDING: Final = bytes(MIN_FRAME_BYTES - ATA_BYTES)
+_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uint64)
+# On the wire, to be or'ed to the first tag of a block.
+_TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
+
+
+class Sending:
+    """The sending half of one link, for runs."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._headers = np.zeros((BLOCK_TAGS, MIN_FRAME_BYTES), np.uint8)
+        self._vector = MessageVector(BLOCK_TAGS, 2)
+        self._vector.base[:, 0] = address_of(self._headers) + np.arange(BLOCK_TAGS, dtype=np.uintp) * MIN_FRAME_BYTES
+        self._tags = self._headers[:, 20:24].view(np.uint32)[:, 0]
+        self._counts = self._headers[:, 26]
+        self._lbas = self._headers[:, 28:36].view("<u8")[:, 0]
+        self._shape: tuple[Path, bool, int, bool] | None = None  # what the constant parts of the headers were made for
+        self._steps = _OFFSETS  # of the LBAs, and of the addresses
+        self._strides = _OFFSETS.astype(np.uintp)
+
+    def send(self, run: Run) -> int:
+        """Put ``run`` on the wire; how many of its commands the socket took.
+
+        A link that is down takes all of them: they are lost, and recovery moves them to another path.
+        """
+        try:
+            sent = self._send_plain(run) if run.count <= _PLAIN_COMMANDS else self._send_vector(run)
+        except OSError as error:
+            self._link.on_send_error(error)
+            return 0 if error.errno in LINK_FULL or error.errno == errno.EMSGSIZE else run.count
+        self._link.tx_frames += sent
+        return sent
+
+    def _send_plain(self, run: Run) -> int:
+        request, path, link = run.request, run.path, self._link.socket
+        flags, opcode = TRANSFERS[request.write, path.lba48]
+        device = 0 if path.lba48 else DEVICE_LBA
+        for index in range(run.count):
+            start, sectors = run.sectors_of(index, 1)
+            tail = _TAIL.pack(run.tag + index, flags, 0, sectors, opcode)
+            head = path.request_head + tail + _LBA.pack(request.lba + start | device)
+            try:
+                if request.write:
+                    data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES]
+                    link.sendmsg((head, data))
+                else:
+                    link.send(head + _PADDING)
+            except OSError:
+                if index:
+                    return index
+                raise
+        return run.count
+
+    def _send_vector(self, run: Run) -> int:
+        request, count, step = run.request, run.count, run.step
+        vector = self._vector
+        shape = (run.path, request.write, step, run.path.lba48)
+        if shape != self._shape:
+            self._lay_out(*shape)
+        np.bitwise_or(_TAG_OFFSETS[:count], swapped(run.tag), out=self._tags[:count])
+        lba = request.lba + run.sector
+        if not run.path.lba48:
+            lba |= DEVICE_LBA
+        np.add(self._steps[:count], lba, out=self._lbas[:count])
+        last = run.sectors - (count - 1) * step
+        if request.write:
+            if not request.address:
+                request.address = address_of(request.buffer)
+            address = request.address + run.sector * SECTOR_BYTES
+            np.add(self._strides[:count], address, out=vector.base[:count, 1])
+        if last == step:
+            return vector.send(self._link.descriptor, count)
+        self._counts[count - 1] = last
+        if request.write:
+            vector.size[count - 1, 1] = last * SECTOR_BYTES
+        try:
+            return vector.send(self._link.descriptor, count)
+        finally:
+            self._counts[count - 1] = step
+            if request.write:
+                vector.size[count - 1, 1] = step * SECTOR_BYTES
+
+    def _lay_out(self, path: Path, write: bool, step: int, lba48: bool) -> None:
+        """Fill what all headers of such runs have in common."""
+        registers = transfer_registers(0, step, write=write, lba48=lba48)
+        head = path.request_head + _TAIL.pack(0, registers.flags, 0, step, registers.command)
+        self._headers[:, : len(head)] = np.frombuffer(head, np.uint8)
+        self._vector.size[:, 0] = ATA_BYTES if write else MIN_FRAME_BYTES
+        self._vector.size[:, 1] = step * SECTOR_BYTES if write else 0
+        self._steps = _OFFSETS * np.uint64(step)
+        self._strides = (_OFFSETS * np.uint64(step * SECTOR_BYTES)).astype(np.uintp)
+        self._shape = (path, write, step, lba48)
+
+
+assert 20 + _TAIL.size + _LBA.size == ATA_BYTES

@@ -1,0 +1,215 @@
+"""ATA as AoE carries it: opcodes, register bits, and the IDENTIFY DEVICE block read and made.
+
+Used by both ends: the initiator reads IDENTIFY data and builds registers, the embedded target does the reverse, so
+that each honestly checks the other.  No I/O, no state.  Sources: ATA8-ACS for opcodes and words, AoEr11 section 3.1
+for how registers travel; what real targets put there is noted where it surprises.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Final
+
+from aoefs.errors import AtaError, FrameError
+from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument, AtaFlag
+
+LBA28_SECTORS: Final = 1 << 28
+LBA48_SECTORS: Final = 1 << 48
+IDENTIFY_BYTES: Final = 512
+DEVICE_LBA: Final = 0xE0 << 24  # LBA bit and the two obsolete bits, in lba3 of an LBA28 command
+_DEVICE_IDENTIFY: Final = 0xA0 << 24
+
+
+class Opcode(IntEnum):
+    """Command register values used or served here (ATA8-ACS, clause 7)."""
+
+    DATA_SET_MANAGEMENT = 0x06
+    READ = 0x20
+    READ_EXT = 0x24
+    WRITE = 0x30
+    WRITE_EXT = 0x34
+    SMART = 0xB0
+    CHECK_POWER_MODE = 0xE5
+    FLUSH = 0xE7
+    FLUSH_EXT = 0xEA
+    IDENTIFY = 0xEC
+
+
+class Status(IntFlag):
+    """Status register.  Success is ``status & FAILED == 0``; DRDY is not asked for (vblade's FLUSH sends 0x00)."""
+
+    BSY = 0x80
+    DRDY = 0x40
+    DF = 0x20
+    DRQ = 0x08
+    ERR = 0x01
+
+
+# A plain int: enum arithmetic costs a microsecond.
+FAILED: Final = int(Status.BSY | Status.DF | Status.DRQ | Status.ERR)
+
+
+class ErrorBit(IntFlag):
+    """Error register bits that block devices use."""
+
+    ICRC = 0x80
+    UNC = 0x40
+    IDNF = 0x10
+    ABRT = 0x04
+
+
+def check_result(ata: AtaArgument, *, lba: int | None = None, write: bool = False) -> None:
+    """Raise ``AtaError`` when the registers of an answer say that the command failed.
+
+    The sector count of an answer is not looked at: vblade returns what remains, ggaoed what was asked.
+    """
+    if ata.command & FAILED:
+        raise AtaError(ata.command, ata.feature, lba, write=write)
+
+
+# AFlags and opcode by (write, lba48), plain ints
+TRANSFERS: Final = {
+    (False, False): (0, int(Opcode.READ)),
+    (True, False): (int(AtaFlag.WRITE), int(Opcode.WRITE)),
+    (False, True): (int(AtaFlag.LBA48), int(Opcode.READ_EXT)),
+    (True, True): (int(AtaFlag.LBA48 | AtaFlag.WRITE), int(Opcode.WRITE_EXT)),
+}
+
+
+def transfer_registers(lba: int, count: int, *, write: bool, lba48: bool) -> AtaArgument:
+    """Registers of a READ or WRITE of ``count`` sectors (1 to 255) at ``lba`` (sectors)."""
+    flags, opcode = TRANSFERS[write, lba48]
+    return AtaArgument(flags, 0, count, opcode, lba if lba48 else lba | DEVICE_LBA)
+
+
+IDENTIFY_REGISTERS: Final = AtaArgument(0, 0, 1, Opcode.IDENTIFY, _DEVICE_IDENTIFY)
+
+
+def flush_registers(opcode: int) -> AtaArgument:
+    """Registers of FLUSH CACHE or FLUSH CACHE EXT."""
+    extended = opcode == Opcode.FLUSH_EXT
+    return AtaArgument(AtaFlag.LBA48 if extended else 0, 0, 0, opcode, 0 if extended else _DEVICE_IDENTIFY)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What IDENTIFY DEVICE tells (ATA8-ACS 7.12).  ``sectors`` is the capacity in sectors of 512 bytes.
+
+    Two answers come from the same disk when ``serial``, ``model`` and ``sectors`` agree (:meth:`same_disk`).
+    ``block`` is the answer itself, 512 bytes, empty for an identity that nobody told.
+    """
+
+    sectors: int
+    serial: str
+    model: str
+    firmware: str
+    lba48: bool = True
+    flush: bool = False
+    flush_ext: bool = False
+    write_cache: bool = False
+    smart: bool = False
+    trim: bool = False
+    max_trim_blocks: int = 0
+    physical_sector_bytes: int = SECTOR_BYTES
+    block: bytes = field(default=b"", compare=False, repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.sectors * SECTOR_BYTES
+
+    @property
+    def flush_opcode(self) -> Opcode | None:
+        """The flush command that the disk announces: the EXT form if it can, None if it announces none."""
+        if self.flush_ext and self.lba48:
+            return Opcode.FLUSH_EXT
+        return Opcode.FLUSH if self.flush else None
+
+    def same_unit(self, other: Identity) -> bool:
+        """Serial and model agree; the capacity may have changed (a grown disk is still the same unit)."""
+        return (self.serial, self.model) == (other.serial, other.model)
+
+    def same_disk(self, other: Identity) -> bool:
+        return self.same_unit(other) and self.sectors == other.sectors
+
+
+def _string_untrusted(block: bytes, first_word: int, words: int) -> str:
+    """An ATA string: the two bytes of each word are swapped, padded with spaces.
+
+    Anything but printable ASCII becomes ``?``: the text ends up in terminals, JSON and log lines.
+    """
+    raw = bytearray(block[first_word * 2 : (first_word + words) * 2])
+    raw[0::2], raw[1::2] = raw[1::2], raw[0::2]
+    text = bytes(raw).strip(b" \0").decode("ascii", "replace")
+    return "".join(character if " " <= character <= "~" else "?" for character in text)
+
+
+def decode_identify_untrusted(block: bytes | memoryview) -> Identity:
+    """Read the 512 bytes of an IDENTIFY DEVICE answer; FrameError when short or of no capacity."""
+    if len(block) < IDENTIFY_BYTES:
+        raise FrameError(f"IDENTIFY data: {len(block)} bytes, {IDENTIFY_BYTES} needed")
+    data = bytes(block[:IDENTIFY_BYTES])
+    words = struct.unpack("<256H", data)
+    # Words 83 and 86 tell the same for a disk whose features are on; the Linux driver takes either, and so must we:
+    # targets fill one of them only.  Word 83 is valid only if its two top bits are 01, word 86 if those of 87 are.
+    features = (words[83] if words[83] >> 14 == 1 else 0) | (words[86] if words[87] >> 14 == 1 else 0)
+    lba48 = bool(features & 1 << 10)
+    sectors28 = words[60] | words[61] << 16
+    sectors48 = (words[100] | words[101] << 16 | words[102] << 32 | words[103] << 48) & LBA48_SECTORS - 1
+    sectors = sectors48 if lba48 and sectors48 else min(sectors28, LBA28_SECTORS)
+    if not sectors:
+        raise FrameError("IDENTIFY data: a capacity of 0 sectors")
+    physical = SECTOR_BYTES << (words[106] & 0x0F) if words[106] >> 13 == 0b011 else SECTOR_BYTES
+    return Identity(
+        sectors=sectors,
+        serial=_string_untrusted(data, 10, 10),
+        firmware=_string_untrusted(data, 23, 4),
+        model=_string_untrusted(data, 27, 20),
+        lba48=lba48,
+        flush=bool(features & 1 << 12),
+        flush_ext=bool(features & 1 << 13),
+        write_cache=words[87] >> 14 == 1 and bool(words[85] & 1 << 5),
+        smart=words[83] >> 14 == 1 and bool(words[82] & 1) and words[82] != 0xFFFF,  # 83 says whether 82 is valid
+        trim=bool(words[169] & 1) and words[169] != 0xFFFF,
+        max_trim_blocks=words[105],
+        physical_sector_bytes=physical,
+        block=data,
+    )
+
+
+def encode_identify(identity: Identity) -> bytes:
+    """Make the 512 bytes that describe ``identity``; text is cut to its field, the checksum (word 255) is right."""
+    words = [0] * 256
+
+    def put_string(first_word: int, count: int, text: str) -> None:
+        raw = bytearray(text.encode("ascii", "replace")[: count * 2].ljust(count * 2))
+        raw[0::2], raw[1::2] = raw[1::2], raw[0::2]
+        words[first_word : first_word + count] = struct.unpack(f"<{count}H", raw)
+
+    put_string(10, 10, identity.serial)
+    put_string(23, 4, identity.firmware)
+    put_string(27, 20, identity.model)
+    words[0] = 0x0040  # ATA, not removable
+    words[47] = 0x8000
+    words[49] = 1 << 9  # LBA
+    words[50] = 0x4000
+    sectors28 = min(identity.sectors, LBA28_SECTORS - 1)
+    words[60], words[61] = sectors28 & 0xFFFF, sectors28 >> 16
+    words[82] = identity.smart | identity.write_cache << 5
+    words[83] = 0x4000 | identity.lba48 << 10 | identity.flush << 12 | identity.flush_ext << 13
+    words[84] = 0x4000
+    words[85] = words[82]
+    words[86] = words[83] & ~0x4000
+    words[87] = 0x4000
+    words[93] = 0x400B
+    if identity.lba48:
+        words[100:104] = [identity.sectors >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
+    words[105] = identity.max_trim_blocks
+    if identity.physical_sector_bytes > SECTOR_BYTES:
+        words[106] = 0x6000 | (identity.physical_sector_bytes // SECTOR_BYTES).bit_length() - 1
+    words[169] = int(identity.trim)
+    block = bytearray(struct.pack("<256H", *words))
+    block[510] = 0xA5
+    block[511] = -sum(block) & 0xFF
+    return bytes(block)

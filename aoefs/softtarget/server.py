@@ -1,0 +1,501 @@
+"""The software target on real links: many exports, each of them on every link, frames in batches.
+
+Owns the links and the tasks; what an answer looks like belongs to ``softtarget.target``.  Tasks, all in the nursery of
+:meth:`Server.run`: one per link that receives, works and answers; one that hears of changes of interfaces (netlink)
+and announces the exports again; and one for each export that is being synced, whose fdatasync runs in a thread.
+
+A batch is what one recvmmsg brought: the header of each message in a row of one numpy table, its payload in a row of
+a second one.  A few array expressions find the *runs*: consecutive frames that read (or write) consecutive sectors of
+one export and that the machine would serve without a word.  A run is one preadv into the send buffer or one pwritev
+out of the receive buffer; then the request headers are turned into answer headers where they lie, and one sendmmsg
+sends them.  A batch that is one run and nothing else, as a fast initiator makes them, is recognised by comparing all
+rows with the first.  Every other frame goes to :meth:`TargetMachine.handle_untrusted`, alone, and so does each frame of
+a run whose transfer failed: only the machine makes errors.  A few frames go a plain way, below what numpy costs.
+
+What holds always:
+
+- Runs and lone frames of a batch are executed in the order in which they came, and a batch is answered before the
+  next one is received: a read sees every write before it, whoever sent it.
+- A FLUSH is answered after a sync that began after it came; those that wait for one export share the next sync.
+- Whom the machine does not serve (``TargetMachine.access``) no fast way serves.  That costs one comparison for a
+  batch that is one run, and for any other run as long as no list is set.
+- A batch is bounded, and so is the time between two checkpoints.  After a batch the task waits for the next one in
+  place, for a fifth of a millisecond at most and not when another link has frames (about 10 % more frames/s for
+  most loads of 16 frames in flight, by noisy measurement; nothing clear for 64).
+- An answer that finds no room for ``_SEND_PATIENCE`` is dropped and counted, as the wire might have done.
+
+Reads and writes are made in the loop: they mostly meet the page cache, where a thread would cost several times the
+work.  The price: a read that has to wait for the disk, and any write with --sync, makes the other exports of this
+process wait as well.
+
+Rejected without measuring: a thread per export (one interpreter lock for all), io_uring (a large binding by ctypes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import select
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from aoefs.protocol.ata import Status
+from aoefs.softtarget.batch import ROW_BYTES, SLOTS, Batch, transfer
+from aoefs.net.interfaces import Interface, InterfaceGone, InterfaceMonitor
+from aoefs.net.link import LINK_DOWN, Link, Role
+from aoefs.softtarget.target import FlushRequest, TargetMachine
+from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
+
+log = logging.getLogger(__name__)
+
+_PLAIN_FRAMES = 3  # up to here frame by frame beats numpy for a single run ...
+_MIXED_PLAIN_FRAMES = 8  # ... and up to here for anything else
+_PART_FRAMES = 4  # of a run, at least, for one call of the store and one sendmmsg ...
+_PART_BYTES = 64 << 10  # ... and about so many bytes
+_BATCHES_PER_CHECKPOINT = 8
+_SEND_PATIENCE = 0.1  # seconds
+_PATIENCE = 0.0002  # seconds to wait in place for the next frame: what an initiator on a LAN needs to react
+_SELECT_LIMIT = 1024  # descriptors that select(2) can take
+_MAX_WAITING_FLUSHES = 1024  # of one export; an initiator has one or two
+
+_ETHERTYPE_WORD = struct.unpack("<I", b"\x88\xa2" + bytes([VERSION << 4, 0]))[0]
+_REQUEST = struct.Struct("<6s6sIIIBBBBQ")  # a row: MACs, type to error, address and command, tag, registers
+_ANSWER = VERSION << 4 | Flag.RESPONSE
+_DONE = bytes([0, 0, Status.DRDY])  # error, sectors that are left, status
+_RESERVED = bytes(2)
+_ANSWER_START = b"\x88\xa2" + bytes([_ANSWER, 0])
+# What the rows of a run have in common, after the steps of their LBA were taken off: all but the tag and what lies
+# behind the registers.
+_RUN_MASK = np.array([~0 & (1 << 64) - 1, ~0 & (1 << 64) - 1, 0xFFFF_FFFF, ~0 & (1 << 64) - 1, 0xFFFF_FFFF], "<u8")
+_WRITE_BIT = 0x10  # tells WRITE (EXT) from READ (EXT)
+
+
+@functools.cache
+def _run_steps(sectors: int) -> NDArray[np.uint64]:
+    """What row i of a run has more than row 0, but for the tag: i times ``sectors`` in the low half of its LBA."""
+    steps = np.zeros((SLOTS, 5), "<u8")
+    steps[:, 3] = np.arange(SLOTS, dtype=np.uint64) * (sectors << 32)
+    return steps
+
+
+def _admits(machine: TargetMachine, batch: Batch, first: int, end: int) -> bool:
+    """Whether the frames in these slots, of one run but perhaps not of one sender, may all be served."""
+    admitted = machine.access.admitted
+    if admitted is None:
+        return True
+    rows = range(first * ROW_BYTES + 6, end * ROW_BYTES, ROW_BYTES)
+    return all(bytes(batch.headers[row : row + 6]) in admitted for row in rows)
+
+
+@dataclass(slots=True, eq=False)
+class _Port:
+    """One interface: its link, replaced when the interface was, and its batch memory, when the MTU changed."""
+
+    link: Link
+    batch: Batch
+    running: bool = False  # the exports were announced since it last came up
+    batches: int = 0
+    plain: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Flushes:
+    """The FLUSHes of one export that wait for a sync, with the port to answer on."""
+
+    waiting: list[tuple[_Port, FlushRequest]] = field(default_factory=list)
+    active: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatistics:
+    """Counters of one interface; ``plain`` frames did not go in a batch, ``dropped`` answers found no room."""
+
+    interface: str
+    running: bool
+    rx_frames: int
+    rx_dropped: int
+    tx_frames: int
+    batches: int
+    plain: int
+    dropped: int
+
+
+class Server:
+    """Serves ``machines`` on ``links`` (of ``Role.TARGET``) while :meth:`run` runs.  Closing the links is its work."""
+
+    def __init__(self, machines: Sequence[TargetMachine], links: Sequence[Link]) -> None:
+        self.machines = {machine.address: machine for machine in machines}
+        if len(self.machines) != len(machines):
+            raise ValueError("two exports have the same address")
+        # As in a row: shelf, slot and the command ATA.
+        self._by_word = {self._word(address): machine for address, machine in self.machines.items()}
+        self._ports = [_Port(link, Batch(link.max_sectors)) for link in links]
+        self._flushes = {address: _Flushes() for address in self.machines}
+        self._limiter = trio.CapacityLimiter(max(1, len(machines)))  # no export waits for a thread
+
+    @staticmethod
+    def _word(address: Address) -> int:
+        word: int = struct.unpack("<I", struct.pack(">HBB", *address, 0))[0]
+        return word
+
+    def statistics(self) -> list[PortStatistics]:
+        """A frozen picture of each interface."""
+        pictures = []
+        for port in self._ports:
+            link = port.link.statistics()
+            pictures.append(
+                PortStatistics(
+                    interface=link.interface,
+                    running=port.running,
+                    rx_frames=link.rx_frames,
+                    rx_dropped=link.rx_dropped,
+                    tx_frames=link.tx_frames,
+                    batches=port.batches,
+                    plain=port.plain,
+                    dropped=port.dropped,
+                )
+            )
+        return pictures
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Announce every export, then serve until cancelled.  Started when the announcements are out."""
+        try:
+            # The monitor comes before the announcements: no change between the two is missed.
+            with InterfaceMonitor() as monitor:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    for port in self._ports:
+                        interface = monitor.interfaces.get(port.link.index)
+                        if interface is None:
+                            self._announce(port)
+                        else:
+                            self._follow(port, interface)
+                        nursery.start_soon(self._serve, port, name=f"target on {port.link.interface}")
+                    nursery.start_soon(self._watch, monitor, name="target interfaces")
+                    task_status.started()
+        finally:
+            for port in self._ports:
+                port.link.close()
+
+    async def sync_all(self) -> list[tuple[TargetMachine, OSError]]:
+        """Sync every store, one after another in a thread; those that failed."""
+        failed = []
+        for machine in self.machines.values():
+            try:
+                await trio.to_thread.run_sync(machine.store.sync)
+            except OSError as error:
+                failed.append((machine, error))
+        return failed
+
+    # ── interfaces ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _announce(self, port: _Port) -> None:
+        if port.link.max_sectors:
+            for machine in self.machines.values():
+                for frame in machine.announcements(mac=port.link.mac, max_sectors=port.link.max_sectors):
+                    port.link.send(frame)
+
+    async def _watch(self, monitor: InterfaceMonitor) -> None:
+        async for news in monitor:
+            for port in self._ports:
+                if news.name != port.link.interface:
+                    continue
+                if isinstance(news, InterfaceGone):
+                    port.running = port.link.up = False
+                else:
+                    self._follow(port, news)
+
+    def _follow(self, port: _Port, interface: Interface) -> None:
+        """What an interface is now: its MTU, its end, its return, or another one that has taken its name."""
+        old = port.link
+        replaced = (interface.index, interface.mac) != (old.index, old.mac)
+        if replaced:
+            try:
+                port.link = Link(interface.name, role=Role.TARGET)
+            except OSError as error:  # changed again: the next news tells
+                log.warning("%s: %s", interface.name, error.strerror)
+                return
+            trio.lowlevel.notify_closing(old.socket)
+            old.close()
+        link = port.link
+        sectors = old.max_sectors
+        with contextlib.suppress(OSError):
+            link.refresh()
+        link.up = interface.up
+        announce = interface.running and (replaced or not port.running or link.max_sectors != sectors)
+        port.running = interface.running
+        if not link.max_sectors:
+            log.warning("%s: an MTU of %d holds no sector, nothing is served here", link.interface, link.mtu)
+        elif announce:
+            self._announce(port)
+
+    # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self, port: _Port) -> None:
+        batches = 0
+        while True:
+            link = port.link
+            if port.batch.max_sectors != link.max_sectors:
+                port.batch = Batch(link.max_sectors)
+            try:
+                count = port.batch.input.receive(link.descriptor, SLOTS)
+            except OSError as error:
+                if error.errno not in LINK_DOWN:
+                    raise
+                link.up = False  # told once; then the queue is empty until the interface is back
+                continue
+            if count:
+                batches += 1
+                await self._answer_batch(port, count)
+                if batches < _BATCHES_PER_CHECKPOINT:
+                    continue
+                batches = 0
+                await trio.lowlevel.checkpoint()
+            elif not self._wait_in_place(link):
+                batches = 0
+                with contextlib.suppress(trio.ClosedResourceError):  # the link was replaced
+                    await trio.lowlevel.wait_readable(link.descriptor)
+
+    def _wait_in_place(self, link: Link) -> bool:
+        """Wait a moment for the next frame without a turn of trio's loop.
+
+        True when this link has frames; False when another one has, or none in time: back to trio then.
+        """
+        descriptors = [port.link.descriptor for port in self._ports]
+        if max(descriptors) >= _SELECT_LIMIT:
+            return False
+        return link.descriptor in select.select(descriptors, (), (), _PATIENCE)[0]
+
+    async def _answer_batch(self, port: _Port, count: int) -> None:
+        port.link.rx_frames += count
+        if not port.batch.max_sectors:
+            return  # told by _follow
+        if count <= _PLAIN_FRAMES:
+            segments = self._work_plain(port, count)
+        elif (machine := self._find_run(port, count)) is not None:
+            port.batches += 1
+            await self._answer_run(port, machine, count)
+            return
+        elif count <= _MIXED_PLAIN_FRAMES:
+            segments = self._work_plain(port, count)
+        else:
+            port.batches += 1
+            segments = self._work_batch(port, count)
+        for first, end in segments:
+            await self._send(port, first, end)
+
+    async def _send(self, port: _Port, first: int, end: int) -> None:
+        """Send the answers in the slots ``first`` to ``end``."""
+        link = port.link
+        while first < end:
+            try:
+                sent = port.batch.output.send(link.descriptor, end - first, first)
+            except OSError as error:
+                link.on_send_error(error)
+                if not isinstance(error, BlockingIOError):
+                    port.dropped += end - first
+                    return
+                with trio.move_on_after(_SEND_PATIENCE) as patience, contextlib.suppress(trio.ClosedResourceError):
+                    await trio.lowlevel.wait_writable(link.descriptor)
+                if patience.cancelled_caught or link is not port.link:
+                    port.dropped += end - first
+                    return
+            else:
+                link.tx_frames += sent
+                first += sent
+
+    def _find_run(self, port: _Port, count: int) -> TargetMachine | None:
+        """Whose the whole batch is, if it is one run from one initiator: the common batch of a fast one.
+
+        The first frame is looked at closely; the others only have to differ from it by nothing but tag and LBA.
+        """
+        batch = port.batch
+        to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(batch.headers)
+        machine = self._by_word.get(word)
+        if (
+            machine is None
+            or to != port.link.mac
+            or kind != _ETHERTYPE_WORD
+            or sender[0] & 1
+            or ((admitted := machine.access.admitted) is not None and sender not in admitted)
+            or not 1 <= sectors <= batch.max_sectors
+            or (lba & 0xFFFF_FFFF) + count * sectors > 0xFFFF_FFFF  # the steps do not carry
+        ):
+            return None
+        rows = batch.rows[:count]
+        if (((rows[:, :5] - _run_steps(sectors)[:count]) ^ rows[0, :5]) & _RUN_MASK).any():
+            return None
+        needed = ATA_BYTES + (sectors * SECTOR_BYTES if opcode & _WRITE_BIT else 0)
+        return machine if int(batch.input.length[:count].min()) >= needed else None
+
+    async def _answer_run(self, port: _Port, machine: TargetMachine, count: int) -> None:
+        """Work and answer a run in parts, so that the initiator works on the first while we do the second."""
+        batch, mac = port.batch, port.link.mac
+        _, sender, _, _, _, flags, _, sectors, opcode, lba = _REQUEST.unpack_from(batch.headers)
+        lba &= (1 << 48) - 1
+        size = sectors * SECTOR_BYTES
+        batch.lay_out(size, write=bool(opcode & _WRITE_BIT))
+        macs = np.frombuffer(sender + mac + _ANSWER_START, "<u8")
+        registers = Status.DRDY << 24 | flags  # no error, no sectors left
+        part = max(_PART_FRAMES, _PART_BYTES // size)
+        for first in range(0, count, part):
+            end = min(first + part, count)
+            at = first * size
+            if not transfer(batch, machine, opcode, lba + first * sectors, first, end, at, end * size):
+                for slot in range(first, count):
+                    self._handle(port, batch.frame(slot))
+                return
+            batch.rows[first:end, 0:2] = macs
+            batch.row_words[first:end, 6] = registers
+            await self._send(port, first, end)
+
+    def _work_plain(self, port: _Port, count: int) -> list[tuple[int, int]]:
+        """The work of a few frames, one by one; what is to be sent, as (first slot, end)."""
+        batch, mac = port.batch, port.link.mac
+        batch.layout = None
+        headers = batch.headers
+        port.plain += count
+        position = 0
+        segments = []
+        for slot in range(count):
+            row = slot * ROW_BYTES
+            length = int(batch.input.length[slot])
+            to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(headers, row)
+            end = position + sectors * SECTOR_BYTES
+            machine = self._by_word.get(word)
+            if (
+                machine is None
+                or to != mac
+                or kind != _ETHERTYPE_WORD
+                or sender[0] & 1
+                or ((admitted := machine.access.admitted) is not None and sender not in admitted)
+                or not 1 <= sectors <= batch.max_sectors
+                or length < ATA_BYTES + (end - position if opcode & _WRITE_BIT else 0)
+                or not transfer(batch, machine, opcode, lba, slot, slot + 1, position, end)
+            ):
+                self._handle(port, batch.frame(slot))
+                continue
+            if opcode & _WRITE_BIT:
+                batch.output.base[slot, 1] = batch.padding_address
+                batch.output.size[slot, 1] = MIN_FRAME_BYTES - ATA_BYTES
+            else:
+                batch.output.base[slot, 1] = batch.to_send_address + position
+                batch.output.size[slot, 1] = end - position
+                position = end
+            headers[row : row + 6] = sender
+            headers[row + 6 : row + 12] = mac
+            headers[row + 14] = _ANSWER
+            headers[row + 25 : row + 28] = _DONE
+            headers[row + 34 : row + 36] = _RESERVED
+            segments.append((slot, slot + 1))
+        return segments if len(segments) < count else [(0, count)]
+
+    def _work_batch(self, port: _Port, count: int) -> list[tuple[int, int]]:
+        """The work of a batch; what is to be sent, as (first slot, end)."""
+        batch = port.batch
+        batch.layout = None
+        rows = batch.rows[:count]
+        registers = rows[:, 3]
+        words = rows[:, 2] & 0xFFFF_FFFF
+        sectors = registers >> 16 & 0xFF
+        opcodes = registers >> 24 & 0xFF
+        lbas = registers >> 32 | (rows[:, 4] & 0xFFFF) << 32
+        sizes = sectors * SECTOR_BYTES
+        # Not zero where a frame is not plainly ours: another destination or a group address as the source (the
+        # lowest bit of byte 6), another version or flags, no or too many sectors, too short.
+        odd = (rows[:, 0] & 0x1_FFFF_FFFF_FFFF) ^ int.from_bytes(port.link.mac, "little")
+        odd |= rows[:, 1] >> 32 ^ _ETHERTYPE_WORD
+        odd |= sectors - 1 >= batch.max_sectors  # unsigned: 0 becomes the largest number
+        odd |= batch.input.length[:count] < ATA_BYTES + sizes * (opcodes >> 4 & 1)
+        # Not zero where a frame does not continue the one before it.
+        change = (words[1:] ^ words[:-1]) | (opcodes[1:] ^ opcodes[:-1]) | (lbas[1:] - lbas[:-1] ^ sectors[:-1])
+        change |= odd[1:] | odd[:-1]
+
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        writes = opcodes & _WRITE_BIT
+        batch.output.base[:count, 1] = np.where(writes, batch.padding_address, starts + batch.to_send_address)
+        batch.output.size[:count, 1] = np.where(writes, MIN_FRAME_BYTES - ATA_BYTES, sizes)
+
+        boundaries = [*(np.flatnonzero(change) + 1).tolist(), count]
+        segments: list[tuple[int, int]] = []
+        segment = first = 0
+        for end in boundaries:
+            machine = None if odd[first] else self._by_word.get(int(words[first]))
+            if machine is None or not (
+                _admits(machine, batch, first, end)
+                and transfer(
+                    batch,
+                    machine,
+                    int(opcodes[first]),
+                    int(lbas[first]),
+                    first,
+                    end,
+                    int(starts[first]),
+                    int(ends[end - 1]),
+                    sizes,
+                )
+            ):
+                if segment < first:
+                    segments.append((segment, first))
+                segment = end
+                for slot in range(first, end):
+                    self._handle(port, batch.frame(slot))
+            first = end
+        if segment < count:
+            segments.append((segment, count))
+
+        answers = batch.row_bytes[:count]
+        answers[:, 0:6] = answers[:, 6:12]
+        answers[:, 6:12] = np.frombuffer(port.link.mac, np.uint8)
+        answers[:, 14] = _ANSWER
+        answers[:, 25:27] = 0
+        answers[:, 27] = Status.DRDY
+        answers[:, 34:36] = 0
+        return segments
+
+    def _handle(self, port: _Port, frame: bytes) -> None:
+        """Any frame, by the machines that it concerns."""
+        link = port.link
+        machine = (
+            self.machines.get(Address(int.from_bytes(frame[16:18], "big"), frame[18])) if len(frame) > 18 else None
+        )
+        for each in (machine,) if machine is not None else tuple(self.machines.values()):
+            answer = each.handle_untrusted(frame, mac=link.mac, max_sectors=link.max_sectors)
+            if isinstance(answer, FlushRequest):
+                self._flush(each, port, answer)
+            elif answer is not None and not link.send(answer):
+                port.dropped += 1
+
+    # ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _flush(self, machine: TargetMachine, port: _Port, request: FlushRequest) -> None:
+        flushes = self._flushes[machine.address]
+        if len(flushes.waiting) >= _MAX_WAITING_FLUSHES:
+            port.dropped += 1
+            return
+        flushes.waiting.append((port, request))
+        if not flushes.active:
+            flushes.active = True
+            self._nursery.start_soon(self._sync, machine, flushes, name=f"sync {machine.address}")
+
+    async def _sync(self, machine: TargetMachine, flushes: _Flushes) -> None:
+        """Sync until nobody waits.  Who comes during a sync waits for the next: his writes may have missed this one."""
+        while flushes.waiting:
+            served, flushes.waiting = flushes.waiting, []
+            failure = None
+            try:
+                await trio.to_thread.run_sync(machine.store.sync, limiter=self._limiter)
+            except OSError as error:
+                failure = error
+            for port, request in served:
+                if not port.link.send(machine.finish_flush(request, failure)):
+                    port.dropped += 1
+        flushes.active = False  # no await since the list was found empty

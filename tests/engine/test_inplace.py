@@ -1,0 +1,237 @@
+"""Waiting in place: for whom it waits, when it gives way, and who takes the frames meanwhile.
+
+Descriptors are real pipes, time is virtual, and the machines behind are fakes that say what they were asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from aoefs.protocol.ata import Identity
+from aoefs.core.initiator import Initiator
+from aoefs.engine.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
+from aoefs.net.port import Port
+from aoefs.core.tags import TagTable
+from aoefs.engine.waiting import Wait, Waiting
+from aoefs.protocol.wire import Address
+from tests.ports import open_scene
+
+
+class Pipe:
+    """Readable from :meth:`fill` to :meth:`drain`."""
+
+    def __init__(self, cleanup: ExitStack) -> None:
+        self.descriptor, self._end = os.pipe()
+        for descriptor in (self.descriptor, self._end):
+            cleanup.callback(os.close, descriptor)
+
+    def fill(self) -> None:
+        os.write(self._end, b"x")
+
+    def drain(self) -> None:
+        os.read(self.descriptor, 100)
+
+
+def make_target(*, soon: bool = True, in_flight: int = 1) -> Initiator:
+    """A target that answers ``soon``, with so many commands in flight."""
+    target = Initiator(Address(0, 0), Identity(sectors=64, serial="S", model="M", firmware="F"), TagTable(7))
+    path = target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2)
+    path.rtt.srtt = PATIENCE / 2 if soon else 2 * PATIENCE
+    target.in_flight = in_flight
+    return target
+
+
+class Bench:
+    """An InPlace with one port; ``on_frames`` is called when its frames are taken."""
+
+    def __init__(self, cleanup: ExitStack) -> None:
+        self.now = 100.0
+        self.waiting = Waiting()
+        self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
+        self.batches: list[bool] = []  # lone or not
+        self.on_frames: Callable[[], object] = lambda: None
+        self.in_place = InPlace(self, self, self.waiting, lambda: self.now)
+        cleanup.callback(self.in_place.close)
+        self.in_place.add_port(cast(Port, self.frames))
+
+    def attend(self) -> None:
+        self.in_place.attend_to(self.requests.descriptor)
+        self.in_place.loop_turned()
+
+    def wait(self, **target: Any) -> Wait:
+        wait = Wait(self.waiting)
+        if self.on_frames.__name__ == "<lambda>":
+            self.on_frames = wait.wake
+        self.in_place.wait(make_target(**target), wait)
+        return wait
+
+    # As the receiver and the shards.
+
+    def attended(self, somebody: bool) -> None:
+        """Not looked at here."""
+
+    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int:
+        assert not wake
+        self.frames.drain()
+        self.batches.append(lone)
+        return 1
+
+    def complete_in_place(self) -> None:
+        self.on_frames()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with ExitStack() as cleanup:
+        yield Bench(cleanup)
+
+
+@pytest.mark.parametrize("in_flight", [1, LONE_COMMANDS, LONE_COMMANDS + 1])
+def test_an_answer_is_waited_for_and_completed(bench: Bench, in_flight: int) -> None:
+    bench.attend()
+    bench.frames.fill()
+    assert bench.wait(in_flight=in_flight).woken
+    assert bench.batches == [in_flight <= LONE_COMMANDS]
+
+
+def test_nothing_is_waited_for_before_there_is_a_descriptor_of_requests(bench: Bench) -> None:
+    bench.frames.fill()
+    assert not bench.wait().woken
+    assert not bench.batches
+
+
+def test_a_slow_target_is_waited_for_in_the_loop(bench: Bench) -> None:
+    bench.attend()
+    bench.frames.fill()
+    assert not bench.wait(soon=False).woken
+
+
+def test_silence_ends_the_waiting(bench: Bench) -> None:
+    bench.attend()
+    assert not bench.wait().woken
+
+
+def test_another_request_ends_the_waiting_for_an_answer(bench: Bench) -> None:
+    bench.attend()
+    bench.requests.fill()
+    bench.frames.fill()
+    assert not bench.wait().woken
+    assert not bench.batches, "it goes first"
+    assert bench.in_place.next_request()
+
+
+def test_with_a_second_request_under_way_everybody_sleeps(bench: Bench) -> None:
+    bench.attend()
+    bench.waiting.asleep = 1
+    bench.frames.fill()
+    assert not bench.wait().woken
+
+
+def test_frames_are_taken_while_the_next_request_is_waited_for(bench: Bench) -> None:
+    bench.attend()
+    bench.frames.fill()
+    bench.on_frames = bench.requests.fill
+    assert bench.in_place.next_request()
+    assert bench.batches == [False]
+
+
+def test_a_task_that_was_woken_gets_its_turn_at_once(bench: Bench) -> None:
+    bench.attend()
+
+    def wake() -> None:
+        bench.waiting.ready = 1
+        bench.frames.fill()
+        bench.requests.fill()
+
+    bench.frames.fill()
+    bench.on_frames = wake
+    assert bench.in_place.next_request(), "it is there, and nobody waited for it"
+    bench.requests.drain()
+    assert not bench.in_place.next_request()
+    assert bench.in_place.others_are_ready()
+    assert len(bench.batches) == 1, "frames can wait"
+    assert not bench.wait().woken
+    assert len(bench.batches) == 1
+
+
+def test_the_loop_gets_a_turn_however_many_requests_there_are(bench: Bench) -> None:
+    bench.attend()
+    bench.requests.fill()
+    assert bench.in_place.next_request()
+    bench.now += AWAY
+    assert not bench.in_place.next_request()
+    assert bench.in_place.others_are_ready()
+    bench.in_place.loop_turned()
+    assert bench.in_place.next_request()
+
+
+def test_a_flood_of_frames_does_not_keep_the_loop_from_its_turn(bench: Bench) -> None:
+    bench.attend()
+
+    def more() -> None:
+        bench.now += AWAY / 10
+        bench.frames.fill()
+
+    bench.frames.fill()
+    bench.on_frames = more
+    assert not bench.wait().woken
+    assert 10 <= len(bench.batches) <= 11
+
+
+def test_a_port_that_was_dropped_is_not_looked_at(bench: Bench) -> None:
+    bench.attend()
+    bench.in_place.drop_port(cast(Port, bench.frames))
+    bench.frames.fill()
+    assert not bench.wait().woken
+    assert not bench.batches
+
+
+def test_more_workers_are_wanted_the_more_are_busy_up_to_a_bound(bench: Bench) -> None:
+    wanted = []
+    for bench.waiting.asleep in (0, 1, 2, 8, 1000):
+        wanted.append(bench.in_place.workers_wanted())
+    assert wanted == [1, 1, 2, 5, 8]
+
+
+# ── the receivers meanwhile ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_does(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scene() as scene:
+        scene.add_target(0, 1)
+        disk = await scene.disk(0, 1)
+        receiver = scene.engine._receiver
+        await disk.read(0, 512)
+        receiver.attended(True)
+        read: list[memoryview] = []
+
+        async def reader() -> None:
+            read.append(await disk.read(512, 512))
+
+        scene.nursery.start_soon(reader)
+        await trio.sleep(0.005)
+        assert not read
+        assert scene.port._inbox, "the answer waits for whoever attends"
+        receiver.attended(False)
+        await trio.sleep(0.005)
+        assert len(read) == 1
+
+
+async def test_a_port_may_go_while_its_receiver_sleeps(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        scene.engine._receiver.attended(True)
+        await trio.testing.wait_all_tasks_blocked()
+        scene.engine.drop_port(scene.port)
+        await trio.sleep(0.01)
+        tasks = [task.name for task in scene.nursery.child_tasks]
+        assert not [name for name in tasks if name.startswith("receiver")]

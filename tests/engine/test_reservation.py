@@ -1,0 +1,237 @@
+"""The reservation of one disk: what its list at the target is, whatever becomes of target and interfaces meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from aoefs.protocol.ata import Opcode
+from aoefs.errors import TargetError, TargetLost
+from aoefs.engine.settings import Settings
+from aoefs.protocol.wire import (
+    AoeCommand,
+    ReserveArgument,
+    ReserveCommand,
+    decode_header_untrusted,
+    decode_reserve_untrusted,
+    encode_reserve,
+)
+from tests.ports import OUR_MAC, SegmentPort, Target, open_scene, target_mac
+from tests.engine.test_engine import Announce
+
+STRANGER = target_mac(666)
+OTHER_MAC = OUR_MAC[:-1] + b"\x07"
+
+
+class Holder:
+    """The reserve list of a target, as AoEr11 describes it and vblade has it; ``seen`` is what it was told to be."""
+
+    def __init__(self, target: Target) -> None:
+        self._macs: list[bytes] = []
+        self.seen: list[ReserveArgument] = []
+        self.refused_writes = 0
+        target.answer = self.answer
+
+    @property
+    def macs(self) -> tuple[bytes, ...]:
+        return tuple(self._macs)
+
+    def set_to(self, *macs: bytes) -> None:
+        """As another host would, or a restart."""
+        self._macs[:] = macs
+
+    def answer(self, frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
+        header = decode_header_untrusted(frame)
+        mine = not self.macs or header.source in self.macs
+        if header.command == AoeCommand.ATA and not mine and frame[27] != Opcode.IDENTIFY:
+            self.refused_writes += frame[27] == Opcode.WRITE_EXT  # the READs are those that measure the path
+            return [(0.0, reply[:14] + b"\x1c\x06" + reply[16:])]
+        if header.command != AoeCommand.RESERVE:
+            return [(0.0, reply)]
+        asked = decode_reserve_untrusted(frame)
+        back = replace(header, destination=header.source, source=header.destination, flags=8)
+        if asked.command == ReserveCommand.FORCE_SET or (asked.command == ReserveCommand.SET and mine):
+            self.seen.append(asked)
+            self.set_to(*asked.macs)
+        elif asked.command == ReserveCommand.SET:
+            back = replace(back, flags=12, error=6)
+        return [(0.0, encode_reserve(back, ReserveArgument(asked.command, self.macs)))]
+
+
+async def test_it_is_held_with_all_our_macs_from_the_first_writer_to_the_last(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        scene.add_wire("seg1")
+        holder = Holder(scene.add_target())
+        reservation = (await scene.disk()).reservation
+        assert not reservation.is_due
+        await reservation.take()
+        assert set(holder.macs) == {port.mac for port in scene.engine.ports.values()}
+        assert len(holder.macs) == 2
+        await reservation.take()
+        await reservation.give_back()
+        assert len(holder.seen) == 1
+        await reservation.give_back()
+        assert not holder.macs
+        assert not reservation.is_due
+
+
+async def test_of_what_somebody_else_holds_nothing_is_changed(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        holder = Holder(scene.add_target())
+        disk = await scene.disk()
+        holder.set_to(STRANGER)
+        with pytest.raises(TargetError) as caught:
+            await disk.reservation.take()
+        assert caught.value.code == 6
+        assert holder.macs == (STRANGER,)
+        assert not holder.seen
+        assert not disk.reservation.is_due
+        assert await disk.holders() == (STRANGER,)
+
+
+async def test_a_target_that_knows_no_reservations_says_so(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        target.answer = lambda frame, reply: [
+            (0.0, reply[:14] + b"\x1c\x01" + reply[16:] if frame[19] == AoeCommand.RESERVE else reply)
+        ]
+        with pytest.raises(TargetError) as caught:
+            await (await scene.disk()).reservation.take()
+        assert caught.value.code == 1
+
+
+async def test_a_target_that_was_restarted_has_it_again_before_it_gets_io(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        await disk.reservation.take()
+        target.silent = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.write, 0, b"x" * 512)
+            await trio.sleep(4)
+            assert disk.target.suspended
+            holder.set_to()
+            target.silent = False
+            scene.wire.log.clear()
+        assert holder.macs == (OUR_MAC,)
+        (renewed,) = [at for at, _, _ in scene.wire.sent(AoeCommand.RESERVE)]
+        assert renewed < min(at for at, _ in scene.wire.ata(Opcode.WRITE_EXT))
+
+
+async def test_a_target_that_announces_itself_has_it_again(autojump_clock: MockClock) -> None:
+    """It was restarted before anybody missed it."""
+    async with open_scene() as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        await disk.reservation.take()
+        await trio.sleep(2)
+        holder.set_to()
+        target.announce()
+        await trio.sleep(0.2)
+        assert holder.macs == (OUR_MAC,)
+
+
+async def test_a_new_interface_is_on_the_list_before_it_carries_io(autojump_clock: MockClock) -> None:
+    """The target is reached by both on one segment."""
+    async with open_scene() as scene:
+        holder = Holder(scene.add_target())
+        disk = await scene.disk()
+        await disk.reservation.take()
+
+        async def keep_writing() -> None:
+            while len(disk.target.paths) < 2 or not disk.target.paths[1].answered:
+                await disk.write(0, b"x" * 512)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_writing)
+            await trio.sleep(0.01)
+            # its frame with the new list is lost the first time
+            lost: list[bytes] = []
+
+            def route(frame: bytes) -> list[tuple[float, bytes]]:
+                if frame[19] == AoeCommand.RESERVE and not lost:
+                    lost.append(frame)
+                    return []
+                return [(0.0001, frame)]
+
+            scene.wire.route = route
+            scene.engine.add_port(SegmentPort(scene.wire, scene.engine.tags, "seg1", OTHER_MAC))
+        assert lost
+        assert set(holder.macs) == {OUR_MAC, OTHER_MAC}
+        assert not holder.refused_writes
+
+
+async def test_an_interface_with_a_new_mac_keeps_the_disk_that_its_old_one_reserved(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        holder = Holder(scene.add_target())
+        disk = await scene.disk()
+        await disk.reservation.take()
+        scene.engine.drop_port(scene.port)
+        scene.engine.add_port(SegmentPort(scene.wire, scene.engine.tags, "seg0", OTHER_MAC))
+        await disk.write(0, b"x" * 512)
+        assert holder.macs == (OTHER_MAC,)
+        assert not holder.refused_writes
+        await disk.reservation.give_back()
+        assert not holder.macs
+
+
+async def test_what_could_not_be_given_back_is_given_back_when_the_target_is_there_again(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0 is down")
+    async with open_scene(Settings(deadsecs=3)) as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        await disk.reservation.take()
+        target.silent = True
+        with pytest.raises(TargetLost):
+            await disk.read(0, 512)
+        with pytest.raises(TargetLost):
+            await disk.reservation.give_back()
+        assert holder.macs == (OUR_MAC,)
+        target.silent = False
+        await trio.sleep(16)
+        assert not holder.macs
+        assert not disk.reservation.is_due
+
+
+async def test_nothing_is_given_back_to_another_disk_in_the_place_of_the_reserved_one(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0 is another disk now")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        await disk.reservation.take()
+        told = len(holder.seen)
+        target.identify_as(replace(target.machine.identity, serial="another"))
+        target.announce()
+        await trio.sleep(2)
+        assert disk is not scene.engine.disks[disk.target.address]
+        await disk.reservation.give_back()
+        assert len(holder.seen) == told
+
+
+async def test_one_that_others_took_by_force_is_left_to_them_and_io_says_so(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0: renewing the reservation failed: AoE error 6")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        await disk.reservation.take()
+        holder.set_to(STRANGER)
+        target.announce()
+        await trio.sleep(2)
+        with pytest.raises(TargetError) as caught:
+            await disk.read(0, 512)
+        assert caught.value.code == 6
+        assert holder.macs == (STRANGER,)

@@ -1,0 +1,239 @@
+"""Completion shards: where an answer is completed, when a shard starts, and what is left at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+
+from aoefs.protocol.ata import Identity
+from aoefs.errors import RequestError, TargetError, TargetLost
+from aoefs.core.initiator import Initiator
+from aoefs.core.path import Run
+from aoefs.core.request import Request
+from aoefs.engine.settings import Settings
+from aoefs.engine.shard import MAX_COMPLETIONS, Answer, Shard, Shards
+from aoefs.core.tags import Exchange, TagTable
+from aoefs.protocol.wire import SECTOR_BYTES, Address
+from tests.ports import OUR_MAC, open_scene, target_mac
+
+IDENTITY = Identity(sectors=1 << 20, serial="S", model="M", firmware="F")
+
+
+class Machines:
+    """Initiators whose runs are answered by hand."""
+
+    def __init__(self) -> None:
+        self.tags: TagTable[Run | Exchange] = TagTable(0)
+        self.ended: list[tuple[Address, RequestError | None]] = []
+        self.pumped: list[Address] = []
+
+    def make(self, shelf: int, slot: int, *, step: int = 2) -> Initiator:
+        target = Initiator(Address(shelf, slot), IDENTITY, self.tags)
+        target.set_bufcnt(64)
+        path = target.add_path(None, "seg0", (OUR_MAC, target_mac(0)), step)
+        path.window.size = 64
+        return target
+
+    def answer(self, target: Initiator, commands: int = 1, error: RequestError | None = None) -> Answer:
+        """Answers to all commands of a new read, received and not yet completed."""
+        buffer = memoryview(bytearray(commands * 2 * SECTOR_BYTES))
+        request = Request(0, commands * 2, buffer, write=False, on_end=lambda ended: self._end(target, ended))
+        target.submit(request, 0.0)
+        run = target.next_run(0.0)
+        assert run is not None
+        assert run.count == commands
+        assert target.receive(run, 0, commands, 0.1)
+        return Answer(target, run, 0, commands, error)
+
+    def _end(self, target: Initiator, request: Request) -> None:
+        self.ended.append((target.address, request.error))
+
+    def pump(self, target: Initiator) -> None:
+        self.pumped.append(target.address)
+
+
+async def settle() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.fixture
+def machines() -> Machines:
+    return Machines()
+
+
+async def test_only_shard_0_runs_from_the_start(autojump_clock: trio.testing.MockClock, machines: Machines) -> None:
+    await trio.sleep(7)
+    async with trio.open_nursery() as nursery:
+        shards = Shards(4, nursery, machines.pump)
+        assert [shard.active for shard in shards.statistics()] == [True, False, False, False]
+        assert [shard.started_at for shard in shards.statistics()] == [7.0, None, None, None]
+        await settle()
+        assert len(nursery.child_tasks) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_another_shard_starts_by_the_first_answer_for_it_which_shard_0_completes(
+    autojump_clock: trio.testing.MockClock, machines: Machines
+) -> None:
+    target = machines.make(1, 2)
+    async with trio.open_nursery() as nursery:
+        shards = Shards(4, nursery, machines.pump)
+        await trio.sleep(3)
+        shards.put(machines.answer(target))
+        assert [shard.queued for shard in shards.statistics()] == [1, 0, 0, 0]
+        assert not shards.statistics()[3].active, "started only after shard 0 completed the answer"
+        await settle()
+        assert machines.ended == [(target.address, None)]
+        assert [shard.active for shard in shards.statistics()] == [True, False, False, True]
+        assert shards.statistics()[3].started_at == 3.0
+        assert [shard.completed for shard in shards.statistics()] == [1, 0, 0, 0]
+        shards.put(machines.answer(target, 5))
+        await settle()
+        assert [shard.completed for shard in shards.statistics()] == [1, 0, 0, 5]
+        assert [shard.batches for shard in shards.statistics()] == [1, 0, 0, 1]
+        assert len(nursery.child_tasks) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_batch_of_shard_0_starts_every_shard_that_it_met(machines: Machines) -> None:
+    targets = [machines.make(0, slot) for slot in range(6)]
+    async with trio.open_nursery() as nursery:
+        shards = Shards(3, nursery, machines.pump)
+        for target in targets:
+            shards.put(machines.answer(target))
+        assert shards.statistics()[0].longest_queue == 6
+        await settle()
+        assert all(shard.active for shard in shards.statistics())
+        assert [shard.completed for shard in shards.statistics()] == [6, 0, 0]
+        assert [address for address, _ in machines.ended] == [target.address for target in targets], "in order"
+        assert len(nursery.child_tasks) == 3, "no shard is started twice"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_shard_yields_after_a_bounded_batch(machines: Machines) -> None:
+    flood, neighbour = machines.make(0, 0), machines.make(0, 1)
+    async with trio.open_nursery() as nursery:
+        shards = Shards(2, nursery, machines.pump)
+        shards.put(machines.answer(neighbour))  # starts shard 1
+        await settle()
+        machines.ended.clear()
+        entries = 3 * MAX_COMPLETIONS // 64
+        for _ in range(entries):
+            shards.put(machines.answer(flood, 64))
+        shards.put(machines.answer(neighbour))
+        turns: list[int] = []
+
+        async def watch() -> None:
+            while len(machines.ended) <= entries:
+                turns.append(len(machines.ended))
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(watch)
+        await settle()
+        addresses = [address for address, _ in machines.ended]
+        assert addresses.index(neighbour.address) <= 2 * MAX_COMPLETIONS // 64, "served before the flood was over"
+        assert len(addresses) == entries + 1
+        assert len(turns) >= 2, "other tasks ran between the batches"
+        statistics = shards.statistics()[0]
+        assert (statistics.completed, statistics.batches) == (64 * entries + 1, 1 + 3)
+        assert statistics.longest_queue == entries
+        nursery.cancel_scope.cancel()
+
+
+def test_a_batch_ends_with_the_entry_that_reaches_the_bound(machines: Machines) -> None:
+    target = machines.make(0, 0)
+    shard = Shard(0, machines.pump)
+    for _ in range(MAX_COMPLETIONS + 10):
+        shard.put(machines.answer(target))
+    shard.complete_batch()
+    assert shard.completed == MAX_COMPLETIONS
+    assert len(shard.queue) == 10
+    shard.complete_batch()
+    assert (shard.completed, shard.batches, len(shard.queue)) == (MAX_COMPLETIONS + 10, 2, 0)
+
+
+def test_a_refusal_fails_its_request_and_sends_what_that_freed(machines: Machines) -> None:
+    target = machines.make(0, 0, step=1)
+    error = TargetError(3)
+    request_error = machines.answer(machines.make(0, 5, step=2), error=error)
+    shard = Shard(0, machines.pump)
+    shard.put(request_error)
+    shard.put(machines.answer(machines.make(0, 6)))
+    shard.complete_batch()
+    assert machines.ended == [(Address(0, 5), error), (Address(0, 6), None)]
+    assert machines.pumped == [Address(0, 5)]
+    assert target.errors == 0
+    assert shard.completed == 2
+
+
+def test_a_flush_fails_what_waits_in_every_queue(machines: Machines) -> None:
+    shard = Shard(0, machines.pump)
+    for slot in range(3):
+        shard.put(machines.answer(machines.make(0, slot)))
+    shard.flush()
+    assert [type(error) for _, error in machines.ended] == [TargetLost] * 3
+    assert not shard.queue
+    assert shard.completed == 0
+
+
+async def test_the_engine_flushes_the_queues_when_it_stops(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    errors: list[BaseException] = []
+    queued: list[int] = []
+
+    async with trio.open_nursery() as nursery, open_scene(Settings(shards=2)) as scene:
+        scene.add_target()
+        disk = await scene.disk()
+
+        class StopOnceQueued(trio.abc.Instrument):
+            def after_task_step(self, task: trio.lowlevel.Task) -> None:
+                """The receiver's step queues an answer; no shard has had a step since."""
+                if not queued and (count := sum(shard.queued for shard in scene.engine.statistics().shards)):
+                    queued.append(count)
+                    scene.engine.stop()
+
+        trio.lowlevel.add_instrument(StopOnceQueued())
+
+        async def read() -> None:
+            try:
+                await disk.read(0, 1024)
+            except RequestError as error:
+                errors.append(error)
+
+        nursery.start_soon(read)
+        await trio.sleep(0.01)  # not until the next query, which would find its port closed
+        assert queued == [1]
+        assert [type(error) for error in errors] == [TargetLost]
+        assert not any(shard.queued or shard.completed for shard in scene.engine.statistics().shards)
+        assert scene.engine.statistics().targets[0].in_flight == 0
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        [Address(0, slot) for slot in range(36)],
+        [Address(shelf, 0) for shelf in range(36)],
+        [Address(7 + index // 6, index % 6 * 6) for index in range(36)],
+    ],
+    ids=["one shelf", "every shelf with slot 0", "six shelves"],
+)
+async def test_36_targets_spread_evenly(
+    autojump_clock: trio.testing.MockClock, machines: Machines, addresses: list[Address]
+) -> None:
+    targets = [machines.make(*address) for address in addresses]
+    async with trio.open_nursery() as nursery:
+        shards = Shards(6, nursery, machines.pump)
+        for target in targets:  # starts all of them
+            shards.put(machines.answer(target))
+        await settle()
+        for target in targets:
+            shards.put(machines.answer(target))
+        assert [shard.queued for shard in shards.statistics()] == [6] * 6
+        await settle()
+        assert [shard.completed for shard in shards.statistics()] == [36 + 6, 6, 6, 6, 6, 6]
+        assert Counter(address for address, _ in machines.ended) == dict.fromkeys(addresses, 2)
+        nursery.cancel_scope.cancel()

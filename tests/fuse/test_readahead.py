@@ -1,0 +1,121 @@
+"""Reading ahead in the daemon: what is foreseen, what may be used, and how much is held."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from trio.testing import MockClock
+
+from aoefs.engine.disk import Disk
+from aoefs.fuse.readahead import CHUNK_BYTES, DEPTH, MAX_CHUNKS, ReadAhead, ReadAheads
+from tests.ports import Scene, Target, open_scene
+
+KERNEL = 128 << 10  # bytes of one request of a kernel that reads ahead so little
+SIZE = 8 << 20
+
+
+@asynccontextmanager
+async def open_disk() -> AsyncIterator[tuple[Scene, Target, Disk, ReadAheads]]:
+    async with open_scene(max_sectors=128) as scene:
+        target = scene.add_target(0, 1, sectors=SIZE // 512, max_sectors=128, bufcnt=64)
+        disk = await scene.disk(0, 1)
+        await trio.sleep(2)
+        yield scene, target, disk, ReadAheads(scene.nursery)
+
+
+async def in_order(ahead: ReadAhead, disk: Disk, target: Target, first: int, count: int) -> None:
+    """Read ``count`` requests of the kernel from the ``first`` on, and let what is read ahead come."""
+    for number in range(first, first + count):
+        offset = number * KERNEL
+        assert await ahead.read(offset, KERNEL, SIZE) == target.data[offset : offset + KERNEL]
+    await trio.sleep(0.05)
+
+
+async def test_what_is_read_in_order_is_read_ahead(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        await in_order(ahead, disk, target, 0, 3)
+        assert all_handles.chunks == DEPTH
+        reads = disk.target.reads
+        await in_order(ahead, disk, target, 3, 8)
+        assert disk.target.reads - reads <= 2, "eight requests were there, one or two more chunks were asked for"
+
+
+async def test_the_whole_of_a_disk_is_right_to_its_end(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        await in_order(ahead, disk, target, 0, SIZE // KERNEL)
+        ahead.drop()
+        assert all_handles.chunks == 0
+        assert disk.target.read_bytes < SIZE + 2 * CHUNK_BYTES, "little was read twice"
+
+
+async def test_nothing_is_read_ahead_of_reads_without_order(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        for number in (5, 40, 11, 60, 2, 33):
+            await in_order(ahead, disk, target, number, 1)
+        assert (all_handles.chunks, disk.target.read_bytes) == (0, 6 * KERNEL)
+
+
+async def test_two_requests_that_overtake_each_other_are_in_order_all_the_same(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        for number in (0, 2, 1, 4, 3):
+            await in_order(ahead, disk, target, number, 1)
+        assert all_handles.chunks
+
+
+async def test_a_write_is_seen_by_the_next_read_whatever_was_read_ahead(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        await in_order(ahead, disk, target, 0, 3)
+        await disk.write(3 * KERNEL + 7, b"new")
+        assert bytes((await ahead.read(3 * KERNEL, KERNEL, SIZE))[7:10]) == b"new"
+        await in_order(ahead, disk, target, 4, 8)
+
+
+async def test_what_was_asked_for_during_a_write_is_not_used(autojump_clock: MockClock) -> None:
+    async with open_disk() as (scene, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        await in_order(ahead, disk, target, 0, 2)
+        answer = target.answer
+        target.answer = lambda frame, reply: [(0.004, reply)] if frame[27] in (0x30, 0x34) else answer(frame, reply)
+        scene.nursery.start_soon(disk.write, 4 * KERNEL, b"new")
+        await trio.sleep(0.0005)
+        assert await ahead.read(2 * KERNEL, KERNEL, SIZE) == target.data[2 * KERNEL : 3 * KERNEL]
+        await trio.sleep(0.05)
+        assert bytes((await ahead.read(4 * KERNEL, KERNEL, SIZE))[:3]) == b"new"
+
+
+async def test_an_error_ahead_is_nobodys_error(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        await in_order(ahead, disk, target, 0, 3)
+        target.data[:] = b"\xaa" * SIZE
+        disk.generation += 1
+        answer = target.answer
+        bad = 10 * KERNEL
+
+        def refuse(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
+            lba = int.from_bytes(frame[28:34], "little")
+            if lba * 512 >= bad:
+                reply = reply[:27] + b"\x41" + reply[28:36] + bytes(24)
+            return answer(frame, reply)
+
+        target.answer = refuse
+        await in_order(ahead, disk, target, 3, 7)
+
+
+async def test_all_handles_together_hold_a_bounded_number_of_chunks(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        handles = [ReadAhead(disk, all_handles) for _ in range(MAX_CHUNKS // DEPTH + 5)]
+        for ahead in handles:
+            await in_order(ahead, disk, target, 0, 3)
+            assert all_handles.chunks <= MAX_CHUNKS
+        assert all_handles.chunks == MAX_CHUNKS
+        for ahead in handles:
+            ahead.drop()
+        assert all_handles.chunks == 0

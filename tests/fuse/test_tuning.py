@@ -1,0 +1,46 @@
+"""What tuning changes in this process, in one of its own; and what it does when it is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from aoefs.fuse import tuning
+
+_COUNT_PAGE_FAULTS = """
+import resource, sys
+from aoefs.fuse import tuning
+
+def page_faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "tuned":
+    tuning.keep_freed_memory()
+for turn in range(20):
+    if turn == 10:
+        before = page_faults()
+    buffers = [bytes(1 << 20).replace(b"\\0", b"x") for _ in range(4)]
+    del buffers
+print(page_faults() - before)
+"""
+
+
+def page_faults_of_ten_turns(how: str) -> int:
+    return int(subprocess.run([sys.executable, "-c", _COUNT_PAGE_FAULTS, how], capture_output=True, check=True).stdout)
+
+
+def test_buffers_of_writes_come_from_memory_that_is_there_already() -> None:
+    assert page_faults_of_ten_turns("tuned") < 100
+    assert page_faults_of_ten_turns("plain") > 1000, "this test could not fail"
+
+
+def test_a_bound_that_the_kernel_does_not_grant_leaves_things_as_they_are(tmp_path: Path) -> None:
+    background = tuning.Background(os.stat(tmp_path).st_dev)
+    assert background.complaint, "no mount of ours"
+    assert "max_background stays at the kernel's default" in background.complaint
+    background._files = {name: os.open("/dev/full", os.O_WRONLY) for name in ("max_background", "congestion_threshold")}
+    with contextlib.closing(background):
+        background.allow(tuning.MOST_BACKGROUND)
