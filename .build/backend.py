@@ -40,7 +40,7 @@ _STARTED_AT = time.time()  # what is built is as old as the sources that were re
 COMPILED = (
     "protocol/ata",
     "protocol/wire",
-    "core/initiator",
+    "core/target",
     "core/latency",
     "core/overlap",
     "core/path",
@@ -49,15 +49,15 @@ COMPILED = (
     "core/tags",
     "net/landing",
     "net/mmsg",
-    "net/port",
+    "net/link",
     "net/sending",
-    "engine/behind",
+    "engine/writebehind",
     "engine/disk",
     "engine/inplace",
     "engine/receiver",
-    "engine/running",
-    "engine/shard",
-    "engine/waiting",
+    "engine/clock",
+    "engine/shards",
+    "engine/waits",
 )
 
 

@@ -7,5 +7,5 @@ def is_compiled() -> bool:
     """The modules of the hot path run as machine code (all of them, or none), not as Python.  Imports none of them."""
     from importlib.util import find_spec
 
-    spec = find_spec("aoefs.core.initiator")
+    spec = find_spec("aoefs.core.target")
     return spec is not None and not str(spec.origin).endswith(".py")

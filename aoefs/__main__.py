@@ -2,7 +2,7 @@
 
 import sys
 
-from aoefs.cli.cli import main
+from aoefs.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

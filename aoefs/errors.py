@@ -6,7 +6,7 @@ error), ``AtaError`` (the disk answered with an ATA error), ``TargetLost`` (nobo
 package broke a contract.  ``UserError`` is a person's: one line for stderr with an exit code; ``ControlError`` one's
 who wrote to a control file.
 
-``fuse.fs`` holds the one table from these types to an errno.
+``fuse.operations`` holds the one table from these types to an errno.
 """
 
 from __future__ import annotations

@@ -16,14 +16,13 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from aoefs.protocol.ata import IDENTIFY_REGISTERS, check_result, decode_identify_untrusted, transfer_registers
-from aoefs.errors import AtaError, FrameError, RequestError, TargetError
-from aoefs.core.initiator import Initiator
 from aoefs.core.overlap import Claim
 from aoefs.core.path import Run
 from aoefs.core.request import NOTHING, Request
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.softtarget.target import MemoryStore, TargetMachine
+from aoefs.core.target import Initiator
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError
+from aoefs.protocol.ata import IDENTIFY_REGISTERS, check_result, decode_identify_untrusted, transfer_registers
 from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,
@@ -34,6 +33,7 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
     encode_ata,
 )
+from aoefs.softtarget.export import MemoryStore, TargetMachine
 from tests.segment import Segment, is_answer
 
 LATENCY = 2.0**-13  # seconds one way; a power of two, so that sums are exact
@@ -369,7 +369,7 @@ def run_address(run: Run) -> Address:
 
 
 def check_invariants(initiator: Initiator) -> None:
-    """What the docstrings of ``core.path`` and ``core.initiator`` promise to hold always."""
+    """What the docstrings of ``core.path`` and ``core.target`` promise to hold always."""
     for path in initiator.paths:
         runs = list(path.runs)
         assert path.in_flight == sum(run.flying.bit_count() for run in runs)

@@ -1,6 +1,6 @@
 """A simulated Ethernet segment for the engine under trio's virtual clock: a wire, ports on it, targets on it.
 
-Owns nothing of aoefs: :class:`SegmentPort` is a second, plain implementation of ``net.port.Port`` that builds and
+Owns nothing of aoefs: :class:`SegmentPort` is a second, plain implementation of ``net.link.Port`` that builds and
 judges every frame with ``protocol.wire`` alone, so that it honestly checks the fast one.  Delivery is by a heap of
 (time, order) and one task, hence deterministic; ``Wire.route`` is the place for faults.
 """
@@ -16,17 +16,16 @@ from dataclasses import replace
 
 import trio
 
-from aoefs.protocol.ata import FAILED, Identity, encode_identify, transfer_registers
-from aoefs.engine.disk import Disk
-from aoefs.engine.engine import Engine, open_engine
-from aoefs.core.initiator import Initiator
-from aoefs.net.landing import Entry
-from aoefs.net.link import LinkStatistics
 from aoefs.core.path import Path, Run
 from aoefs.core.request import Request
-from aoefs.engine.settings import Settings
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.softtarget.target import MemoryStore, TargetMachine
+from aoefs.core.target import Initiator
+from aoefs.engine.disk import Disk
+from aoefs.engine.engine import Engine, open_engine
+from aoefs.engine.settings import Settings
+from aoefs.net.landing import Entry
+from aoefs.net.packetsocket import LinkStatistics
+from aoefs.protocol.ata import FAILED, Identity, encode_identify, transfer_registers
 from aoefs.protocol.wire import (
     ATA_BYTES,
     BROADCAST_MAC,
@@ -43,6 +42,7 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_config,
 )
+from aoefs.softtarget.export import MemoryStore, TargetMachine
 
 OUR_MAC = bytes.fromhex("020000000001")
 DELAY = 0.0001  # seconds, one way
@@ -119,7 +119,7 @@ def run_frames(run: Run, ours: bytes) -> list[bytes]:
 
 
 class SegmentPort:
-    """``net.port.Port`` on a :class:`Wire`.  ``room`` is how many frames the "socket" takes until it is full."""
+    """``net.link.Port`` on a :class:`Wire`.  ``room`` is how many frames the "socket" takes until it is full."""
 
     def __init__(
         self,

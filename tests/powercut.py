@@ -25,11 +25,18 @@ from pathlib import Path
 
 import trio
 
+from aoefs.net.packetsocket import Link, Role
 from aoefs.protocol.ata import Opcode
-from aoefs.net.link import Link, Role
+from aoefs.protocol.wire import (
+    ATA_BYTES,
+    SECTOR_BYTES,
+    Address,
+    AoeCommand,
+    decode_ata_untrusted,
+    decode_header_untrusted,
+)
+from aoefs.softtarget.export import FlushRequest, MemoryStore, TargetMachine
 from aoefs.softtarget.server import Server
-from aoefs.softtarget.target import FlushRequest, MemoryStore, TargetMachine
-from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, Address, AoeCommand, decode_ata_untrusted, decode_header_untrusted
 
 _RECORD = struct.Struct("<QI")  # offset and length in bytes, then the data; a flush has length 0
 _FLUSHED = 0

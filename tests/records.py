@@ -17,9 +17,9 @@ from trio.testing import MockClock
 
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine
+from aoefs.engine.settings import Settings
 from aoefs.errors import RequestError
 from aoefs.status.report import status_report
-from aoefs.engine.settings import Settings
 from tests.ports import Target, open_scene, target_mac
 
 DEADSECS = 3.0

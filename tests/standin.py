@@ -24,10 +24,10 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from aoefs.host.daemon import Ready
-from aoefs.errors import UserError
-from aoefs.host.mountpoint import unmount
 from aoefs.cli.options import MountOptions
+from aoefs.errors import UserError
+from aoefs.host.background import Ready
+from aoefs.host.mountpoint import unmount
 
 WORDS = os.environ.get("STANDIN", "").split()
 DISK_BYTES = 1 << 20

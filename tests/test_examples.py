@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.cli import cli
+from aoefs.cli import main as cli
 from aoefs.cli.manual import actions, data
 from aoefs.cli.options import mount_options
 from tests.lab import COMMANDS, INITIATOR, Lab, require

@@ -1,8 +1,8 @@
 """What the commands for one target have in common: their arguments, the engine they run in, and how they find it.
 
 A companion is a thin face: it runs one async function in an engine without discovery and speaks through
-``engine.exchange``.  Here is what would else be in each of them.  One task beside the face's own: it waits for Ctrl-C,
-since an exception at any place may be lost (in a weak reference's callback, say).
+``engine.conversation``.  Here is what would else be in each of them.  One task beside the face's own: it waits for
+Ctrl-C, since an exception at any place may be lost (in a weak reference's callback, say).
 
 What holds always: nobody or more than one disk behind an address is one clear line; a MAC that appears in a message
 was heard on this wire; a person at a terminal who waits for more than a second sees for what.
@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aoefs.net import interfaces
-from aoefs.errors import FrameError, TargetError, UserError
 from aoefs.cli.options import add_interface_argument, argument_type, seconds
+from aoefs.errors import FrameError, TargetError, UserError
+from aoefs.net import netlink
 from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,
@@ -33,9 +33,9 @@ from aoefs.protocol.wire import (
 )
 
 if TYPE_CHECKING:
-    from aoefs.protocol.ata import Identity
+    from aoefs.engine.conversation import Answer, Station
     from aoefs.engine.engine import Engine
-    from aoefs.engine.exchange import Answer, Station
+    from aoefs.protocol.ata import Identity
 
 DEFAULT_SECONDS = 2.0
 PATIENCE = 1.0  # seconds until a person is told what this waits for
@@ -67,12 +67,12 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
     """Run ``face(engine, arguments)`` on the interfaces that were asked for; its exit code."""
     if not arguments.timeout:
         raise UserError("--timeout 0 waits for no answer: give some seconds", exit_code=2)
-    interfaces.require_packet_socket()
-    names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
+    netlink.require_packet_socket()
+    names = [interface.name for interface in netlink.choose(arguments.interface or ())]
 
     import trio
 
-    import aoefs.engine.exchange  # noqa: F401 (here, so that no face waits for it while its engine runs)
+    import aoefs.engine.conversation  # noqa: F401 (here, so that no face waits for it while its engine runs)
     from aoefs.engine.engine import open_engine
 
     async def main() -> int:
@@ -152,10 +152,10 @@ class Found:
 
 async def find(engine: Engine, address: Address, wait: float) -> Found:
     """The one disk behind ``address``; UserError when there is none or more than one."""
-    from aoefs.engine import exchange
+    from aoefs.engine import conversation
 
     async with patience(f"asking for {address}"):
-        answers = await exchange.find(engine, address, exchange.waits(wait))
+        answers = await conversation.find(engine, address, conversation.waits(wait))
         if not answers:
             raise nobody(engine, address, wait)
         stations = tuple(dict.fromkeys(answer.station for answer in answers))
@@ -182,12 +182,14 @@ async def _require_one_disk(engine: Engine, stations: Sequence[Station], doubled
 
 async def identify_all(engine: Engine, station: Station, wait: float) -> list[tuple[Identity, bytes]]:
     """What answers to IDENTIFY at one station, decoded and as 512 bytes; those that cannot be read are left out."""
-    from aoefs.engine import exchange
+    from aoefs.engine import conversation
     from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, decode_identify_untrusted
 
     least = ATA_BYTES + SECTOR_BYTES
     found = []
-    for answer in await exchange.ask_ata(engine, station, IDENTIFY_REGISTERS, exchange.waits(wait), least_bytes=least):
+    for answer in await conversation.ask_ata(
+        engine, station, IDENTIFY_REGISTERS, conversation.waits(wait), least_bytes=least
+    ):
         if not answer.header.is_error and not answer.frame[27] & FAILED:
             block = answer.frame[ATA_BYTES:least]
             with contextlib.suppress(FrameError):
@@ -199,10 +201,10 @@ async def command(
     engine: Engine, station: Station, kind: AoeCommand, encode: Callable[[Header], bytes], wait: float
 ) -> Answer:
     """Carry out one command; its answer, which may be an error.  UserError when there is none."""
-    from aoefs.engine import exchange
+    from aoefs.engine import conversation
 
     async with patience(f"waiting for {station.address}"):
-        answers = await exchange.ask(engine, [station], kind, encode, exchange.waits(wait))
+        answers = await conversation.ask(engine, [station], kind, encode, conversation.waits(wait))
     if not answers:
         raise UserError(
             f"{station.address} answers, but no {kind.name.lower()} command within {wait:g} s: "

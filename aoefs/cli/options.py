@@ -50,7 +50,7 @@ class MountOptions:
     ``mountpoint`` is an absolute path; ``interfaces`` are names, none meaning every usable one; ``shards`` is None for
     as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
     flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``umask`` is
-    taken from mode 0666 of the files; ``plain_loop`` turns ``fuse.turns`` off; ``pid_file`` is an absolute path;
+    taken from mode 0666 of the files; ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path;
     ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
     """
 

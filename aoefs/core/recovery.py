@@ -68,7 +68,7 @@ class RttEstimator:
     def on_timeout(self) -> None:
         """Nothing came within the RTO: double it (RFC 6298 section 5.5).
 
-        It need not grow for ever: a target that stays silent is suspended (``core.initiator``) and only asked for.
+        It need not grow for ever: a target that stays silent is suspended (``core.target``) and only asked for.
         """
         self.backoff += 1
         self.rto = min(self.rto * 2, max(MAX_BACKOFF, min(8 * self._base_rto, MAX_RTO)))

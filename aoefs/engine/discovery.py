@@ -24,6 +24,11 @@ from dataclasses import dataclass
 
 import trio
 
+from aoefs.core.path import Run
+from aoefs.core.tags import Exchange, TagTable
+from aoefs.engine.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError
+from aoefs.net.link import Port
 from aoefs.protocol.ata import (
     FAILED,
     IDENTIFY_REGISTERS,
@@ -32,11 +37,6 @@ from aoefs.protocol.ata import (
     decode_identify_untrusted,
     transfer_registers,
 )
-from aoefs.errors import AtaError, FrameError, RequestError, TargetError
-from aoefs.core.path import Run
-from aoefs.net.port import Port
-from aoefs.engine.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
-from aoefs.core.tags import Exchange, TagTable
 from aoefs.protocol.wire import (
     ATA_BYTES,
     BROADCAST_ADDRESS,

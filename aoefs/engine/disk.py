@@ -1,12 +1,12 @@
 """One disk as its users see it: read, write and flush at any byte, whatever the size.
 
 Owns nothing but the waiting: a :class:`Disk` turns byte ranges into Requests of whole sectors, holds the range of a
-write while it is carried out, and sleeps until the machine (``core.initiator``) says that a Request ended.
+write while it is carried out, and sleeps until the machine (``core.target``) says that a Request ended.
 
 What holds always:
 
 - Data or an exception: never a short read, never an acknowledged write that the target did not acknowledge, but for
-  the writes of a stream (``engine.behind``), which flush waits for.
+  the writes of a stream (``engine.writebehind``), which flush waits for.
 - Writes that overlap are carried out one after the other.  A partial sector is read, changed and written back with
   its range held, so neighbours that write into one sector at the same time lose nothing.
 - Cancelling any call is safe: nothing of it is sent any more, and a write's range is given back only when no copy of
@@ -26,17 +26,17 @@ from typing import Final, Protocol
 import numpy as np
 import trio
 
-from aoefs.protocol.ata import check_result, flush_registers
-from aoefs.engine.behind import Behind
-from aoefs.errors import AtaError, FrameError, RequestError, TargetError, TargetLost
-from aoefs.core.initiator import Initiator, State
 from aoefs.core.overlap import Claim
 from aoefs.core.path import Run
-from aoefs.net.port import Port
 from aoefs.core.request import Request
-from aoefs.engine.reservation import Reservation
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.engine.waiting import Wait, Waiting
+from aoefs.core.target import Initiator, State
+from aoefs.engine.reservation import Reservation
+from aoefs.engine.waits import Wait, Waiting
+from aoefs.engine.writebehind import Behind
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError, TargetLost
+from aoefs.net.link import Port
+from aoefs.protocol.ata import check_result, flush_registers
 from aoefs.protocol.wire import (
     SECTOR_BYTES,
     AoeCommand,

@@ -1,8 +1,8 @@
 """The engine: one trio nursery in which frames become finished requests.
 
 Owns the ports, the tags and the timer.  Tasks: a *receiver* per port (``engine.receiver``), the
-*completion shards* (``engine.shard``), the *discovery* (``engine.discovery``), one *timer* for all targets, one *watch*
-that lets the roster (``engine.roster``: which disks there are) look after them.  Everything that touches a target's
+*completion shards* (``engine.shards``), the *discovery* (``engine.discovery``), one *timer* for all targets, one
+*watch* that lets the roster (``engine.roster``: which disks there are) look after them.  Everything that touches a target's
 machine is a sync call, hence atomic under trio.
 
 The life of a read::
@@ -30,21 +30,21 @@ from dataclasses import dataclass
 
 import trio
 
-from aoefs.engine.disk import Disk
-from aoefs.errors import RequestError, TargetLost
-from aoefs.core.initiator import Initiator, State, TargetStatistics
-from aoefs.engine.inplace import InPlace
-from aoefs.net.link import LinkStatistics
 from aoefs.core.path import Run
-from aoefs.net.port import Port, SocketPort
+from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.target import Initiator, State, TargetStatistics
+from aoefs.engine.clock import PERIOD, RunningTime
+from aoefs.engine.disk import Disk
+from aoefs.engine.inplace import InPlace
 from aoefs.engine.receiver import Receiver
 from aoefs.engine.roster import Roster
-from aoefs.engine.running import PERIOD, RunningTime
 from aoefs.engine.settings import Change, Settings
-from aoefs.engine.shard import Shards, ShardStatistics
+from aoefs.engine.shards import Shards, ShardStatistics
 from aoefs.engine.strangers import Stranger
-from aoefs.core.tags import Exchange, TagTable
-from aoefs.engine.waiting import Waiting
+from aoefs.engine.waits import Waiting
+from aoefs.errors import RequestError, TargetLost
+from aoefs.net.link import Port, SocketPort
+from aoefs.net.packetsocket import LinkStatistics
 
 log = logging.getLogger("aoefs")
 
@@ -95,7 +95,7 @@ class Engine:
     # ── ports ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def open_port(self, interface: str) -> None:
-        """Speak AoE on a local interface from now on.  OSError as ``net.link.Link``."""
+        """Speak AoE on a local interface from now on.  OSError as ``net.packetsocket.Link``."""
         self.add_port(SocketPort(interface, self.tags))
 
     def add_port(self, port: Port, *, discover: bool = True) -> None:
@@ -289,9 +289,9 @@ async def open_engine(
 ) -> AsyncIterator[Engine]:
     """An engine on these interfaces; leaving the block stops its tasks and fails what still waits.
 
-    Without ``discover`` nothing asks who is there: for lone commands (``engine.exchange``).
+    Without ``discover`` nothing asks who is there: for lone commands (``engine.conversation``).
 
-    OSError as ``net.link.Link`` for the first interface that cannot be used.  An exception of the block's own
+    OSError as ``net.packetsocket.Link`` for the first interface that cannot be used.  An exception of the block's own
     leaves it as it is, not wrapped in a group.
     """
     tags: TagTable[Run | Exchange] = TagTable(secrets.randbits(31))

@@ -3,7 +3,7 @@
 A turn of the loop costs more than a disk in the same rack takes for 4 KiB: an epoll of its own to arm and to read,
 deadlines, a batch of tasks.  While nobody else has anything to do, whoever waits may as well wait itself, on one epoll
 set that holds the FUSE descriptor and the sockets of all ports.  :meth:`InPlace.wait` does so for the answer to a
-request, :meth:`InPlace.next_request` between requests (called by the stand-in of ``fuse.turns``).  While somebody
+request, :meth:`InPlace.next_request` between requests (called by the stand-in of ``fuse.workerloop``).  While somebody
 does the latter, the receivers of the ports sleep.
 
 What holds always:
@@ -23,9 +23,9 @@ import select
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from aoefs.core.initiator import Initiator
-from aoefs.net.port import Port
-from aoefs.engine.waiting import Wait, Waiting
+from aoefs.core.target import Initiator
+from aoefs.engine.waits import Wait, Waiting
+from aoefs.net.link import Port
 
 PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
 AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
@@ -43,7 +43,7 @@ class Receiver(Protocol):
 
 
 class Shards(Protocol):
-    """What is needed of :class:`engine.shard.Shards`."""
+    """What is needed of :class:`engine.shards.Shards`."""
 
     def complete_in_place(self) -> None: ...
 

@@ -17,15 +17,15 @@ from typing import Final
 
 import trio
 
-from aoefs.protocol.ata import check_result
-from aoefs.errors import AtaError, FrameError, RequestError, TargetError
-from aoefs.core.initiator import Initiator
-from aoefs.net.landing import Entry
-from aoefs.net.link import LINK_DOWN
 from aoefs.core.path import Path, Run
-from aoefs.net.port import Port
-from aoefs.engine.shard import Answer, Shards
 from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.target import Initiator
+from aoefs.engine.shards import Answer, Shards
+from aoefs.errors import AtaError, FrameError, RequestError, TargetError
+from aoefs.net.landing import Entry
+from aoefs.net.link import Port
+from aoefs.net.packetsocket import LINK_DOWN
+from aoefs.protocol.ata import check_result
 from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,

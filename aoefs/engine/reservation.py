@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from aoefs.core.target import State
 from aoefs.errors import RequestError, TargetError, TargetLost
-from aoefs.core.initiator import State
 from aoefs.protocol.wire import ErrorCode, ReserveArgument, ReserveCommand
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ from typing import Protocol
 
 import trio
 
+from aoefs.core.path import Path
+from aoefs.core.request import Memory
+from aoefs.core.target import Initiator, State
 from aoefs.engine.discovery import Discovery, Finding
 from aoefs.engine.disk import Disk, Driver
-from aoefs.errors import IdentityChanged
-from aoefs.core.initiator import Initiator, State
-from aoefs.core.path import Path
-from aoefs.net.port import Port
-from aoefs.core.request import Memory
 from aoefs.engine.settings import Change, Settings
 from aoefs.engine.strangers import REFUSED, Stranger, Strangers
+from aoefs.errors import IdentityChanged
+from aoefs.net.link import Port
 from aoefs.protocol.wire import MAX_SECTORS, Address, ConfigArgument
 
 log = logging.getLogger("aoefs")

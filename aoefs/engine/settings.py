@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from aoefs.core.target import DEFAULT_DEADSECS, DEFAULT_MAXOUT
 from aoefs.engine.disk import Disk
-from aoefs.core.initiator import DEFAULT_DEADSECS, DEFAULT_MAXOUT
 
 
 class Change(Enum):

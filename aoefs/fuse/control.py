@@ -34,10 +34,10 @@ import trio
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine
 from aoefs.errors import ControlError, TargetBusy, TargetLost
+from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address
 from aoefs.status.events import Event, EventRing
 from aoefs.status.report import target_report
 from aoefs.status.tables import printable
-from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address
 
 CONFIG_SECONDS = 1.0
 

@@ -26,24 +26,24 @@ import pyfuse3
 import trio
 
 from aoefs import __version__
-from aoefs.fuse import tuning, turns
-from aoefs.host import mountpoint
-from aoefs.net import interfaces
-from aoefs.fuse.control import Control
-from aoefs.host.daemon import LogLimit, Ready
+from aoefs.cli.options import MountOptions
+from aoefs.core.target import State
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
-from aoefs.errors import ControlError, RequestError, UserError
-from aoefs.status.events import EventRing
-from aoefs.fuse.fs import AoeOperations
-from aoefs.core.initiator import State
-from aoefs.net.interfaces import Interface, InterfaceMonitor
-from aoefs.cli.options import MountOptions
-from aoefs.fuse.readahead import ReadAheads
-from aoefs.status.report import status_report
-from aoefs.host.service import PidFile, notify
 from aoefs.engine.settings import Change, Settings
+from aoefs.errors import ControlError, RequestError, UserError
+from aoefs.fuse import tuning, workerloop
+from aoefs.fuse.control import Control
+from aoefs.fuse.operations import AoeOperations
+from aoefs.fuse.readahead import ReadAheads
+from aoefs.host import mountpoint
+from aoefs.host.background import LogLimit, Ready
+from aoefs.host.service import PidFile, notify
+from aoefs.net import netlink
+from aoefs.net.netlink import Interface, InterfaceMonitor
 from aoefs.protocol.wire import format_mac, payload_sectors
+from aoefs.status.events import EventRing
+from aoefs.status.report import status_report
 
 log = logging.getLogger("aoefs")
 
@@ -77,7 +77,7 @@ class Mount:
         options = self._options
         self._events.addFilter(LogLimit())
         self._events.listen_to(log)
-        names = [interface.name for interface in interfaces.choose(options.interfaces)]
+        names = [interface.name for interface in netlink.choose(options.interfaces)]
         async with AsyncExitStack() as stack:
             pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
@@ -94,7 +94,7 @@ class Mount:
             except OSError as error:
                 raise UserError(f"{', '.join(names)}: {error.strerror}") from None
             if options.metrics is not None:
-                from aoefs.status import metrics# only whoever asks for them needs prometheus_client
+                from aoefs.status import metrics  # only whoever asks for them needs prometheus_client
 
                 stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
             operations = AoeOperations(
@@ -109,7 +109,7 @@ class Mount:
                 reserve=options.reserve,
             )
             if not options.plain_loop:
-                turns.install(engine.in_place)
+                workerloop.install(engine.in_place)
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
             nursery = await stack.enter_async_context(trio.open_nursery())
@@ -264,7 +264,7 @@ class Mount:
         """Speak on these interfaces from now on, on every usable one if none is named; all of them or ControlError."""
         opened: list[str] = []
         try:
-            chosen = [interface.name for interface in interfaces.choose(names)]
+            chosen = [interface.name for interface in netlink.choose(names)]
             for name in chosen:
                 if name not in engine.ports:
                     engine.open_port(name)

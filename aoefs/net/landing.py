@@ -34,12 +34,12 @@ from typing import Final
 
 import numpy as np
 
-from aoefs.protocol.ata import FAILED
-from aoefs.net.link import Link
-from aoefs.net.mmsg import MessageVector, address_of, memory_at, swapped
 from aoefs.core.path import Path, Run
 from aoefs.core.request import bits
 from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.net.mmsg import MessageVector, address_of, memory_at, swapped
+from aoefs.net.packetsocket import Link
+from aoefs.protocol.ata import FAILED
 from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES
 
 SLOTS: Final = 64  # frames per system call

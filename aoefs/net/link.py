@@ -1,223 +1,116 @@
-"""One local interface that we speak AoE on: a raw packet socket with its filter, buffers and counters.
+"""A port: a link with its sending and landing halves, as the engine sees it.
 
-Owns the socket.  Frames in bulk go through ``net.landing`` and ``net.sending``, which use :attr:`Link.descriptor`
-with vectors of messages; this module keeps what both need and the plain way for a lone frame.
+:class:`Port` is what the engine needs of a local interface; :class:`SocketPort` is the real one.  Tests put a
+simulated Ethernet segment behind the same names, so everything above runs on a virtual clock.
 
-What holds always: the filter is attached before the socket is bound (no stray frame is ever queued); frames that
-this host sends are never received back (PACKET_IGNORE_OUTGOING); an initiator's link passes only answers to us, so
-that other initiators on the same wire cost nothing.
-
-Rejected: one socket for all interfaces (answers could not be tied to the link they came on before being read).
+What holds always: sending and receiving never block; only the two ``wait_*`` do.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
-import fcntl
-import os
-import socket
-import struct
-from dataclasses import dataclass
-from enum import Enum
-from types import TracebackType
+from typing import Protocol
 
-from aoefs.protocol.wire import BROADCAST_MAC, ETHERTYPE, payload_sectors
+import trio
 
-_SOL_PACKET = 263
-_PACKET_STATISTICS = 6
-_PACKET_IGNORE_OUTGOING = 23
-_SO_ATTACH_FILTER = 26
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
-
-RECEIVE_BUFFER_BYTES = 16 << 20  # 64 jumbo frames of each of 24 targets; the kernel charges twice the bytes
-SEND_BUFFER_BYTES = 4 << 20
-
-#: errno values of a send or receive that mean "the interface is gone or down", not "try again later".
-LINK_DOWN = frozenset({errno.ENETDOWN, errno.ENXIO, errno.ENODEV})
-#: errno values of a send that mean "no room now".
-LINK_FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
-
-_LD_B, _LD_H, _LD_W = 0x30, 0x28, 0x20  # BPF_LD | BPF_ABS of 1, 2, 4 bytes
-_JEQ, _JSET, _RET = 0x15, 0x45, 0x06
+from aoefs.core.path import Path, Run
+from aoefs.core.tags import Exchange, TagTable
+from aoefs.net.landing import Entry, Landing
+from aoefs.net.packetsocket import Link, LinkStatistics
+from aoefs.net.sending import Sending
 
 
-class Role(Enum):
-    """Which side of AoE a link serves; decides the socket filter."""
-
-    INITIATOR = "initiator"
-    TARGET = "target"
-
-
-def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
-    """Classic BPF as (code, jump if true, jump if false, constant); the last two instructions accept and reject."""
-    mac_high, mac_low = struct.unpack("!IH", mac)
-    broadcast_high, broadcast_low = struct.unpack("!IH", BROADCAST_MAC)
-    # (code, constant, where to go if true, where to go if false): a name, or None for the next instruction
-    steps: list[tuple[int, int, str | None, str | None]] = [
-        (_LD_H, 12, None, None),
-        (_JEQ, ETHERTYPE, None, "reject"),
-        (_LD_W, 0, None, None),
-        (_JEQ, mac_high, "ours", None),
-        (_JEQ, broadcast_high, None, "reject"),
-        (_LD_H, 4, None, None),
-        (_JEQ, broadcast_low, "flags", "reject"),
-        (_LD_H, 4, None, None),  # "ours"
-        (_JEQ, mac_low, None, "reject"),
-        (_LD_B, 14, None, None),  # "flags"
-    ]
-    labels = {"ours": 7, "flags": 9}
-    if role is Role.TARGET:
-        steps.append((_JSET, 0x08, "reject", "accept"))
-    else:
-        steps += [
-            (_JSET, 0x08, None, "reject"),
-            (_LD_B, 19, None, None),  # a config answer, or a tag that a user-space initiator made
-            (_JEQ, 1, "accept", None),
-            (_LD_B, 20, None, None),
-            (_JSET, 0x80, "accept", "reject"),
-        ]
-    labels |= {"accept": len(steps), "reject": len(steps) + 1}
-    program = []
-    for index, (code, constant, true, false) in enumerate(steps):
-        jump_true = labels[true] - index - 1 if true else 0
-        jump_false = labels[false] - index - 1 if false else 0
-        program.append((code, jump_true, jump_false, constant))
-    return [*program, (_RET, 0, 0, 0x40000), (_RET, 0, 0, 0)]
-
-
-def _attach_filter(sock: socket.socket, role: Role, mac: bytes) -> None:
-    program = b"".join(struct.pack("HBBI", *instruction) for instruction in _filter_program(role, mac))
-
-    memory = ctypes.create_string_buffer(program, len(program))
-    sock.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(memory))
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStatistics:
-    """Counters of one link since it was opened; the dropped ones were lost in this host for want of buffer."""
+class Port(Protocol):
+    """``interface`` is the link's name, ``mac`` ours, ``max_sectors`` the payload of its MTU, ``up`` its state."""
 
     interface: str
+    descriptor: int
     mac: bytes
-    mtu: int
     up: bool
-    rx_frames: int
-    rx_dropped: int
     rx_unknown: int
-    tx_frames: int
-    tx_full: int
+
+    @property
+    def max_sectors(self) -> int: ...
+
+    def send_run(self, run: Run) -> int:
+        """Put a run on the wire; how many commands went out (fewer: there is no room, see :meth:`wait_writable`)."""
+        ...
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Put a lone frame on the wire; False when it did not go."""
+        ...
+
+    def receive(self) -> tuple[int, list[Entry], list[bytes]]:
+        """See :meth:`net.landing.Landing.receive`."""
+        ...
+
+    def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
+        """See :meth:`net.landing.Landing.receive_lone`."""
+        ...
+
+    def forget(self, path: Path) -> None: ...
+
+    async def wait_readable(self) -> None: ...
+
+    async def wait_writable(self) -> None: ...
+
+    def refresh(self) -> None:
+        """The interface changed: read its MTU again."""
+        ...
+
+    def statistics(self) -> LinkStatistics: ...
+
+    def close(self) -> None: ...
 
 
-class Link:
-    """An open packet socket on one Ethernet interface.
+class SocketPort:
+    """A port on a real interface.  OSError as ``Link``."""
 
-    ``interface`` is its name, ``mtu`` in bytes, ``mac`` 6 bytes.  Raises OSError as socket(2) and bind(2) do: EPERM
-    without CAP_NET_RAW, ENODEV without such an interface.
-    """
-
-    def __init__(self, interface: str, *, role: Role = Role.INITIATOR) -> None:
+    def __init__(self, interface: str, tags: TagTable[Run | Exchange]) -> None:
+        self._link = Link(interface)
+        self._landing = Landing(self._link, tags)
+        self._sending = Sending(self._link)
         self.interface = interface
-        self.up = True
-        self.rx_frames = 0
-        self.rx_unknown = 0  # answers to nothing that we sent or still remember
-        self.tx_frames = 0
-        self.tx_full = 0  # how often the socket had no room
-        self._rx_dropped = 0
-        with contextlib.ExitStack() as undo:
-            sock = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
-            sock.setblocking(False)
-            try:
-                self.index = socket.if_nametoindex(interface)
-            except OSError as error:  # it comes without an errno
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), interface) from error
-            self.mac = self._hardware_address(sock)
-            _attach_filter(sock, role, self.mac)
-            sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-            for force, plain, size in (
-                (_SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES),
-                (_SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_BYTES),
-            ):
-                try:
-                    sock.setsockopt(socket.SOL_SOCKET, force, size)
-                except PermissionError:  # without CAP_NET_ADMIN the system's limit holds
-                    sock.setsockopt(socket.SOL_SOCKET, plain, size)
-            sock.bind((interface, ETHERTYPE))
-            self.mtu = self._read_mtu(sock)
-            undo.pop_all()
-        self.socket = sock
-        self.descriptor = sock.fileno()
-
-    def _hardware_address(self, sock: socket.socket) -> bytes:
-        answer = fcntl.ioctl(sock, 0x8927, struct.pack("16s24x", self.interface.encode()))  # SIOCGIFHWADDR
-        return answer[18:24]
-
-    def _read_mtu(self, sock: socket.socket) -> int:
-        answer = fcntl.ioctl(sock, 0x8921, struct.pack("16s24x", self.interface.encode()))  # SIOCGIFMTU
-        mtu: int = struct.unpack_from("i", answer, 16)[0]
-        return mtu
+        self.descriptor = self._link.descriptor
+        self.mac = self._link.mac
+        self.receive = self._landing.receive
+        self.receive_lone = self._landing.receive_lone
+        self.forget = self._landing.forget
+        self.send_frame = self._link.send
+        self.statistics = self._link.statistics
+        self.refresh = self._link.refresh
 
     @property
     def max_sectors(self) -> int:
-        """Sectors that a frame on this link can carry."""
-        return payload_sectors(self.mtu)
+        return self._link.max_sectors
 
-    def refresh(self) -> None:
-        """Read the MTU again; OSError when the interface is gone."""
-        self.mtu = self._read_mtu(self.socket)
+    @property
+    def up(self) -> bool:
+        return self._link.up
 
-    def send(self, *pieces: bytes | memoryview) -> bool:
-        """Send one frame made of ``pieces``; False when there was no room or the interface is down.
+    @up.setter
+    def up(self, value: bool) -> None:
+        self._link.up = value
 
-        A frame that did not go out is lost like one that the wire dropped: whoever sent it sends again.
-        """
-        try:
-            self.socket.sendmsg(pieces)
-        except OSError as error:
-            self.on_send_error(error)
-            return False
-        self.tx_frames += 1
-        return True
+    @property
+    def rx_unknown(self) -> int:
+        return self._link.rx_unknown
 
-    def on_send_error(self, error: OSError) -> None:
-        """Count a refused send; anything but "no room" and "down" is a defect and raised again."""
-        if error.errno in LINK_FULL:
-            self.tx_full += 1
-        elif error.errno in LINK_DOWN:
-            self.up = False
-        elif error.errno == errno.EMSGSIZE:  # the MTU was lowered under us
-            with contextlib.suppress(OSError):
-                self.refresh()
-        else:
-            raise error
+    @rx_unknown.setter
+    def rx_unknown(self, value: int) -> None:
+        self._link.rx_unknown = value
 
-    def statistics(self) -> LinkStatistics:
-        """A frozen picture; asking the kernel for its drop counter resets that, so it is summed here."""
-        with contextlib.suppress(OSError):
-            answer = self.socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-            self._rx_dropped += struct.unpack("II", answer)[1]
-        return LinkStatistics(
-            interface=self.interface,
-            mac=self.mac,
-            mtu=self.mtu,
-            up=self.up,
-            rx_frames=self.rx_frames,
-            rx_dropped=self._rx_dropped,
-            rx_unknown=self.rx_unknown,
-            tx_frames=self.tx_frames,
-            tx_full=self.tx_full,
-        )
+    def send_run(self, run: Run) -> int:
+        sent = self._sending.send(run)
+        if sent:
+            self._landing.expect(run)
+        return sent
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self._link.socket)
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.wait_writable(self._link.socket)
 
     def close(self) -> None:
-        self.socket.close()
-
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        trio.lowlevel.notify_closing(self._link.socket)
+        self._link.close()

@@ -15,11 +15,11 @@ from typing import Final
 
 import numpy as np
 
-from aoefs.protocol.ata import DEVICE_LBA, TRANSFERS, transfer_registers
-from aoefs.net.link import LINK_FULL, Link
-from aoefs.net.mmsg import MessageVector, address_of, swapped
 from aoefs.core.path import Path, Run
 from aoefs.core.tags import BLOCK_TAGS
+from aoefs.net.mmsg import MessageVector, address_of, swapped
+from aoefs.net.packetsocket import LINK_FULL, Link
+from aoefs.protocol.ata import DEVICE_LBA, TRANSFERS, transfer_registers
 from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
 
 _PLAIN_COMMANDS: Final = 2  # up to so many, a plain send each is faster than a vector

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from aoefs.protocol.ata import Opcode
 from aoefs.errors import FrameError
+from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument
 
 _KEY = 0xC24F00  # LBA mid and high of every SMART command, and of the status of a disk that is well

@@ -1,7 +1,7 @@
 """Who may talk to an export: the allow list, the MAC mask list and the reservation, as one question per frame.
 
 Owns the three lists of one export and the rules by which commands change two of them (AoEr11 sections 3.3 and 3.4).
-No frame, no socket: ``softtarget.target`` decodes and answers, ``softtarget.server`` asks :attr:`Access.admitted`.
+No frame, no socket: ``softtarget.export`` decodes and answers, ``softtarget.server`` asks :attr:`Access.admitted`.
 
 - The *allow list* is the administrator's: given at the start, never changed.  The wire can narrow it, never widen it.
 - The *mask list* is edited over the wire.  Who is not on one of the two, where it is not empty, hears nothing at all.

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aoefs.net.mmsg import MessageVector, address_of
-from aoefs.softtarget.target import LBA28_MASK, READ_OPCODES, WRITE_OPCODES, TargetMachine
 from aoefs.protocol.wire import ATA_BYTES, MAX_CONFIG_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
+from aoefs.softtarget.export import LBA28_MASK, READ_OPCODES, WRITE_OPCODES, TargetMachine
 
 SLOTS = 64  # frames in a batch; as many as an initiator may have on its way by our default buffer count
 ROW_BYTES = 64  # bytes per header in the table: 36 used, 8 words of 8 bytes

@@ -1,6 +1,6 @@
 """The software target on real links: many exports, each of them on every link, frames in batches.
 
-Owns the links and the tasks; what an answer looks like belongs to ``softtarget.target``.  Tasks, all in the nursery of
+Owns the links and the tasks; what an answer looks like belongs to ``softtarget.export``.  Tasks, all in the nursery of
 :meth:`Server.run`: one per link that receives, works and answers; one that hears of changes of interfaces (netlink)
 and announces the exports again; and one for each export that is being synced, whose fdatasync runs in a thread.
 
@@ -45,12 +45,12 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from aoefs.net.netlink import Interface, InterfaceGone, InterfaceMonitor
+from aoefs.net.packetsocket import LINK_DOWN, Link, Role
 from aoefs.protocol.ata import Status
-from aoefs.softtarget.batch import ROW_BYTES, SLOTS, Batch, transfer
-from aoefs.net.interfaces import Interface, InterfaceGone, InterfaceMonitor
-from aoefs.net.link import LINK_DOWN, Link, Role
-from aoefs.softtarget.target import FlushRequest, TargetMachine
 from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
+from aoefs.softtarget.batch import ROW_BYTES, SLOTS, Batch, transfer
+from aoefs.softtarget.export import FlushRequest, TargetMachine
 
 log = logging.getLogger(__name__)
 

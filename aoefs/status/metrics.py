@@ -29,11 +29,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from aoefs.core.latency import BUCKETS, lower_bound_us
 from aoefs.engine.engine import EngineStatistics
 from aoefs.errors import UserError
-from aoefs.core.latency import BUCKETS, lower_bound_us
-from aoefs.status.tables import printable
 from aoefs.protocol.wire import format_mac
+from aoefs.status.tables import printable
 
 # The histogram is coarsened to octaves, from 64 us to 67 s: three of four buckets say nothing to a dashboard, and each
 # is a series to keep for each target.

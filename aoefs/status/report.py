@@ -13,16 +13,16 @@ from typing import Any
 
 import trio
 
+from aoefs.core.latency import percentile_us
+from aoefs.core.path import PathStatistics
+from aoefs.core.target import TargetStatistics
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, EngineStatistics, open_engine
-from aoefs.errors import RequestError
-from aoefs.status.events import Event
-from aoefs.core.initiator import TargetStatistics
-from aoefs.core.latency import percentile_us
-from aoefs.net.link import LinkStatistics
-from aoefs.core.path import PathStatistics
 from aoefs.engine.strangers import RESERVED, Stranger
+from aoefs.errors import RequestError
+from aoefs.net.packetsocket import LinkStatistics
 from aoefs.protocol.wire import Address, format_mac
+from aoefs.status.events import Event
 
 ACCESS_PATIENCE = 0.5  # seconds: some targets know no masks and reservations, and say nothing when they are asked
 

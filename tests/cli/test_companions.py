@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from aoefs import is_compiled
-from aoefs.cli import cli
-from aoefs.protocol.ata import decode_identify_untrusted
+from aoefs.cli import main as cli
 from aoefs.cli.commands import doctor
 from aoefs.cli.commands.path_test import PathResult, advice, largest
 from aoefs.cli.commands.ping import Tally
+from aoefs.protocol.ata import decode_identify_untrusted
+from tests.cli.test_main import standin
 from tests.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, require, wait_until
 from tests.segment import Faults
-from tests.cli.test_cli import standin
 
 MIB = 1 << 20
 OURS = "02:ae:00:00:01:00"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.host import mountpoint
-from aoefs.cli.cli import main
 from aoefs.cli.commands import demo as demo_command
+from aoefs.cli.main import main
+from aoefs.host import mountpoint
 from tests.lab import Process, require, wait_until
 
 COMMAND = [sys.executable, "-P", "-m", "aoefs", "demo"]

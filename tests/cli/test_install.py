@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.cli import cli, manual
+from aoefs.cli import main as cli
+from aoefs.cli import manual
 from aoefs.cli.commands.install import HELPERS, RECORD
 from tests.lab import COMMANDS, require
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs import options as options_module
-from aoefs.errors import UserError
+from aoefs.cli import options as options_module
 from aoefs.cli.options import MountOptions, Parser, add_arguments, known_words, mount_options
+from aoefs.errors import UserError
 
 
 @pytest.fixture(autouse=True)

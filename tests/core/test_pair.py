@@ -14,10 +14,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from aoefs.errors import TargetLost
-from aoefs.core.initiator import State
 from aoefs.core.path import FRAME_LIFETIME
 from aoefs.core.recovery import MIN_RTO
+from aoefs.core.target import State
+from aoefs.errors import TargetLost
 from tests.pair import LATENCY, RTT, Operation, Pair, check_at_rest, check_history, stamp
 from tests.segment import Faults, Segment, is_answer, is_request, is_write
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.errors import TargetLost
 from aoefs.core.path import Path, Run
 from aoefs.core.request import Request, bits
+from aoefs.errors import TargetLost
 from aoefs.protocol.wire import Address
 
 PATH = Path(object(), "eth0", Address(0, 0), (bytes(6), bytes(6)), 2, 16)

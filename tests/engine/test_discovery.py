@@ -9,7 +9,6 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import Opcode, encode_identify
 from aoefs.engine.discovery import (
     ANSWER_WINDOW,
     HINT_PERIOD,
@@ -20,7 +19,6 @@ from aoefs.engine.discovery import (
     QUERY_PERIOD,
     SECOND_ANSWER,
 )
-from aoefs.errors import IdentityChanged, RequestError
 from aoefs.engine.settings import Change, Settings
 from aoefs.engine.strangers import (
     MAX_STRANGERS,
@@ -32,6 +30,8 @@ from aoefs.engine.strangers import (
     Stranger,
     Strangers,
 )
+from aoefs.errors import IdentityChanged, RequestError
+from aoefs.protocol.ata import Opcode, encode_identify
 from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
@@ -46,8 +46,8 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_config,
 )
-from tests.ports import DELAY, Scene, Target, live_tags, make_machine, open_scene, target_mac
 from tests.engine.test_engine import Announce
+from tests.ports import DELAY, Scene, Target, live_tags, make_machine, open_scene, target_mac
 
 ZERO = Address(0, 0)
 

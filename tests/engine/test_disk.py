@@ -8,12 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status
-from aoefs.errors import AtaError, TargetError, TargetLost
 from aoefs.engine.settings import Settings
+from aoefs.errors import AtaError, TargetError, TargetLost
+from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status
 from aoefs.protocol.wire import AoeCommand, AtaFlag, Flag, decode_ata_untrusted
-from tests.ports import DELAY, Scene, Target, open_scene, target_mac
 from tests.engine.test_engine import Announce, error_answer
+from tests.ports import DELAY, Scene, Target, open_scene, target_mac
 
 FLUSHES = (Opcode.FLUSH, Opcode.FLUSH_EXT)
 

@@ -13,11 +13,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status
 from aoefs.engine.disk import MAX_REQUEST_SECTORS, Disk
 from aoefs.engine.engine import open_engine
-from aoefs.errors import AtaError, RequestError, TargetError, TargetLost
 from aoefs.engine.settings import Change, Settings
+from aoefs.errors import AtaError, RequestError, TargetError, TargetLost
+from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status
 from aoefs.protocol.wire import (
     SECTOR_BYTES,
     Address,

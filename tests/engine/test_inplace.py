@@ -15,12 +15,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import Identity
-from aoefs.core.initiator import Initiator
-from aoefs.engine.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
-from aoefs.net.port import Port
 from aoefs.core.tags import TagTable
-from aoefs.engine.waiting import Wait, Waiting
+from aoefs.core.target import Initiator
+from aoefs.engine.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
+from aoefs.engine.waits import Wait, Waiting
+from aoefs.net.link import Port
+from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address
 from tests.ports import open_scene
 

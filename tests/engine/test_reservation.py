@@ -8,9 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import Opcode
-from aoefs.errors import TargetError, TargetLost
 from aoefs.engine.settings import Settings
+from aoefs.errors import TargetError, TargetLost
+from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import (
     AoeCommand,
     ReserveArgument,
@@ -19,8 +19,8 @@ from aoefs.protocol.wire import (
     decode_reserve_untrusted,
     encode_reserve,
 )
-from tests.ports import OUR_MAC, SegmentPort, Target, open_scene, target_mac
 from tests.engine.test_engine import Announce
+from tests.ports import OUR_MAC, SegmentPort, Target, open_scene, target_mac
 
 STRANGER = target_mac(666)
 OTHER_MAC = OUR_MAC[:-1] + b"\x07"

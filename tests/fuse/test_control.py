@@ -13,12 +13,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.fuse.control import CONFIG_SECONDS, format_event
-from aoefs.errors import ControlError
-from aoefs.status.events import Event
-from aoefs.fuse.fs import CONTROL
 from aoefs.engine.roster import FORGET_AFTER
 from aoefs.engine.settings import Change, Settings
+from aoefs.errors import ControlError
+from aoefs.fuse.control import CONFIG_SECONDS, format_event
+from aoefs.fuse.operations import CONTROL
 from aoefs.protocol.wire import (
     AoeCommand,
     ConfigArgument,
@@ -28,9 +27,10 @@ from aoefs.protocol.wire import (
     decode_config_untrusted,
     encode_config,
 )
-from tests.ports import OUR_MAC, Target
+from aoefs.status.events import Event
 from tests.engine.test_engine import Announce
-from tests.fuse.test_fs import CONTEXT, Mounted, fails, mounted
+from tests.fuse.test_operations import CONTEXT, Mounted, fails, mounted
+from tests.ports import OUR_MAC, Target
 
 QUICK = Settings(deadsecs=2.0)
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.host import mountpoint
 from aoefs.errors import UserError
+from aoefs.host import mountpoint
 from aoefs.host.mountpoint import Holder, Mount, find_mount, holders, parse_mountinfo
 from tests.lab import require, wait_until
 

@@ -16,7 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.protocol.ata import IDENTIFY_REGISTERS, Opcode, decode_identify_untrusted, flush_registers, transfer_registers
+from aoefs.protocol.ata import (
+    IDENTIFY_REGISTERS,
+    Opcode,
+    decode_identify_untrusted,
+    flush_registers,
+    transfer_registers,
+)
 from aoefs.protocol.wire import (
     BROADCAST_MAC,
     MIN_FRAME_BYTES,

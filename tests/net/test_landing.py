@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aoefs.protocol.ata import Identity, Status
-from aoefs.core.initiator import Initiator
-from aoefs.net.landing import SLOTS, Entry, Landing
-from aoefs.net.link import Link
 from aoefs.core.path import Path, Run
 from aoefs.core.request import Request
 from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.target import Initiator
+from aoefs.net.landing import SLOTS, Entry, Landing
+from aoefs.net.packetsocket import Link
+from aoefs.protocol.ata import Identity, Status
 from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.protocol.ata import Identity, transfer_registers
-from aoefs.core.initiator import Initiator
-from aoefs.net.link import Link
 from aoefs.core.path import Run
 from aoefs.core.request import Request
-from aoefs.net.sending import Sending
 from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.target import Initiator
+from aoefs.net.packetsocket import Link
+from aoefs.net.sending import Sending
+from aoefs.protocol.ata import Identity, transfer_registers
 from aoefs.protocol.wire import SECTOR_BYTES, Address, AoeCommand, Header, encode_ata
 from tests.net.test_landing import OURS, FakeLink, socket_link
 

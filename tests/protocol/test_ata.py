@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aoefs.errors import AtaError, FrameError
 from aoefs.protocol.ata import (
     IDENTIFY_BYTES,
     IDENTIFY_REGISTERS,
@@ -22,7 +23,6 @@ from aoefs.protocol.ata import (
     flush_registers,
     transfer_registers,
 )
-from aoefs.errors import AtaError, FrameError
 from aoefs.protocol.wire import (
     CLIENT_TAG_BIT,
     Address,

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.softtarget.access import MAX_MACS, Access
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, Opcode, Status, decode_identify_untrusted, flush_registers
 from aoefs.protocol.smart import Feature, smart_registers
-from aoefs.softtarget.target import MemoryStore, TargetMachine
 from aoefs.protocol.wire import (
     AoeCommand,
     ConfigArgument,
@@ -34,7 +32,9 @@ from aoefs.protocol.wire import (
     encode_mask,
     encode_reserve,
 )
-from tests.softtarget.test_target import (
+from aoefs.softtarget.access import MAX_MACS, Access
+from aoefs.softtarget.export import MemoryStore, TargetMachine
+from tests.softtarget.test_export import (
     OURS,
     READ,
     SECTORS,

@@ -21,12 +21,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aoefs.protocol.ata import Opcode, flush_registers, transfer_registers
 from aoefs.cli.commands.target import parse_export
-from aoefs.net.interfaces import list_interfaces
-from aoefs.net.link import Link, Role
-from aoefs.softtarget.server import Server
-from aoefs.softtarget.target import MemoryStore, TargetMachine
+from aoefs.net.netlink import list_interfaces
+from aoefs.net.packetsocket import Link, Role
+from aoefs.protocol.ata import Opcode, flush_registers, transfer_registers
 from aoefs.protocol.wire import (
     BROADCAST_MAC,
     ETHERTYPE,
@@ -46,6 +44,8 @@ from aoefs.protocol.wire import (
     encode_config,
     encode_reserve,
 )
+from aoefs.softtarget.export import MemoryStore, TargetMachine
+from aoefs.softtarget.server import Server
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
 
 OURS = bytes.fromhex("020000000001")

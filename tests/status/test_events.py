@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from aoefs.host import daemon
-from aoefs.host.daemon import LogLimit
+from aoefs.host import background
+from aoefs.host.background import LogLimit
 from aoefs.status.events import EventRing
 from aoefs.status.report import STATUS_EVENTS
 
@@ -28,13 +28,13 @@ class Shown(logging.Handler):
 @pytest.fixture
 def log() -> Iterator[logging.Logger]:
     """The log of aoefs as a foreground mount has it, with warnings shown; put back afterwards."""
-    handlers, level = daemon.log.handlers[:], daemon.log.level
-    daemon.log.handlers[:] = []
-    daemon.log_to(Shown())
-    daemon.log.setLevel(logging.WARNING)
-    yield daemon.log
-    daemon.log.handlers[:] = handlers
-    daemon.log.setLevel(level)
+    handlers, level = background.log.handlers[:], background.log.level
+    background.log.handlers[:] = []
+    background.log_to(Shown())
+    background.log.setLevel(logging.WARNING)
+    yield background.log
+    background.log.handlers[:] = handlers
+    background.log.setLevel(level)
 
 
 def shown(log: logging.Logger) -> list[str]:
@@ -62,7 +62,7 @@ def test_the_ring_stays_when_the_log_goes_elsewhere(log: logging.Logger) -> None
     ring = EventRing()
     ring.listen_to(log)
     log.info("before")
-    daemon.log_to(Shown())
+    background.log_to(Shown())
     log.info("after")
     assert [event.text for event in ring.picture()] == ["before", "after"]
     assert shown(log) == ["after"], "the new place decides for itself what it shows"
@@ -83,11 +83,11 @@ def test_two_limits_on_one_line_count_it_once_each(
     assert callable(announce)
     announce("failed")
     now = 0.0
-    monkeypatch.setattr("aoefs.host.daemon.time.monotonic", lambda: now)
+    monkeypatch.setattr("aoefs.host.background.time.monotonic", lambda: now)
     ring = EventRing()
     ring.addFilter(LogLimit())
     ring.listen_to(log)
-    for _ in range(daemon.LINES_PER_SECOND + 7):
+    for _ in range(background.LINES_PER_SECOND + 7):
         log.error("e0.0 failed")
     now = 1.0
     log.error("e0.0 failed")
@@ -96,4 +96,4 @@ def test_two_limits_on_one_line_count_it_once_each(
     expected = ["e0.0 failed (before this, 7 such lines were left out)", "e0.0 failed"]
     assert [event.text for event in ring.picture()][-2:] == expected
     assert shown(log)[-2:] == expected
-    assert len(ring.picture()) == daemon.LINES_PER_SECOND + 2
+    assert len(ring.picture()) == background.LINES_PER_SECOND + 2

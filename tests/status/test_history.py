@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from aoefs.status.history import LENGTH, History
 from aoefs.core.latency import bucket_of, lower_bound_us, percentile_us
+from aoefs.status.history import LENGTH, History
 from tests.records import PICTURES, statuses
 
 

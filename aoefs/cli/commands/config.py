@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
 from aoefs.errors import UserError
-from aoefs.status.tables import printable
 from aoefs.protocol.wire import (
     MAX_CONFIG_BYTES,
     AoeCommand,
@@ -20,6 +19,7 @@ from aoefs.protocol.wire import (
     decode_config_untrusted,
     encode_config,
 )
+from aoefs.status.tables import printable
 
 if TYPE_CHECKING:
     from aoefs.engine.engine import Engine

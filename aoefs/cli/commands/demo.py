@@ -34,9 +34,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from aoefs.host import mountpoint
-from aoefs.net import interfaces
 from aoefs.errors import UserError
+from aoefs.host import mountpoint
+from aoefs.net import netlink
 
 MIB = 1 << 20
 MTU = 9000
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         if _find(program) is None:
             raise UserError(f"the demo needs the command {program}: install the package {package}")
     mountpoint.require_fuse()
-    interfaces.require_packet_socket()
+    netlink.require_packet_socket()
     path = None if arguments.mountpoint is None else mountpoint.check(arguments.mountpoint)
     with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
         demo = _Demo(stack, interrupts, path, unprivileged=unprivileged)
@@ -167,7 +167,7 @@ def _find(program: str) -> str | None:
 
 
 def _aoefs() -> list[str]:
-    """This very program, whatever else is installed under its name (as ``host.daemon`` does it)."""
+    """This very program, whatever else is installed under its name (as ``host.background`` does it)."""
     root = str(Path(__file__).resolve().parents[3])
     isolation = [] if sys.path[0] == root else ["-P"]
     return [sys.executable, *isolation, "-m", "aoefs"]

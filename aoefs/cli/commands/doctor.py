@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aoefs import is_compiled
-from aoefs.host import mountpoint
-from aoefs.net import interfaces
-from aoefs.host.daemon import LOG_SOCKETS
-from aoefs.errors import UserError
 from aoefs.cli.options import add_interface_argument
+from aoefs.errors import UserError
+from aoefs.host import mountpoint
+from aoefs.host.background import LOG_SOCKETS
+from aoefs.net import netlink
 from aoefs.protocol.wire import payload_sectors
 
 _PROC, _SYS = Path("/proc"), Path("/sys")
@@ -158,7 +158,7 @@ def _capabilities() -> int:
 
 def _check_raw_ethernet() -> Iterator[Finding]:
     try:
-        interfaces.require_packet_socket()
+        netlink.require_packet_socket()
     except UserError as error:
         yield Finding("fail", "raw Ethernet", str(error))
     else:
@@ -175,13 +175,13 @@ def _check_capabilities() -> Iterator[Finding]:
 
 
 def _check_interfaces(names: tuple[str, ...] | list[str]) -> Iterator[Finding]:
-    listed = interfaces.list_interfaces()
+    listed = netlink.list_interfaces()
     wanted = names or [each.name for each in listed if each.ethernet]
     by_name = {each.name: each for each in listed}
     usable = 0
     for name in wanted:
         try:
-            interfaces.choose([name], listed)
+            netlink.choose([name], listed)
         except UserError as error:
             yield Finding(
                 "fail" if names else "warn",
@@ -205,7 +205,7 @@ def _check_interfaces(names: tuple[str, ...] | list[str]) -> Iterator[Finding]:
 
 
 def _check_buffers() -> Iterator[Finding]:
-    from aoefs.net.link import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES
+    from aoefs.net.packetsocket import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES
 
     forced = _capabilities() >> _CAP_NET_ADMIN & 1
     for name, needed in (("rmem_max", RECEIVE_BUFFER_BYTES), ("wmem_max", SEND_BUFFER_BYTES)):

@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from aoefs.host import mountpoint
 from aoefs.errors import UserError
+from aoefs.host import mountpoint
 from aoefs.status.tables import printable
 
 EVENTS_FILE = ".aoefs/events"

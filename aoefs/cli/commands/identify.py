@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from aoefs.cli import companion
 from aoefs.errors import AtaError, FrameError, TargetError, UserError
-from aoefs.status.tables import format_size, print_table, printable
 from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AtaArgument, decode_ata_untrusted
+from aoefs.status.tables import format_size, print_table, printable
 
 if TYPE_CHECKING:
-    from aoefs.protocol.ata import Identity
+    from aoefs.engine.conversation import Station
     from aoefs.engine.engine import Engine
-    from aoefs.engine.exchange import Station
+    from aoefs.protocol.ata import Identity
     from aoefs.protocol.smart import Attribute
 
 _SMART_COLUMNS = ("id", "attribute", "value", "worst", "raw")
@@ -92,7 +92,7 @@ async def _smart(
     engine: Engine, station: Station, identity: Identity, wait: float
 ) -> tuple[bool, tuple[Attribute, ...]]:
     """The verdict of the disk on itself, and its attributes (none when it tells none)."""
-    from aoefs.engine import exchange
+    from aoefs.engine import conversation
     from aoefs.protocol import smart
     from aoefs.protocol.ata import check_result
 
@@ -102,8 +102,8 @@ async def _smart(
     async def ask(feature: smart.Feature, least_bytes: int = 0) -> tuple[AtaArgument, bytes]:
         registers = smart.smart_registers(feature)
         async with companion.patience(f"waiting for {station.address}"):
-            answers = await exchange.ask_ata(
-                engine, station, registers, exchange.waits(wait), least_bytes=ATA_BYTES + least_bytes
+            answers = await conversation.ask_ata(
+                engine, station, registers, conversation.waits(wait), least_bytes=ATA_BYTES + least_bytes
             )
         what = f"SMART {feature.name.replace('_', ' ')}"
         if not answers:

@@ -11,8 +11,8 @@ import json
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.errors import UserError
 from aoefs.cli.options import argument_type
+from aoefs.errors import UserError
 from aoefs.protocol.wire import (
     AoeCommand,
     Header,

@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.errors import UserError
 from aoefs.cli.options import argument_type
-from aoefs.status.tables import print_table
+from aoefs.errors import UserError
 from aoefs.protocol.wire import (
     ATA_BYTES,
     BROADCAST_ADDRESS,
@@ -31,10 +30,11 @@ from aoefs.protocol.wire import (
     format_mac,
     payload_sectors,
 )
+from aoefs.status.tables import print_table
 
 if TYPE_CHECKING:
+    from aoefs.engine.conversation import Answer
     from aoefs.engine.engine import Engine
-    from aoefs.engine.exchange import Answer
 
 PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds after each try with one size
 _JUMBO_MTU = 9000
@@ -83,12 +83,12 @@ class PathResult:
 
 
 async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
-    from aoefs.engine import exchange
+    from aoefs.engine import conversation
 
     found: list[Answer] = []
     async with companion.patience("looking for targets"):
         for address in dict.fromkeys(arguments.targets) or [BROADCAST_ADDRESS]:
-            answers = await exchange.find(engine, address, exchange.waits(arguments.timeout))
+            answers = await conversation.find(engine, address, conversation.waits(arguments.timeout))
             if not answers and address != BROADCAST_ADDRESS:
                 raise companion.nobody(engine, address, arguments.timeout)
             found += {answer.station: answer for answer in answers}.values()
@@ -154,7 +154,7 @@ async def largest(passes: Callable[[int], Awaitable[bool]], limit: int) -> int:
 
 
 async def _measure(engine: Engine, answer: Answer) -> PathResult:
-    from aoefs.engine import exchange
+    from aoefs.engine import conversation
     from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, transfer_registers
 
     station = answer.station
@@ -166,12 +166,12 @@ async def _measure(engine: Engine, answer: Answer) -> PathResult:
 
     async def reaches(sectors: int) -> bool:
         data = bytes(sectors * SECTOR_BYTES)
-        return bool(await exchange.ask_ata(engine, station, IDENTIFY_REGISTERS, PAUSES, data))
+        return bool(await conversation.ask_ata(engine, station, IDENTIFY_REGISTERS, PAUSES, data))
 
     async def comes_back(sectors: int) -> bool:
         nonlocal refused
         registers = transfer_registers(0, sectors, write=False, lba48=False)
-        answers = await exchange.ask_ata(
+        answers = await conversation.ask_ata(
             engine, station, registers, PAUSES, least_bytes=ATA_BYTES + sectors * SECTOR_BYTES
         )
         refused = any(each.header.is_error or each.frame[27] & FAILED for each in answers)

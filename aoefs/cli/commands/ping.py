@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.errors import AtaError, RequestError, TargetError
 from aoefs.cli.options import seconds, whole
+from aoefs.errors import AtaError, RequestError, TargetError
 from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AoeCommand, decode_ata_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aoefs.engine.conversation import Answer, Station
     from aoefs.engine.engine import Engine
-    from aoefs.engine.exchange import Answer, Station
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,12 +111,12 @@ class _Pinger:
     async def _round(self, number: int) -> None:
         import trio
 
-        from aoefs.engine import exchange
+        from aoefs.engine import conversation
 
         wait = (self._arguments.timeout,)
         stations = self._stations
         if not stations:
-            answers = await exchange.find(self._engine, self._arguments.target, wait)
+            answers = await conversation.find(self._engine, self._arguments.target, wait)
             stations = self._stations = tuple(dict.fromkeys(answer.station for answer in answers))
             if not (self._arguments.read and stations):
                 for station in stations or (None,):
@@ -129,16 +129,18 @@ class _Pinger:
             self._stations = ()  # it may have another MAC now
 
     async def _probe(self, number: int, station: Station) -> None:
-        from aoefs.engine import exchange
+        from aoefs.engine import conversation
         from aoefs.protocol.ata import transfer_registers
 
         wait = (self._arguments.timeout,)
         if self._arguments.read:
             registers = transfer_registers(0, 1, write=False, lba48=False)  # LBA28: every target knows it
             least = ATA_BYTES + SECTOR_BYTES
-            answers = await exchange.ask_ata(self._engine, station, registers, wait, least_bytes=least)
+            answers = await conversation.ask_ata(self._engine, station, registers, wait, least_bytes=least)
         else:
-            answers = await exchange.ask(self._engine, [station], AoeCommand.CONFIG, exchange.encode_query, wait)
+            answers = await conversation.ask(
+                self._engine, [station], AoeCommand.CONFIG, conversation.encode_query, wait
+            )
         self._account(number, answers)
 
     def _account(self, number: int, answers: Sequence[Answer]) -> None:

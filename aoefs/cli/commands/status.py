@@ -26,9 +26,9 @@ from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from aoefs.host import mountpoint
-from aoefs.errors import UserError
 from aoefs.cli.options import seconds
+from aoefs.errors import UserError
+from aoefs.host import mountpoint
 from aoefs.status.tables import print_table
 
 INTERVAL = 1.0  # seconds from picture to picture

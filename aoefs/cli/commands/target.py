@@ -15,13 +15,13 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from aoefs.errors import UserError
-from aoefs.net.interfaces import choose, require_packet_socket
 from aoefs.cli.options import argument_type
+from aoefs.errors import UserError
+from aoefs.net.netlink import choose, require_packet_socket
 from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
 
 if TYPE_CHECKING:
-    from aoefs.net.link import Link
+    from aoefs.net.packetsocket import Link
     from aoefs.softtarget.server import Server
 
 log = logging.getLogger(__name__)
@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from aoefs import __version__
     from aoefs.softtarget.access import Access
-    from aoefs.softtarget.export import FileStore
+    from aoefs.softtarget.export import DEFAULT_BUFFER_COUNT, TargetMachine
     from aoefs.softtarget.server import Server
-    from aoefs.softtarget.target import DEFAULT_BUFFER_COUNT, TargetMachine
+    from aoefs.softtarget.store import FileStore
 
     with contextlib.ExitStack() as stack:
         stores = {}
@@ -141,7 +141,7 @@ async def _serve(server: Server, lines: Sequence[str]) -> int:
 
 def _open_link(interface: str) -> Link:
     """A link for a target; UserError where it goes wrong after every check."""
-    from aoefs.net.link import Link, Role
+    from aoefs.net.packetsocket import Link, Role
 
     try:
         return Link(interface, role=Role.TARGET)

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from aoefs.host import mountpoint
 from aoefs.errors import UserError
+from aoefs.host import mountpoint
 
 _BUSY_SECONDS = 1.0  # how long a mount may be busy without anybody using it: a loop device that is just being freed
 _FLUSH_PATIENCE_SECONDS = 2.0  # then a person is told which targets keep this waiting

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from aoefs.net.link import LINK_DOWN, Link, Role
+from aoefs.net.packetsocket import LINK_DOWN, Link, Role
 from aoefs.protocol.wire import BROADCAST_MAC, CLIENT_TAG_BIT, Address, AoeCommand, Flag, Header, encode_header, pad
 from tests.lab import INITIATOR, TARGET, Lab, both_mtus, open_packet_socket, wait_until
 

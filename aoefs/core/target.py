@@ -36,13 +36,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from aoefs.protocol.ata import Identity
-from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.core.latency import BUCKETS, bucket_of
 from aoefs.core.overlap import Claim, OverlapGuard
 from aoefs.core.path import Path, PathStatistics, Run
 from aoefs.core.request import NOTHING, Copy, Memory, Request, bits
 from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
+from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import VERSION, Address, AoeCommand, ErrorCode, Header
 
 DEFAULT_DEADSECS: Final = 180.0  # as the Linux driver's aoe_deadsecs

@@ -121,7 +121,7 @@ def _run(argv: Sequence[str]) -> int:
             arguments.all_parsers = all_parsers
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
-    from aoefs.host.daemon import log_to_stderr  # here: --help needs no logging
+    from aoefs.host.background import log_to_stderr  # here: --help needs no logging
 
     log_to_stderr(arguments.verbose)
     return _module(command or "mount").run(arguments)

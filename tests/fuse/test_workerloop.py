@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from aoefs.fuse.turns import _LowLevel, _Trio
+from aoefs.fuse.workerloop import _LowLevel, _Trio
 
 
 class FakePlace:

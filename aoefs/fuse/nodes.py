@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 
 import trio
 
+from aoefs.core.target import Initiator
 from aoefs.engine.disk import Disk
 from aoefs.errors import FrameError, IdentityChanged, RequestError
-from aoefs.core.initiator import Initiator
 from aoefs.fuse.partitions import Partition, read_table_untrusted
 from aoefs.protocol.wire import SECTOR_BYTES
 

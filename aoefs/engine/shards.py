@@ -25,9 +25,9 @@ from typing import Final, NamedTuple
 
 import trio
 
-from aoefs.errors import RequestError, TargetLost
-from aoefs.core.initiator import Initiator
 from aoefs.core.path import Run
+from aoefs.core.target import Initiator
+from aoefs.errors import RequestError, TargetLost
 from aoefs.protocol.wire import Address
 
 MAX_COMPLETIONS: Final = 1024  # commands before a checkpoint; the driver's MAXIOC (8192) is for a kernel thread

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import Opcode
-from aoefs.core.initiator import State
-from aoefs.engine.running import LATE, PERIOD, RunningTime
+from aoefs.core.target import State
+from aoefs.engine.clock import LATE, PERIOD, RunningTime
 from aoefs.engine.settings import Settings
+from aoefs.protocol.ata import Opcode
 from tests.ports import Scene, nothing_is_left, open_scene
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aoefs.errors import UserError
-from aoefs.net.interfaces import (
+from aoefs.net.netlink import (
     Interface,
     InterfaceGone,
     InterfaceMonitor,

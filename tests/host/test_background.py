@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.host import daemon
-from aoefs.host.daemon import READY_VARIABLE, LogLimit, Ready, SyslogHandler
+from aoefs.host import background
+from aoefs.host.background import READY_VARIABLE, LogLimit, Ready, SyslogHandler
 from tests import standin
 from tests.lab import COMMANDS, INITIATOR, Lab, Process, require, wait_until
 
@@ -24,11 +24,11 @@ from tests.lab import COMMANDS, INITIATOR, Lab, Process, require, wait_until
 @pytest.fixture
 def quiet_log() -> Iterator[logging.Logger]:
     """The log of aoefs, put back afterwards."""
-    handlers, level = daemon.log.handlers[:], daemon.log.level
-    daemon.log.handlers[:] = []
-    yield daemon.log
-    daemon.log.handlers[:] = handlers
-    daemon.log.setLevel(level)
+    handlers, level = background.log.handlers[:], background.log.level
+    background.log.handlers[:] = []
+    yield background.log
+    background.log.handlers[:] = handlers
+    background.log.setLevel(level)
 
 
 # ── both ends of the pipe ─────────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +66,7 @@ def test_without_a_pipe_it_is_said_on_stderr(
     announce("a hint")
     announce("an end")
     monkeypatch.delenv(READY_VARIABLE, raising=False)
-    daemon.log_to_stderr()
+    background.log_to_stderr()
     ready = Ready.from_environment()
     ready.ok()
     ready.ok("a\nhint")
@@ -81,7 +81,7 @@ def test_the_system_log_gets_one_datagram_each(tmp_path: Path, quiet_log: loggin
     assert callable(announce)
     announce("disk e0.0")
     path = str(tmp_path / "log")
-    daemon.log_to(SyslogHandler([str(tmp_path / "missing"), path]))
+    background.log_to(SyslogHandler([str(tmp_path / "missing"), path]))
     quiet_log.setLevel(logging.INFO)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(path)
@@ -92,25 +92,25 @@ def test_the_system_log_gets_one_datagram_each(tmp_path: Path, quiet_log: loggin
         assert receiver.recv(1000) == f"<30>aoefs[{os.getpid()}]: fine".encode()
     os.unlink(path)
     quiet_log.info("the log has gone, which harms nobody")
-    daemon.log_to(logging.NullHandler())
+    background.log_to(logging.NullHandler())
 
 
 def test_a_log_that_is_stuck_stops_nothing(tmp_path: Path, quiet_log: logging.Logger) -> None:
     path = str(tmp_path / "log")
-    daemon.log_to(SyslogHandler([path]))
+    background.log_to(SyslogHandler([path]))
     quiet_log.setLevel(logging.INFO)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(path)
         for _ in range(1000):
             quiet_log.info("x" * 1000)
-    daemon.log_to(logging.NullHandler())
+    background.log_to(logging.NullHandler())
 
 
 def test_a_stderr_that_has_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch, quiet_log: logging.Logger) -> None:
     stderr = io.StringIO()
     stderr.close()
     monkeypatch.setattr(sys, "stderr", stderr)
-    daemon.log_to_stderr(1)
+    background.log_to_stderr(1)
     quiet_log.info("nobody reads this")
 
 
@@ -209,7 +209,7 @@ def test_an_interrupted_command_leaves_nothing(lab: Lab, number: signal.Signals,
     started = time.monotonic()
     process.send_signal(number)
     assert process.wait(10) == 130
-    assert time.monotonic() - started < (daemon.STOP_SECONDS + 1 if "stubborn" in words else 1)
+    assert time.monotonic() - started < (background.STOP_SECONDS + 1 if "stubborn" in words else 1)
     assert not processes(path)
     assert not is_mounted(lab, path)
 
@@ -237,7 +237,7 @@ def test_a_defect_after_the_mount_was_live_ends_with_code_1(lab: Lab) -> None:
 
 def test_a_flood_of_log_lines_is_cut_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("aoefs.host.daemon.time.monotonic", lambda: now)
+    monkeypatch.setattr("aoefs.host.background.time.monotonic", lambda: now)
     limit = LogLimit(lines_per_second=3)
 
     def line(text: str) -> logging.LogRecord:

@@ -1,6 +1,6 @@
 """The file system: targets and their partitions as files of a device directory, for pyfuse3.
 
-Owns inode numbers and file handles; knows no frame, tag or path.  Which files a disk has is ``fuse.views``', what
+Owns inode numbers and file handles; knows no frame, tag or path.  Which files a disk has is ``fuse.nodes``', what
 the control files mean ``fuse.control``'s.  Handlers are called by pyfuse3's workers, one task per request.
 
 What holds always:
@@ -34,10 +34,10 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
-from aoefs.engine.behind import WriteStream
-from aoefs.fuse.control import Control, ControlFile
 from aoefs.engine.disk import Disk, make_buffer
 from aoefs.engine.engine import Engine
+from aoefs.engine.settings import Change
+from aoefs.engine.writebehind import WriteStream
 from aoefs.errors import (
     AoeFsError,
     AtaError,
@@ -47,9 +47,9 @@ from aoefs.errors import (
     TargetBusy,
     TargetError,
 )
+from aoefs.fuse.control import Control, ControlFile
+from aoefs.fuse.nodes import Node, Views
 from aoefs.fuse.readahead import ReadAhead, ReadAheads
-from aoefs.engine.settings import Change
-from aoefs.fuse.views import Node, Views
 from aoefs.protocol.wire import SECTOR_BYTES, Address, ErrorCode
 
 log = logging.getLogger("aoefs")
@@ -154,8 +154,8 @@ class AoeOperations(pyfuse3.Operations):
 
     ``control`` is what ``.aoefs`` holds; ``umask`` is taken from 0666 (files) and 0777 (directories), and control
     files are never writable for others than their owner; ``direct`` bypasses the kernel's page cache; ``sync`` answers
-    no write early (``engine.behind``); ``reserve`` takes the reservation of what is opened for writing, and gives it
-    back at the last close.
+    no write early (``engine.writebehind``); ``reserve`` takes the reservation of what is opened for writing, and gives
+    it back at the last close.
     """
 
     def __init_subclass__(cls) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from aoefs.engine import exchange
+from aoefs.engine import conversation
+from aoefs.engine.conversation import FIND_SETTLE, Station, ask, ask_ata, encode_query, find, waits
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, Opcode, transfer_registers
-from aoefs.engine.exchange import FIND_SETTLE, Station, ask, ask_ata, encode_query, find, waits
 from aoefs.protocol.wire import (
     ATA_BYTES,
     BROADCAST_ADDRESS,
@@ -200,7 +200,7 @@ def test_pauses_double_and_are_the_given_time_in_all(seconds: float) -> None:
     pauses = list(waits(seconds))
     assert sum(pauses) == pytest.approx(seconds)
     assert all(pause > 0 for pause in pauses)
-    assert pauses[:-1] == [exchange.FIRST_WAIT * 2**index for index in range(len(pauses) - 1)]
+    assert pauses[:-1] == [conversation.FIRST_WAIT * 2**index for index in range(len(pauses) - 1)]
     assert len(pauses) <= 12
 
 

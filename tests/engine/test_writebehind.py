@@ -12,18 +12,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import ErrorBit, Status
-from aoefs.engine.behind import IN_ORDER, MAX_BYTES
 from aoefs.engine.disk import Disk
+from aoefs.engine.settings import Change, Settings
+from aoefs.engine.writebehind import IN_ORDER, MAX_BYTES
 from aoefs.errors import AtaError, TargetLost
 from aoefs.fuse.readahead import ReadAhead, ReadAheads
-from aoefs.engine.settings import Change, Settings
+from aoefs.protocol.ata import ErrorBit, Status
 from aoefs.protocol.wire import AoeCommand
-from tests.ports import DELAY, Target, nothing_is_left, open_scene
-from tests.segment import is_write
 from tests.engine.test_disk import flushes
 from tests.engine.test_engine import Announce, error_answer
-from tests.fuse.test_fs import Mounted, fails, mounted
+from tests.fuse.test_operations import Mounted, fails, mounted
+from tests.ports import DELAY, Target, nothing_is_left, open_scene
+from tests.segment import is_write
 
 BLOCK = 1024  # bytes: what one frame of these segments carries
 SLOW = 0.008  # seconds that the targets here may take to acknowledge a write: below the least RTO

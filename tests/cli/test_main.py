@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from aoefs import __version__, is_compiled
-from aoefs.cli import cli
-from aoefs.host import mountpoint
+from aoefs.cli import main as cli
 from aoefs.errors import UserError
+from aoefs.host import mountpoint
 from aoefs.status.tables import format_size, print_table, printable, target_row
 from tests.lab import INITIATOR, Lab, require, wait_until
 
@@ -61,7 +61,7 @@ def is_mounted(path: Path) -> bool:
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
-        f"import sys, cli.cli; code = cli.cli.main({arguments}); print(*sys.modules, file=sys.stderr); exit(code)"
+        f"import sys, cli.main; code = cli.main.main({arguments}); print(*sys.modules, file=sys.stderr); exit(code)"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout

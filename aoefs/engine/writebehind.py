@@ -20,8 +20,8 @@ What holds always:
   A write does not do for fsync: a loop device or qemu writes for many through one open file, and the next write need
   not be by him who lost the last one.
 
-Rejected: the kernel's writeback cache (see ``fuse.fs``), gathering small writes into large ones (faster still, but a
-killed process would take acknowledged data with it), answering every write early (errors come at once, to whoever
+Rejected: the kernel's writeback cache (see ``fuse.operations``), gathering small writes into large ones (faster still,
+but a killed process would take acknowledged data with it), answering every write early (errors come at once, to whoever
 does not write a stream), and large ones too (no gain was measured, and more memory is held).
 """
 
@@ -30,9 +30,9 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from aoefs.errors import RequestError
 from aoefs.core.request import Request
-from aoefs.engine.waiting import Wait, Waiting
+from aoefs.engine.waits import Wait, Waiting
+from aoefs.errors import RequestError
 
 MAX_BYTES: Final = 1 << 17
 IN_ORDER: Final = 8  # writes in order, one after another, from which they are a stream

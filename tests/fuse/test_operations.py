@@ -18,17 +18,17 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError
 from trio.testing import MockClock
 
-from aoefs.protocol.ata import ErrorBit, Status
-from aoefs.fuse.control import Control
 from aoefs.engine.disk import Disk
-from aoefs.status.events import EventRing
-from aoefs.fuse.fs import BLOCK_BYTES, CONTROL, ROOT, AoeOperations
-from aoefs.status.report import status_report
 from aoefs.engine.settings import Change, Settings
+from aoefs.fuse.control import Control
+from aoefs.fuse.operations import BLOCK_BYTES, CONTROL, ROOT, AoeOperations
+from aoefs.protocol.ata import ErrorBit, Status
 from aoefs.protocol.wire import AoeCommand, Flag
-from tests.ports import Scene, Target, nothing_is_left, open_scene, target_mac
+from aoefs.status.events import EventRing
+from aoefs.status.report import status_report
 from tests.engine.test_disk import flushes, is_flush, refuse_flush
 from tests.engine.test_engine import Announce, data_only, error_answer
+from tests.ports import Scene, Target, nothing_is_left, open_scene, target_mac
 
 CONTEXT = cast(pyfuse3.RequestContext, None)
 

@@ -1,7 +1,7 @@
 """The network interfaces of this host, asked from the kernel over rtnetlink: which there are, and what changes.
 
 Owns the rtnetlink wire format (RTM_GETLINK, RTM_NEWLINK, RTM_DELLINK and four attributes) and the rule which
-interfaces can speak AoE.  Packet sockets are ``net.link``'s.
+interfaces can speak AoE.  Packet sockets are ``net.packetsocket``'s.
 
 What holds always: an unreadable piece of a netlink message ends its own message and raises nothing; an
 :class:`InterfaceMonitor` yields only what differs from what its user knows, so that after lost messages (ENOBUFS) one

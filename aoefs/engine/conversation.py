@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import trio
 
-from aoefs.protocol.ata import FAILED
+from aoefs.core.tags import Exchange
 from aoefs.engine.engine import Engine
 from aoefs.errors import FrameError
-from aoefs.net.port import Port
-from aoefs.core.tags import Exchange
+from aoefs.net.link import Port
+from aoefs.protocol.ata import FAILED
 from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
     BROADCAST_MAC,

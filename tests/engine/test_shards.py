@@ -8,14 +8,14 @@ import pytest
 import trio
 import trio.testing
 
-from aoefs.protocol.ata import Identity
-from aoefs.errors import RequestError, TargetError, TargetLost
-from aoefs.core.initiator import Initiator
 from aoefs.core.path import Run
 from aoefs.core.request import Request
-from aoefs.engine.settings import Settings
-from aoefs.engine.shard import MAX_COMPLETIONS, Answer, Shard, Shards
 from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.target import Initiator
+from aoefs.engine.settings import Settings
+from aoefs.engine.shards import MAX_COMPLETIONS, Answer, Shard, Shards
+from aoefs.errors import RequestError, TargetError, TargetLost
+from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import SECTOR_BYTES, Address
 from tests.ports import OUR_MAC, open_scene, target_mac
 

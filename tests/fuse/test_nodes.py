@@ -14,13 +14,13 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.engine.disk import Disk
-from aoefs.fuse.fs import ROOT, TABLE_SECONDS
 from aoefs.engine.settings import Change, Settings
+from aoefs.fuse.operations import ROOT, TABLE_SECONDS
 from aoefs.protocol.wire import AoeCommand
-from tests.ports import Target, nothing_is_left
 from tests.engine.test_engine import Announce
-from tests.fuse.test_fs import CONTEXT, Listing, Mounted, fails, mounted
+from tests.fuse.test_operations import CONTEXT, Listing, Mounted, fails, mounted
 from tests.fuse.test_partitions import boot_record, entry
+from tests.ports import Target, nothing_is_left
 
 TWO = [(16, 8), (32, 100)]
 

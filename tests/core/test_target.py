@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import pytest
 
-from aoefs.protocol.ata import Identity
-from aoefs.errors import AtaError, IdentityChanged, TargetError, TargetLost
-from aoefs.core.initiator import SILENCE, SUSPEND_BACKOFF, Initiator, State
 from aoefs.core.path import FRAME_LIFETIME, Run
 from aoefs.core.recovery import INITIAL_RTO, MIN_REORDER, MIN_RTO
 from aoefs.core.request import NOTHING, Memory, Request
 from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.core.target import SILENCE, SUSPEND_BACKOFF, Initiator, State
+from aoefs.errors import AtaError, IdentityChanged, TargetError, TargetLost
+from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address, decode_header_untrusted
 from tests.pair import LATENCY, RTT, Operation, Pair, check_at_rest, check_history, check_invariants, stamp
 from tests.segment import Faults, Segment, is_answer, is_request, is_write, lba_of

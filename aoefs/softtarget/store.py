@@ -1,0 +1,120 @@
+"""Files and block devices as the store of an export.
+
+Owns the open descriptor and everything that can be wrong with a path before a target starts.  A :class:`FileStore`
+is blocking by nature: reads and writes mostly meet the page cache and are made in place, :meth:`FileStore.sync` takes
+as long as the disk does and belongs into a thread.
+
+What holds always: the size is taken once, at the open; a file that shrinks later makes reads fail (short reads), it
+never makes them return zeros.  A block device is opened exclusively for writing, so that a mounted one is refused.
+
+Rejected: O_DIRECT (small frames make small transfers, and alignment would be the initiator's problem), mmap (a
+shrunken file would kill the process with SIGBUS), and a serial number of address and host name as vblade makes it:
+it stays the same when another file is exported under that address, and an initiator would then mix two disks.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from types import TracebackType
+
+from aoefs.errors import UserError
+from aoefs.protocol.ata import LBA48_SECTORS
+from aoefs.protocol.wire import SECTOR_BYTES
+
+_BLKROGET = 0x125E
+
+
+class FileStore:
+    """An open file or block device of ``sectors`` sectors (512 bytes).
+
+    ``warning`` is a line for the person who started us, or empty.  Raises UserError when the path cannot be exported.
+    """
+
+    def __init__(self, path: str, *, read_only: bool = False, synchronous: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self.volatile = not synchronous
+        self.warning = ""
+        self.descriptor = _open(path, read_only, synchronous)
+        try:
+            size = self._examine()
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        self.sectors = min(size // SECTOR_BYTES, LBA48_SECTORS)
+        if size % SECTOR_BYTES:
+            self.warning = (
+                f"{path}: the last {size % SECTOR_BYTES} bytes are not exported:"
+                f" {size} is not a multiple of {SECTOR_BYTES}"
+            )
+
+    def _examine(self) -> int:
+        status = os.fstat(self.descriptor)
+        block_device = stat.S_ISBLK(status.st_mode)
+        if not block_device and not stat.S_ISREG(status.st_mode):
+            raise UserError(f"cannot export {self.path}: it is neither a file nor a block device")
+        if block_device and not self.read_only:
+            answer = fcntl.ioctl(self.descriptor, _BLKROGET, bytes(4))
+            if struct.unpack("i", answer)[0]:
+                raise UserError(f"cannot export {self.path}: the device is read-only; export it with --read-only")
+        # A block device has no st_size.  The same way is right for a file.
+        size = os.lseek(self.descriptor, 0, os.SEEK_END)
+        if size < SECTOR_BYTES:
+            what = "it is empty" if size == 0 else f"its {size} bytes are less than one sector of {SECTOR_BYTES}"
+            raise UserError(f"cannot export {self.path}: {what}; make it larger, such as with 'truncate -s 1G'")
+        # What tells this disk from any other that could be exported in its place later.  A device number of the file
+        # system is not among it: for many file systems it changes with every boot.
+        node = status.st_rdev if block_device else status.st_ino
+        text = f"{os.uname().nodename}\0{os.path.realpath(self.path)}\0{node}"
+        self.serial = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+        return size
+
+    def readv(self, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
+        return os.preadv(self.descriptor, buffers, offset)
+
+    def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int:
+        return os.pwritev(self.descriptor, buffers, offset)
+
+    def sync(self) -> None:
+        """Everything written is on the disk when this returns; OSError when it is not."""
+        os.fdatasync(self.descriptor)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def __enter__(self) -> FileStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open(path: str, read_only: bool, synchronous: bool) -> int:
+    flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR) | (os.O_DSYNC if synchronous else 0)
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"cannot export {path}: it is a directory; name a file or a block device")
+        if stat.S_ISBLK(mode) and not read_only:
+            flags |= os.O_EXCL  # EBUSY when it is mounted or part of something
+        # A FIFO would make open() wait for its other end.
+        return os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        hints = {
+            errno.ENOENT: "no such file; make one with 'truncate -s 1G'",
+            errno.EACCES: "permission denied; run as its owner or root"
+            + ("" if read_only else ", or use --read-only where reading is allowed"),
+            errno.EROFS: "its file system is read-only; use --read-only",
+            errno.EBUSY: "the device is in use (mounted?); unmount it, or use --read-only",
+            errno.ETXTBSY: "it is in use as a program or swap space",
+        }
+        hint = hints.get(error.errno or 0, error.strerror)
+        raise UserError(f"cannot export {path}: {hint}") from error
