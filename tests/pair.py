@@ -1,6 +1,6 @@
 """The pure core back to back with the pure target: the smallest driver that keeps the core's contract.
 
-A :class:`Pair` holds initiators, target machines and the segments between them, and a virtual ``now``.  It does what
+A :class:`Pair` holds targets, target machines and the segments between them, and a virtual ``now``.  It does what
 ``engine.engine`` and ``engine.disk`` do, frame by frame and with nothing clever: give out runs, encode, deliver, judge
 answers, receive, complete, call the timer, and ask a silent target once a second who it is.  Callbacks of the core
 never call back into it: what they cause is put among the ``calls`` of the same instant, as waking a task would.
@@ -20,7 +20,7 @@ from aoefs.core.overlap import Claim
 from aoefs.core.path import Run
 from aoefs.core.request import NOTHING, Request
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator
+from aoefs.core.target import Target
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, check_result, decode_identify_untrusted, transfer_registers
 from aoefs.protocol.wire import (
@@ -33,7 +33,7 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
     encode_ata,
 )
-from aoefs.softtarget.export import MemoryStore, TargetMachine
+from aoefs.softtarget.export import Export, MemoryStore
 from tests.segment import Segment, is_answer
 
 LATENCY = 2.0**-13  # seconds one way; a power of two, so that sums are exact
@@ -52,7 +52,7 @@ class Wire:
         self.segment = segment
         self.local = LOCAL[:5] + bytes([0x10 + number])
         self.remote = REMOTE[:5] + bytes([0x20 + number])
-        self.machines: list[TargetMachine] = []
+        self.machines: list[Export] = []
         self.max_sectors = 255
 
 
@@ -124,28 +124,28 @@ class Pair:
             Wire(f"eth{number}", segment, number)
             for number, segment in enumerate(segments or (Segment(latency=LATENCY),))
         ]
-        self.initiators: list[Initiator] = []
+        self.targets: list[Target] = []
         self.stores: list[MemoryStore] = []
         self.operations: list[list[Operation]] = [[] for _ in range(targets)]
         self.sent: list[Sent] = []
         self.strangers = 0  # frames that no command of ours waited for
         self._calls: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self._asked: dict[Initiator, Exchange] = {}
+        self._asked: dict[Target, Exchange] = {}
         for slot in range(targets):
             store = MemoryStore(sectors)
-            machine = TargetMachine(Address(0, slot), store, serial=f"disk{slot}", buffer_count=max(1, bufcnt))
-            initiator = Initiator(machine.address, machine.identity, self.tags, deadsecs=deadsecs)
-            initiator.set_bufcnt(bufcnt)
+            machine = Export(Address(0, slot), store, serial=f"disk{slot}", buffer_count=max(1, bufcnt))
+            target = Target(machine.address, machine.identity, self.tags, deadsecs=deadsecs)
+            target.set_bufcnt(bufcnt)
             for wire in self.wires:
                 wire.machines.append(machine)
-                initiator.add_path(wire, wire.name, (wire.local, wire.remote), payload)
-            self.initiators.append(initiator)
+                target.add_path(wire, wire.name, (wire.local, wire.remote), payload)
+            self.targets.append(target)
             self.stores.append(store)
 
     @property
-    def initiator(self) -> Initiator:
-        return self.initiators[0]
+    def target(self) -> Target:
+        return self.targets[0]
 
     # ── what users do ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,14 +160,14 @@ class Pair:
         operation = self._ask(lba, bytearray(data), target, write=True)
         claim = Claim(lba, lba + operation.sectors)
         claim.granted = lambda: self.call(self.now, lambda: self._submit(operation, target, claim))
-        if self.initiators[target].order.acquire(claim):
+        if self.targets[target].order.acquire(claim):
             self._submit(operation, target, claim)
         return operation
 
     def abandon(self, operation: Operation, target: int = 0) -> None:
         """The user of a read that was submitted goes away."""
         assert operation.request is not None
-        self.initiators[target].abandon(operation.request)
+        self.targets[target].abandon(operation.request)
 
     def _ask(self, lba: int, data: bytearray, target: int, *, write: bool) -> Operation:
         operation = Operation(lba, data, write=write)
@@ -175,8 +175,8 @@ class Pair:
         self.operations[target].append(operation)
         return operation
 
-    def _submit(self, operation: Operation, target: int, claim: Claim | None) -> None:
-        initiator = self.initiators[target]
+    def _submit(self, operation: Operation, number: int, claim: Claim | None) -> None:
+        target = self.targets[number]
         operation.started_at = self.now
 
         def end(request: Request) -> None:
@@ -189,15 +189,15 @@ class Pair:
         def release() -> None:
             assert claim is not None
             if self.quarantine:
-                initiator.release(claim, [request])
+                target.release(claim, [request])
             else:
-                initiator.order.release(claim)
+                target.order.release(claim)
 
         request = Request(
             operation.lba, operation.sectors, memoryview(operation.data), write=operation.write, on_end=end
         )
         operation.request = request
-        initiator.submit(request, self.now)
+        target.submit(request, self.now)
         self.pump()
 
     # ── the driver ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,8 +211,8 @@ class Pair:
         busy = True
         while busy:
             busy = False
-            for initiator in self.initiators:
-                run = initiator.next_run(self.now)
+            for target in self.targets:
+                run = target.next_run(self.now)
                 if run is not None:
                     self._send(run)
                     busy = True
@@ -220,7 +220,7 @@ class Pair:
     def _send(self, run: Run) -> None:
         wire, request = run.path.link, run.request
         assert isinstance(wire, Wire)
-        address = next(target.address for target in self.initiators if run.path in target.paths)
+        address = next(target.address for target in self.targets if run.path in target.paths)
         for index in range(run.count):
             start, sectors = run.sectors_of(index, 1)
             lba = request.lba + start
@@ -233,7 +233,7 @@ class Pair:
     def next_event(self) -> float | None:
         """When something happens next; None: never."""
         times = [wire.segment.next_delivery() for wire in self.wires]
-        times += [initiator.next_timeout() for initiator in self.initiators]
+        times += [target.next_timeout() for target in self.targets]
         times += [self._calls[0][0] if self._calls else None]
         return min((time for time in times if time is not None), default=None)
 
@@ -248,15 +248,15 @@ class Pair:
         for wire in self.wires:
             for frame in wire.segment.deliver(self.now):
                 self._deliver(wire, frame)
-        for initiator in self.initiators:
-            timeout = initiator.next_timeout()
+        for target in self.targets:
+            timeout = target.next_timeout()
             if timeout is not None and timeout <= self.now:
-                initiator.handle_timeout(self.now)
-            if initiator.is_silent and initiator.paths and initiator not in self._asked:
-                self._ask_who(initiator)
+                target.handle_timeout(self.now)
+            if target.is_silent and target.paths and target not in self._asked:
+                self._ask_who(target)
         self.pump()
-        for initiator in self.initiators:
-            check_invariants(initiator)
+        for target in self.targets:
+            check_invariants(target)
         return True
 
     def run(self, until: float = float("inf"), *, done: Iterable[Operation] = ()) -> None:
@@ -280,26 +280,26 @@ class Pair:
         bad = [operation for operation in operations if not operation.good]
         assert not bad, f"at {self.now}: {bad}"
 
-    def _ask_who(self, initiator: Initiator) -> None:
+    def _ask_who(self, target: Target) -> None:
         """IDENTIFY on all paths of a silent target, until it is not silent any more."""
 
         def on_answer(wire: Wire, frame: bytes) -> None:
-            if not initiator.is_from(wire, decode_header_untrusted(frame)):
+            if not target.is_from(wire, decode_header_untrusted(frame)):
                 raise FrameError("nobody who was asked")
-            if initiator.identity.same_disk(decode_identify_untrusted(frame[ATA_BYTES:])) and initiator.is_silent:
-                initiator.come_up(self.now)
+            if target.identity.same_disk(decode_identify_untrusted(frame[ATA_BYTES:])) and target.is_silent:
+                target.come_up(self.now)
 
         def ask() -> None:
-            if not initiator.is_silent:
-                self.tags.close(self._asked.pop(initiator))
+            if not target.is_silent:
+                self.tags.close(self._asked.pop(target))
                 return
-            for path in initiator.paths:
+            for path in target.paths:
                 assert isinstance(path.link, Wire)
-                header = Header(path.mac, path.link.local, initiator.address, AoeCommand.ATA, exchange.next_tag())
+                header = Header(path.mac, path.link.local, target.address, AoeCommand.ATA, exchange.next_tag())
                 path.link.segment.send(encode_ata(header, IDENTIFY_REGISTERS), self.now)
             self.call(self.now + QUERY_PAUSE, ask)
 
-        exchange = self._asked[initiator] = Exchange(on_answer)
+        exchange = self._asked[target] = Exchange(on_answer)
         self.tags.open(exchange)
         self.call(self.now, ask)
 
@@ -326,9 +326,9 @@ class Pair:
         if isinstance(run, Exchange):
             run.on_answer(wire, frame)
             return
-        initiator = next(target for target in self.initiators if target.address == run_address(run))
+        target = next(target for target in self.targets if target.address == run_address(run))
         index = header.tag - run.tag
-        if index >= run.count or not initiator.is_from(wire, header):
+        if index >= run.count or not target.is_from(wire, header):
             raise FrameError("nobody whom this command was sent to")
         request = run.request
         start, sectors = run.sectors_of(index, 1)
@@ -345,14 +345,14 @@ class Pair:
             if len(data) < sectors * SECTOR_BYTES:
                 raise FrameError("an answer with too few data is no answer")
             request.land(start, data)
-        if not initiator.receive(run, index, 1, self.now):
+        if not target.receive(run, index, 1, self.now):
             raise FrameError("answered before")
 
         def complete() -> None:
             if error is None:
-                initiator.complete(run, index, 1)
+                target.complete(run, index, 1)
             else:
-                initiator.refuse(run, index, error)
+                target.refuse(run, index, error)
 
         if self.shard_delay:
             self.call(self.now + self.shard_delay, complete)
@@ -368,9 +368,9 @@ def run_address(run: Run) -> Address:
 # ── what must hold ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_invariants(initiator: Initiator) -> None:
+def check_invariants(target: Target) -> None:
     """What the docstrings of ``core.path`` and ``core.target`` promise to hold always."""
-    for path in initiator.paths:
+    for path in target.paths:
         runs = list(path.runs)
         assert path.in_flight == sum(run.flying.bit_count() for run in runs)
         assert all(run.flying for run in runs), "a run without a command in flight is kept among the flying"
@@ -379,8 +379,8 @@ def check_invariants(initiator: Initiator) -> None:
         assert orders == sorted(set(orders)), "runs are kept in the order of sending"
         assert path.retransmits >= 0
         assert 1 <= path.window.size <= path.window.limit
-    assert initiator.in_flight == sum(path.in_flight for path in initiator.paths)
-    granted = initiator.order._granted
+    assert target.in_flight == sum(path.in_flight for path in target.paths)
+    granted = target.order._granted
     assert all(a.end <= b.first for a, b in itertools.pairwise(granted)), "granted ranges are disjoint"
 
 
@@ -429,13 +429,13 @@ def _sector(operation: Operation, sector: int) -> bytes:
 
 def check_at_rest(pair: Pair) -> None:
     """Nothing of what ended is left behind but tags kept for late answers."""
-    for initiator in pair.initiators:
-        assert initiator.in_flight == 0
-        assert [*initiator._fresh, *initiator._waiting, *initiator._quarantine] == []
-        assert all(request.ended for request, _, _ in initiator._again)
-        assert initiator.order.idle
-        assert initiator.next_timeout() is None
-        for path in initiator.paths:
+    for target in pair.targets:
+        assert target.in_flight == 0
+        assert [*target._fresh, *target._waiting, *target._quarantine] == []
+        assert all(request.ended for request, _, _ in target._retransmit)
+        assert target.order.idle
+        assert target.next_timeout() is None
+        for path in target.paths:
             assert not path.runs
     for operation in itertools.chain.from_iterable(pair.operations):
         if operation.request is not None and operation.ended_at is not None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import trio
 
-from aoefs.net.packetsocket import Link, Role
+from aoefs.net.packetsocket import PacketSocket, Role
 from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import (
     ATA_BYTES,
@@ -35,7 +35,7 @@ from aoefs.protocol.wire import (
     decode_ata_untrusted,
     decode_header_untrusted,
 )
-from aoefs.softtarget.export import FlushRequest, MemoryStore, TargetMachine
+from aoefs.softtarget.export import Export, FlushRequest, MemoryStore
 from aoefs.softtarget.server import Server
 
 _RECORD = struct.Struct("<QI")  # offset and length in bytes, then the data; a flush has length 0
@@ -80,7 +80,7 @@ class JournalStore(MemoryStore):
         os.write(self._journal, _RECORD.pack(_FLUSHED, 0))
 
 
-class NoFlushMachine(TargetMachine):
+class NoFlushMachine(Export):
     """A disk that announces the flush commands and does not know them."""
 
     def handle_untrusted(
@@ -137,9 +137,9 @@ async def _serve(server: Server) -> None:
 def main(arguments: Sequence[str]) -> None:
     interface, address, image, journal, *faults = arguments
     store = JournalStore(Path(image).read_bytes(), Path(journal), sync_fails="fail" in faults)
-    kind = NoFlushMachine if "refuse" in faults else TargetMachine
+    kind = NoFlushMachine if "refuse" in faults else Export
     machine = kind(Address.parse(address), store, serial="power cut")
-    trio.run(_serve, Server([machine], [Link(interface, role=Role.TARGET)]))
+    trio.run(_serve, Server([machine], [PacketSocket(interface, role=Role.TARGET)]))
 
 
 if __name__ == "__main__":

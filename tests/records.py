@@ -20,7 +20,7 @@ from aoefs.engine.engine import Engine
 from aoefs.engine.settings import Settings
 from aoefs.errors import RequestError
 from aoefs.status.report import status_report
-from tests.ports import Target, open_scene, target_mac
+from tests.scene import SimulatedTarget, open_scene, target_mac
 
 DEADSECS = 3.0
 BEGAN = 1_700_000_000.0
@@ -69,7 +69,7 @@ async def _play(events: _Events) -> list[dict[str, Any]]:
     async with open_scene(Settings(deadsecs=DEADSECS, shards=2)) as scene:
         targets = [scene.add_target(shelf, slot, sectors=512) for shelf, slot in ((0, 0), (0, 1), (0, 2), (5, 14))]
         wire, _ = scene.add_wire()
-        second = Target(wire, targets[1].machine, mac=target_mac(99))
+        second = SimulatedTarget(wire, targets[1].export, mac=target_mac(99))
         await trio.sleep(1.0)
         disks = [await scene.disk(0, slot) for slot in range(3)]
         found = [_picture(scene.engine, events)]

@@ -2,7 +2,7 @@
 
 Pure: no clock, no task, no socket; ``now`` is an argument and the dice are seeded, so every run is the same run.
 :meth:`Segment.transmit` is the whole of it: what becomes of one frame.  Around it is a heap of what is under way
-(``send``, ``next_delivery``, ``deliver``), for drivers that step; a port in trio may keep its own.
+(``send``, ``next_delivery``, ``deliver``), for drivers that step; a link in trio may keep its own.
 
 A frame that is answered is told from one that asks by the response flag, so one segment carries both directions and
 may lose one of them only.  A duplicate comes with its original unless ``duplicate_after`` says otherwise: a copy that

@@ -33,7 +33,7 @@ from aoefs.protocol.wire import (
 )
 
 if TYPE_CHECKING:
-    from aoefs.engine.conversation import Answer, Station
+    from aoefs.engine.conversation import Answer, Endpoint
     from aoefs.engine.engine import Engine
     from aoefs.protocol.ata import Identity
 
@@ -121,12 +121,12 @@ async def patience(text: str) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-def place(station: Station) -> str:
-    return f"{format_mac(station.mac)} on {station.port.interface}"
+def place(endpoint: Endpoint) -> str:
+    return f"{format_mac(endpoint.mac)} on {endpoint.link.interface}"
 
 
 def nobody(engine: Engine, address: Address, wait: float) -> UserError:
-    where = ", ".join(engine.ports)
+    where = ", ".join(engine.links)
     return UserError(
         f"{address} did not answer on {where} within {wait:g} s: "
         "see 'aoefs discover', and that its mask list lets this host in"
@@ -137,17 +137,17 @@ def nobody(engine: Engine, address: Address, wait: float) -> UserError:
 class Found:
     """One disk: how to reach it, the fastest way first, and what it said of itself."""
 
-    stations: tuple[Station, ...]
+    endpoints: tuple[Endpoint, ...]
     config: ConfigArgument
 
     @property
-    def station(self) -> Station:
-        return self.stations[0]
+    def endpoint(self) -> Endpoint:
+        return self.endpoints[0]
 
     @property
     def our_macs(self) -> tuple[bytes, ...]:
         """Our addresses on the interfaces that lead to it."""
-        return tuple(dict.fromkeys(station.port.mac for station in self.stations))
+        return tuple(dict.fromkeys(endpoint.link.mac for endpoint in self.endpoints))
 
 
 async def find(engine: Engine, address: Address, wait: float) -> Found:
@@ -158,37 +158,37 @@ async def find(engine: Engine, address: Address, wait: float) -> Found:
         answers = await conversation.find(engine, address, conversation.waits(wait))
         if not answers:
             raise nobody(engine, address, wait)
-        stations = tuple(dict.fromkeys(answer.station for answer in answers))
+        endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
         if len(answers) > 1:
-            await _require_one_disk(engine, stations, len(answers) > len(stations), wait)
-    return Found(stations, decode_config_untrusted(answers[0].frame))
+            await _require_one_disk(engine, endpoints, len(answers) > len(endpoints), wait)
+    return Found(endpoints, decode_config_untrusted(answers[0].frame))
 
 
-async def _require_one_disk(engine: Engine, stations: Sequence[Station], doubled: bool, wait: float) -> None:
-    """UserError unless all stations, and all who answer there, are one disk by their IDENTIFY data."""
-    disks: dict[tuple[str, str, int], Station] = {}
-    address = stations[0].address
-    for station in stations:
-        answers = await identify_all(engine, station, wait)
-        if not answers and (doubled or len(stations) > 1):
-            places = ", ".join(map(place, stations))
+async def _require_one_disk(engine: Engine, endpoints: Sequence[Endpoint], doubled: bool, wait: float) -> None:
+    """UserError unless all endpoints, and all who answer there, are one disk by their IDENTIFY data."""
+    disks: dict[tuple[str, str, int], Endpoint] = {}
+    address = endpoints[0].address
+    for endpoint in endpoints:
+        answers = await identify_all(engine, endpoint, wait)
+        if not answers and (doubled or len(endpoints) > 1):
+            places = ", ".join(map(place, endpoints))
             raise UserError(f"{address} answers more than once ({places}) and does not tell who it is: choose with -i")
         for identity, _ in answers:
-            disks.setdefault((identity.model, identity.serial, identity.sectors), station)
+            disks.setdefault((identity.model, identity.serial, identity.sectors), endpoint)
     if len(disks) > 1:
-        known = ", ".join(f"serial {serial} at {place(station)}" for (_, serial, _), station in disks.items())
+        known = ", ".join(f"serial {serial} at {place(endpoint)}" for (_, serial, _), endpoint in disks.items())
         raise UserError(f"{address} is {len(disks)} different disks ({known}): choose with -i, or move one away")
 
 
-async def identify_all(engine: Engine, station: Station, wait: float) -> list[tuple[Identity, bytes]]:
-    """What answers to IDENTIFY at one station, decoded and as 512 bytes; those that cannot be read are left out."""
+async def identify_all(engine: Engine, endpoint: Endpoint, wait: float) -> list[tuple[Identity, bytes]]:
+    """What answers to IDENTIFY at one endpoint, decoded and as 512 bytes; those that cannot be read are left out."""
     from aoefs.engine import conversation
     from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, decode_identify_untrusted
 
     least = ATA_BYTES + SECTOR_BYTES
     found = []
     for answer in await conversation.ask_ata(
-        engine, station, IDENTIFY_REGISTERS, conversation.waits(wait), least_bytes=least
+        engine, endpoint, IDENTIFY_REGISTERS, conversation.waits(wait), least_bytes=least
     ):
         if not answer.header.is_error and not answer.frame[27] & FAILED:
             block = answer.frame[ATA_BYTES:least]
@@ -198,16 +198,16 @@ async def identify_all(engine: Engine, station: Station, wait: float) -> list[tu
 
 
 async def command(
-    engine: Engine, station: Station, kind: AoeCommand, encode: Callable[[Header], bytes], wait: float
+    engine: Engine, endpoint: Endpoint, kind: AoeCommand, encode: Callable[[Header], bytes], wait: float
 ) -> Answer:
     """Carry out one command; its answer, which may be an error.  UserError when there is none."""
     from aoefs.engine import conversation
 
-    async with patience(f"waiting for {station.address}"):
-        answers = await conversation.ask(engine, [station], kind, encode, conversation.waits(wait))
+    async with patience(f"waiting for {endpoint.address}"):
+        answers = await conversation.ask(engine, [endpoint], kind, encode, conversation.waits(wait))
     if not answers:
         raise UserError(
-            f"{station.address} answers, but no {kind.name.lower()} command within {wait:g} s: "
+            f"{endpoint.address} answers, but no {kind.name.lower()} command within {wait:g} s: "
             "not every target knows it (kvblade and qaoed know no mask and no reserve)"
         )
     return answers[0]

@@ -50,7 +50,7 @@ DEFAULT_MAXOUT: Final = 64  # as the Linux driver's aoe_maxout
 SILENCE: Final = 2.0  # seconds without an answer after which a target must be identified again before it gets more
 SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
 STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
-SCORN_BACKOFF: Final = 2  # timeouts in a row after which a path is left alone while another one works
+DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which a path is left alone while another one works
 
 
 class State(Enum):
@@ -97,7 +97,7 @@ class _Quarantine:
     until: float
 
 
-class Initiator:
+class Target:
     """See the module.  ``bufcnt`` is the target's buffer count, ``maxout`` our own bound on commands in flight;
     ``memory`` is what all targets share for the buffers of reads.
     """
@@ -127,7 +127,7 @@ class Initiator:
         self.in_flight = 0
         self.flush_refused = False  # the target answered ABRT to its own flush command
         self.suspended = False  # silent: nothing is sent until it is identified again
-        self.on_hold = False  # suspended although it is identified: its reservation must be renewed first
+        self.awaiting_reservation = False  # suspended although it is identified: its reservation must be renewed first
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
@@ -139,7 +139,7 @@ class Initiator:
         self._memory = Memory() if memory is None else memory
         self._limit = 1
         self._fresh: deque[Request] = deque()  # sectors that were never sent
-        self._again: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
+        self._retransmit: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
         self._waiting: dict[Request, None] = {}  # sent at least once and not ended, oldest first
         self._quarantine: list[_Quarantine] = []
         self._silent_since = 0.0  # the last answer, or when the first of what waits was submitted
@@ -188,7 +188,7 @@ class Initiator:
         path.healthy = False
         for run, mask in path.give_up_all():
             self.in_flight -= mask.bit_count()
-            self._send_again(run, mask)
+            self._queue_retransmit(run, mask)
 
     def drop_path(self, path: Path) -> None:
         """A path is gone: what flew there goes out again elsewhere."""
@@ -235,7 +235,7 @@ class Initiator:
 
     def next_run(self, now: float) -> Run | None:
         """The next batch that the windows allow; it counts as sent at ``now``."""
-        if not (self._fresh or self._again) or self.suspended:
+        if not (self._fresh or self._retransmit) or self.suspended:
             return None
         room = self._limit - self.in_flight
         if room <= 0:
@@ -252,7 +252,7 @@ class Initiator:
         room = min(room, path.room)
         if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
             if sector != request.cursor:
-                self._again.appendleft(work)
+                self._retransmit.appendleft(work)
             return None  # half a window in one batch costs hardly more than one command, and its answers come together
         taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
         if sector == request.cursor:
@@ -265,7 +265,7 @@ class Initiator:
             resent = False
         else:
             if taken < sectors:
-                self._again.appendleft((request, sector + taken, sectors - taken))
+                self._retransmit.appendleft((request, sector + taken, sectors - taken))
             resent = True
         run = Run(request, path, sector, taken, path.sectors, now)
         if resent and request.write:
@@ -283,8 +283,8 @@ class Initiator:
 
         After a timeout, ``fresh_first``: a command that is never answered must not keep the others from being tried.
         """
-        while self._again and not (fresh_first and self._fresh):
-            request, sector, sectors = self._again.popleft()
+        while self._retransmit and not (fresh_first and self._fresh):
+            request, sector, sectors = self._retransmit.popleft()
             missing = request.todo >> sector & bits(0, sectors)
             if request.ended or not missing:
                 continue
@@ -292,7 +292,7 @@ class Initiator:
             missing >>= skip
             length = (~missing & missing + 1).bit_length() - 1
             if skip + length < sectors:
-                self._again.appendleft((request, sector + skip + length, sectors - skip - length))
+                self._retransmit.appendleft((request, sector + skip + length, sectors - skip - length))
             return request, sector + skip, length
         while self._fresh:
             request = self._fresh[0]
@@ -321,7 +321,7 @@ class Initiator:
         self.in_flight -= gone.bit_count()
         start, sectors = run.sectors_of(first, run.count - first)
         if sectors > 0:
-            self._again.appendleft((run.request, start, sectors))
+            self._retransmit.appendleft((run.request, start, sectors))
         self._settle(run)
 
     def _settle(self, run: Run) -> None:
@@ -387,7 +387,7 @@ class Initiator:
             return
         if isinstance(error, TargetError) and error.code == ErrorCode.BAD_ARGUMENT and sectors > 1:
             run.path.sectors = min(run.path.sectors, sectors // 2)
-            self._send_again(run, 1 << index)
+            self._queue_retransmit(run, 1 << index)
             return
         self.fail(request, error)
 
@@ -412,7 +412,7 @@ class Initiator:
                     request.copies.append(run)
         request.copies = [run for run in request.copies if run.flying or run.lost]
 
-    def _send_again(self, run: Run, mask: int) -> None:
+    def _queue_retransmit(self, run: Run, mask: int) -> None:
         """Queue the sectors of the commands in ``mask`` once more; remember that copies of them travel."""
         request = run.request
         if run.lost and run not in request.copies:
@@ -424,7 +424,7 @@ class Initiator:
             first = (mask & -mask).bit_length() - 1
             shifted = mask >> first
             count = (~shifted & shifted + 1).bit_length() - 1
-            self._again.append((request, *run.sectors_of(first, count)))
+            self._retransmit.append((request, *run.sectors_of(first, count)))
             mask &= ~bits(first, count)
 
     # ── late duplicates ───────────────────────────────────────────────────────────────────────────────────────────
@@ -473,7 +473,7 @@ class Initiator:
     @property
     def is_idle(self) -> bool:
         """Nothing is in flight and nothing waits to be sent."""
-        return not (self.in_flight or self._fresh or self._again)
+        return not (self.in_flight or self._fresh or self._retransmit)
 
     def requests(self) -> set[Request]:
         """Those that have not ended."""
@@ -484,7 +484,7 @@ class Initiator:
         had a timeout since its last answer, and not all are down (what is sent there goes nowhere).  So all that is
         unanswered then fits into the windows.
         """
-        if request.cursor < request.sectors or self._again or any(path.rtt.backoff for path in self.paths):
+        if request.cursor < request.sectors or self._retransmit or any(path.rtt.backoff for path in self.paths):
             return False
         return any(path.healthy for path in self.paths)
 
@@ -515,8 +515,8 @@ class Initiator:
         for path in self.paths:
             for run, mask in path.give_up(now):
                 self.in_flight -= mask.bit_count()
-                self._send_again(run, mask)
-            if path.rtt.backoff >= SCORN_BACKOFF and path.healthy and len(self.paths) > 1:
+                self._queue_retransmit(run, mask)
+            if path.rtt.backoff >= DEGRADED_BACKOFF and path.healthy and len(self.paths) > 1:
                 path.healthy = False
         if self._quarantine:
             self._end_quarantine(now)
@@ -564,7 +564,7 @@ class Initiator:
             self.state = state
         self.fail_all(error)
         self._fresh.clear()
-        self._again.clear()
+        self._retransmit.clear()
 
     def fail_all(self, error: RequestError, spared: Container[Request] = ()) -> None:
         """What waits fails with ``error``, in the order in which it came, but for the ``spared``."""
@@ -594,7 +594,7 @@ class Initiator:
             config=self.config,
             bufcnt=self.bufcnt,
             in_flight=self.in_flight,
-            queued=len(self._fresh) + len(self._again),
+            queued=len(self._fresh) + len(self._retransmit),
             reads=self.reads,
             writes=self.writes,
             read_bytes=self.read_bytes,

@@ -19,7 +19,7 @@ PERIOD: Final = 1.0  # seconds between two beats
 LATE: Final = 0.5  # seconds by which a beat may be late on a busy machine
 
 
-class RunningTime:
+class RunningClock:
     """``clock`` is monotonic, in seconds; ``lost`` are the seconds that were not counted."""
 
     __slots__ = ("_clock", "_due", "lost")

@@ -4,10 +4,10 @@ Owns the waiting for answers, and the rule which frames are answers; frames and 
 may be one without discovery (``open_engine(..., discover=False)``), so that nothing is on the wire but what was
 asked.  No task of its own.
 
-- :func:`find` asks everybody on every port who is eX.Y, and is the only broadcast.
-- :func:`ask` sends one command to *stations* (a port, a MAC and an address each) until one answers.
+- :func:`find` asks everybody on every link who is eX.Y, and is the only broadcast.
+- :func:`ask` sends one command to *endpoints* (a link, a MAC and an address each) until one answers.
 
-What holds always: an answer has a tag of the sending, and comes on the port and from the MAC and address that it was
+What holds always: an answer has a tag of the sending, and comes on the link and from the MAC and address that it was
 sent to; an error of AoE is an answer, and judging it is the caller's business; silence is an empty list.
 
 Rejected: :meth:`engine.disk.Disk.command` for this (it needs a target that was identified, and a reserved or a broken
@@ -25,7 +25,7 @@ import trio
 from aoefs.core.tags import Exchange
 from aoefs.engine.engine import Engine
 from aoefs.errors import FrameError
-from aoefs.net.link import Port
+from aoefs.net.link import Link
 from aoefs.protocol.ata import FAILED
 from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
@@ -57,10 +57,10 @@ _DECODERS: dict[int, Callable[[bytes], object]] = {
 }
 
 
-class Station(NamedTuple):
-    """Somebody who answers for ``address`` on ``port`` from ``mac``; with the broadcast MAC, whoever does."""
+class Endpoint(NamedTuple):
+    """Somebody who answers for ``address`` on ``link`` from ``mac``; with the broadcast MAC, whoever does."""
 
-    port: Port
+    link: Link
     mac: bytes
     address: Address
 
@@ -71,7 +71,7 @@ class Answer:
     is an error: that may come without one.
     """
 
-    station: Station
+    endpoint: Endpoint
     header: Header
     frame: bytes
     seconds: float
@@ -88,7 +88,7 @@ def waits(seconds: float) -> Iterator[float]:
 
 async def ask(
     engine: Engine,
-    stations: Sequence[Station],
+    endpoints: Sequence[Endpoint],
     command: AoeCommand,
     encode: Callable[[Header], bytes],
     pauses: Iterator[float] | Sequence[float],
@@ -96,30 +96,30 @@ async def ask(
     settle: float = SETTLE,
     least_bytes: int = 0,
 ) -> list[Answer]:
-    """Send a command to all ``stations``, again after each of ``pauses`` (seconds), until one of them answers; then
+    """Send a command to all ``endpoints``, again after each of ``pauses`` (seconds), until one of them answers; then
     everything that comes within ``settle`` seconds.  ``encode`` makes the frame; a good answer has
     ``least_bytes``, that of a failed ATA command may have fewer.
 
     ValueError for a broadcast of anything but a config query.
     """
-    if command is not AoeCommand.CONFIG and any(mac == BROADCAST_MAC for _, mac, _ in stations):
+    if command is not AoeCommand.CONFIG and any(mac == BROADCAST_MAC for _, mac, _ in endpoints):
         raise ValueError(f"{command.name} is never broadcast")
     answers: list[Answer] = []
     answered = trio.Event()
     sent_at: dict[int, float] = {}
 
-    def on_answer(port: Port, frame: bytes) -> None:
+    def on_answer(link: Link, frame: bytes) -> None:
         header = decode_header_untrusted(frame)
         expected = header.is_response and header.version == VERSION and header.command == command
-        if not expected or header.source[0] & 1 or not any(_fits(each, port, header) for each in stations):
+        if not expected or header.source[0] & 1 or not any(_fits(each, link, header) for each in endpoints):
             raise FrameError("not the answer to this command")
         if not header.is_error:
             argument = _DECODERS[command](frame)
             failed = isinstance(argument, AtaArgument) and argument.command & FAILED
             if len(frame) < least_bytes and not failed:
                 raise FrameError("an answer with too few data is no answer")
-        station = Station(port, header.source, header.address)
-        answers.append(Answer(station, header, frame, engine.now() - sent_at[header.tag]))
+        endpoint = Endpoint(link, header.source, header.address)
+        answers.append(Answer(endpoint, header, frame, engine.now() - sent_at[header.tag]))
         answered.set()
 
     exchange = Exchange(on_answer)
@@ -127,9 +127,9 @@ async def ask(
     try:
         for pause in pauses:
             tag = exchange.next_tag()
-            for port, mac, address in stations:
+            for link, mac, address in endpoints:
                 sent_at[tag] = engine.now()
-                port.send_frame(encode(Header(mac, port.mac, address, command, tag)))
+                link.send_frame(encode(Header(mac, link.mac, address, command, tag)))
             with trio.move_on_after(pause):
                 await answered.wait()
                 break
@@ -140,28 +140,28 @@ async def ask(
     return answers
 
 
-def _fits(station: Station, port: Port, header: Header) -> bool:
-    same_address = station.address == BROADCAST_ADDRESS or header.address == station.address
+def _fits(endpoint: Endpoint, link: Link, header: Header) -> bool:
+    same_address = endpoint.address == BROADCAST_ADDRESS or header.address == endpoint.address
     return (
-        port is station.port
-        and station.mac in (header.source, BROADCAST_MAC)
+        link is endpoint.link
+        and endpoint.mac in (header.source, BROADCAST_MAC)
         and same_address
         and header.address.is_target
     )
 
 
 async def find(engine: Engine, address: Address, pauses: Iterator[float] | Sequence[float]) -> list[Answer]:
-    """Ask on every port who is ``address`` (``BROADCAST_ADDRESS``: who is there); config answers, the fastest first.
+    """Ask on every link who is ``address`` (``BROADCAST_ADDRESS``: who is there); config answers, the fastest first.
 
-    Two from one station mean that two targets answer there.
+    Two from one endpoint mean that two targets answer there.
     """
-    everybody = [Station(port, BROADCAST_MAC, address) for port in engine.ports.values()]
+    everybody = [Endpoint(link, BROADCAST_MAC, address) for link in engine.links.values()]
     answers = await ask(engine, everybody, AoeCommand.CONFIG, encode_query, pauses, settle=FIND_SETTLE)
-    first: dict[Station, int] = {}  # of each station, by tag: what was sent again is answered again
+    first: dict[Endpoint, int] = {}  # of each endpoint, by tag: what was sent again is answered again
     return [
         answer
         for answer in answers
-        if not answer.header.is_error and first.setdefault(answer.station, answer.header.tag) == answer.header.tag
+        if not answer.header.is_error and first.setdefault(answer.endpoint, answer.header.tag) == answer.header.tag
     ]
 
 
@@ -172,7 +172,7 @@ def encode_query(header: Header) -> bytes:
 
 async def ask_ata(
     engine: Engine,
-    station: Station,
+    endpoint: Endpoint,
     registers: AtaArgument,
     pauses: Iterator[float] | Sequence[float],
     data: bytes = b"",
@@ -182,7 +182,7 @@ async def ask_ata(
     """:func:`ask` for one ATA command."""
     return await ask(
         engine,
-        [station],
+        [endpoint],
         AoeCommand.ATA,
         lambda header: encode_ata(header, registers, data),
         pauses,

@@ -30,12 +30,12 @@ from aoefs.core.overlap import Claim
 from aoefs.core.path import Run
 from aoefs.core.request import Request
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator, State
+from aoefs.core.target import State, Target
 from aoefs.engine.reservation import Reservation
-from aoefs.engine.waits import Wait, Waiting
-from aoefs.engine.writebehind import Behind
+from aoefs.engine.waits import Sleepers, Wait
+from aoefs.engine.writebehind import WriteBehind
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError, TargetLost
-from aoefs.net.link import Port
+from aoefs.net.link import Link
 from aoefs.protocol.ata import check_result, flush_registers
 from aoefs.protocol.wire import (
     SECTOR_BYTES,
@@ -61,7 +61,7 @@ from aoefs.protocol.wire import (
 log = logging.getLogger("aoefs")
 
 MAX_REQUEST_SECTORS: Final = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
-LIGHT_SECTORS: Final = 256  # up to so many a write is light, see Disk.uncounted
+LIGHT_SECTORS: Final = 256  # up to so many a write is light, see Disk.exempt_calls
 FIRST_WAIT: Final = 1.0  # seconds until a lone command is sent again, then doubling: a disk may take long over a FLUSH
 SMALL_BYTES: Final = 1 << 15  # up to so many, zeroing them is cheaper than an array
 MAX_WAIT: Final = 8.0  # seconds
@@ -78,17 +78,17 @@ class Driver(Protocol):
     """What a disk needs of the engine."""
 
     tags: TagTable[Run | Exchange]
-    waiting: Waiting
+    waiting: Sleepers
 
     def now(self) -> float: ...
 
     def macs(self) -> tuple[bytes, ...]: ...
 
-    def pump(self, target: Initiator) -> None: ...
+    def pump(self, target: Target) -> None: ...
 
-    def arm(self, target: Initiator, now: float) -> None: ...
+    def arm(self, target: Target, now: float) -> None: ...
 
-    def wait_in_place(self, target: Initiator, wait: Wait) -> None: ...
+    def wait_in_place(self, target: Target, wait: Wait) -> None: ...
 
     def write_was_lost(self, disk: Disk, error: RequestError) -> None:
         """A write failed that had been answered already."""
@@ -106,13 +106,13 @@ class Disk:
     ``opened`` is for its users to count themselves in: a disk that somebody has open is never forgotten.
     """
 
-    def __init__(self, target: Initiator, driver: Driver) -> None:
+    def __init__(self, target: Target, driver: Driver) -> None:
         self.target = target
         self.opened = 0
         self.reservation = Reservation(self)
         self._driver = driver
         self._waiting = driver.waiting
-        self.behind = Behind(driver.waiting)
+        self.write_behind = WriteBehind(driver.waiting)
         self.generation = 0  # moves when what was read before may no longer be what is there
         self._waits: set[Wait] = set()  # for a claim, or for the answer to a lone command
 
@@ -120,7 +120,7 @@ class Disk:
     def size_bytes(self) -> int:
         return self.target.identity.size_bytes
 
-    def uncounted(self) -> int:
+    def exempt_calls(self) -> int:
         """How many calls wait that should not count against those for other disks: the light ones, which are reads
         (their memory has a bound of its own) and small writes, and all if the target is silent.
         """
@@ -145,8 +145,8 @@ class Disk:
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
         self._check_range(first, end)
-        if self.behind.pending:
-            await self.behind.settle(first, end)
+        if self.write_behind.pending:
+            await self.write_behind.settle(first, end)
         size_bytes = (end - first) * SECTOR_BYTES
         if size_bytes <= SMALL_BYTES:
             buffer = memoryview(bytearray(size_bytes))
@@ -164,8 +164,8 @@ class Disk:
         """Write ``data`` at ``offset`` (bytes, any alignment); returns when the target acknowledged all of it.
 
         ``behind``: whole sectors of up to 1 MiB may be acknowledged later, once all of their frames are sent, and an
-        error is then in ``self.behind``.  Writes that overlap are carried out one after the other; a partial sector is
-        read, changed and written back with its range held.  RequestError as for :meth:`read`; what was written before
+        error is then in ``self.write_behind``.  Writes that overlap are carried out one after the other; a partial sector
+        is read, changed and written back with its range held.  RequestError as for :meth:`read`; what was written before
         an error is not known.
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)
@@ -196,13 +196,13 @@ class Disk:
             return False
         self.target.dirty = True
         self.generation += 1  # who began to read before this moment may have been faster than the write
-        self.behind.add(request)
+        self.write_behind.add(request)
         request.on_end = partial(self._end_write_behind, claim)
         return True
 
     def _end_write_behind(self, claim: Claim, request: Request) -> None:
         self._end_write(claim, [request])
-        self.behind.end(request)
+        self.write_behind.end(request)
         if request.error is not None:
             self._driver.write_was_lost(self, request.error)
 
@@ -218,7 +218,7 @@ class Disk:
         own command (ABRT) has no cache that we could flush; that is remembered and shown.
         """
         target = self.target
-        await self.behind.settle()
+        await self.write_behind.settle()
         opcode = target.identity.flush_opcode
         written = target.writes
         if opcode is not None and not target.flush_refused:
@@ -233,7 +233,7 @@ class Disk:
                 log.warning("%s refuses its own flush command: what it caches cannot be made durable", target.name)
             else:
                 target.flushes += 1
-        if target.writes == written and not self.behind.pending:
+        if target.writes == written and not self.write_behind.pending:
             target.dirty = False
 
     def our_macs(self) -> tuple[bytes, ...]:
@@ -276,9 +276,9 @@ class Disk:
         answers: list[tuple[Header, bytes]] = []
         wait = Wait(self._waiting)
 
-        def on_answer(port: Port, frame: bytes) -> None:
+        def on_answer(link: Link, frame: bytes) -> None:
             header = decode_header_untrusted(frame)
-            if not target.is_from(port, header, command):
+            if not target.is_from(link, header, command):
                 raise FrameError("nobody whom this command was sent to")
             if not header.is_error:  # an error may come without anything
                 _DECODERS[command](frame)
@@ -300,10 +300,10 @@ class Disk:
                 wait.woken = False
                 paths = [path for path in target.paths if path.healthy] or target.paths
                 path = paths[exchange.sendings % len(paths)] if paths else None
-                renewing = target.on_hold and command is AoeCommand.RESERVE
+                renewing = target.awaiting_reservation and command is AoeCommand.RESERVE
                 if path is not None and (renewing or not target.suspended):
-                    port: Port = path.link  # type: ignore[assignment]  # the core keeps the link opaque
-                    port.send_frame(encode(Header(path.mac, port.mac, target.address, command, exchange.next_tag())))
+                    link: Link = path.link  # type: ignore[assignment]  # the core keeps the link opaque
+                    link.send_frame(encode(Header(path.mac, link.mac, target.address, command, exchange.next_tag())))
                     pause = max(pause, path.rtt.rto)
                 with trio.move_on_after(min(pause, left)):
                     await wait.wait()

@@ -1,14 +1,14 @@
 """The engine: one trio nursery in which frames become finished requests.
 
-Owns the ports, the tags and the timer.  Tasks: a *receiver* per port (``engine.receiver``), the
+Owns the links, the tags and the timer.  Tasks: a *receiver* per link (``engine.receiver``), the
 *completion shards* (``engine.shards``), the *discovery* (``engine.discovery``), one *timer* for all targets, one
-*watch* that lets the roster (``engine.roster``: which disks there are) look after them.  Everything that touches a target's
-machine is a sync call, hence atomic under trio.
+*watch* that lets the roster (``engine.roster``: which disks there are) look after them.  Everything that touches a
+target's machine is a sync call, hence atomic under trio.
 
 The life of a read::
 
-    read() ── Request ──► Initiator.submit ── pump ──► Port.send_run ~~~ wire ~~~ target
-    read() ◄── on_end ── shard ◄── (run, first, count) ── receiver ◄── Port.receive ◄── answers
+    read() ── Request ──► Target.submit ── pump ──► Link.send_run ~~~ wire ~~~ target
+    read() ◄── on_end ── shard ◄── (run, first, count) ── receiver ◄── Link.receive ◄── answers
 
 What holds always:
 
@@ -16,7 +16,7 @@ What holds always:
 - A waiting call ends: with its data, with an error, or cancelled; then nothing of it is left in a queue.
 
 Rejected: a timer per target (hundreds of re-armed deadlines; here the common re-arming only moves later and is free),
-and awaiting in ``pump`` (a full socket parks the target in the port's queue instead).
+and awaiting in ``pump`` (a full socket parks the target in the link's queue instead).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import trio
 
 from aoefs.core.path import Run
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator, State, TargetStatistics
-from aoefs.engine.clock import PERIOD, RunningTime
+from aoefs.core.target import State, Target, TargetStatistics
+from aoefs.engine.clock import PERIOD, RunningClock
 from aoefs.engine.disk import Disk
 from aoefs.engine.inplace import InPlace
 from aoefs.engine.receiver import Receiver
@@ -41,9 +41,9 @@ from aoefs.engine.roster import Roster
 from aoefs.engine.settings import Change, Settings
 from aoefs.engine.shards import Shards, ShardStatistics
 from aoefs.engine.strangers import Stranger
-from aoefs.engine.waits import Waiting
+from aoefs.engine.waits import Sleepers
 from aoefs.errors import RequestError, TargetLost
-from aoefs.net.link import Port, SocketPort
+from aoefs.net.link import EthernetLink, Link
 from aoefs.net.packetsocket import LinkStatistics
 
 log = logging.getLogger("aoefs")
@@ -73,10 +73,10 @@ class Engine:
     def __init__(self, nursery: trio.Nursery, settings: Settings, tags: TagTable[Run | Exchange]) -> None:
         self.settings = settings
         self.tags = tags
-        self.ports: dict[str, Port] = {}
-        self.waiting = Waiting()
+        self.links: dict[str, Link] = {}
+        self.waiting = Sleepers()
         self._nursery = nursery
-        self._time = RunningTime(trio.lowlevel.current_clock().current_time)
+        self._time = RunningClock(trio.lowlevel.current_clock().current_time)
         self.now = self._time.now
         self.roster = Roster(self, settings, nursery)
         self.disks = self.roster.disks
@@ -86,101 +86,101 @@ class Engine:
         self._receiver = Receiver(tags, self.roster.owners, self._shards, self.pump, self._discovery.hint, self.now)
         self.in_place = InPlace(self._receiver, self._shards, self.waiting, self.now)
         self.wait_in_place = self.in_place.wait
-        self._blocked: dict[Port, dict[Initiator, None]] = {}  # targets that wait for room in a port's socket
-        self._armed: dict[Initiator, float] = {}  # when the timer will look at a target
+        self._blocked: dict[Link, dict[Target, None]] = {}  # targets that wait for room in a link's socket
+        self._armed: dict[Target, float] = {}  # when the timer will look at a target
         self._timer_scope: trio.CancelScope | None = None
         nursery.start_soon(self._timer, name="timer")
         nursery.start_soon(self._watch, name="watch")
 
-    # ── ports ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── links ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open_port(self, interface: str) -> None:
-        """Speak AoE on a local interface from now on.  OSError as ``net.packetsocket.Link``."""
-        self.add_port(SocketPort(interface, self.tags))
+    def open_link(self, interface: str) -> None:
+        """Speak AoE on a local interface from now on.  OSError as ``net.packetsocket.PacketSocket``."""
+        self.add_link(EthernetLink(interface, self.tags))
 
-    def add_port(self, port: Port, *, discover: bool = True) -> None:
-        """Receive on ``port`` from now on, and discover; it is closed with the engine."""
-        self.ports[port.interface] = port
+    def add_link(self, link: Link, *, discover: bool = True) -> None:
+        """Receive on ``link`` from now on, and discover; it is closed with the engine."""
+        self.links[link.interface] = link
         self.roster.settle_reservations()
-        self._receiver.add_port(port)
-        self.in_place.add_port(port)
-        self._nursery.start_soon(self._receiver.run, port, name=f"receiver on {port.interface}")
+        self._receiver.add_link(link)
+        self.in_place.add_link(link)
+        self._nursery.start_soon(self._receiver.run, link, name=f"receiver on {link.interface}")
         if discover:
-            self._discovery.start(port)
+            self._discovery.start(link)
 
-    def port_changed(self, port: Port, *, up: bool) -> None:
+    def link_changed(self, link: Link, *, up: bool) -> None:
         """The interface went up or down, or its MTU changed: measure and discover again."""
-        port.refresh()
-        port.up = up
+        link.refresh()
+        link.up = up
         for disk in self.disks.values():
             for path in disk.target.paths:
-                if path.link is port:
-                    path.sectors = max(1, min(path.sectors, port.max_sectors))
+                if path.link is link:
+                    path.sectors = max(1, min(path.sectors, link.max_sectors))
             if not up:
-                disk.target.leave_link(port)
+                disk.target.leave_link(link)
                 self.pump(disk.target)
         if up:
-            self._discovery.start(port)
+            self._discovery.start(link)
         else:
-            self._discovery.stop(port)
+            self._discovery.stop(link)
 
-    def drop_port(self, port: Port) -> None:
+    def drop_link(self, link: Link) -> None:
         """The interface is gone."""
-        self._discovery.stop(port)
-        del self.ports[port.interface]
-        self._blocked.pop(port, None)
+        self._discovery.stop(link)
+        del self.links[link.interface]
+        self._blocked.pop(link, None)
         for disk in self.disks.values():
             target = disk.target
-            for path in [path for path in target.paths if path.link is port]:
+            for path in [path for path in target.paths if path.link is link]:
                 self.roster.drop_path(target, path)
             self.pump(target)
-        self.in_place.drop_port(port)
-        self._receiver.drop_port(port)
-        port.close()
+        self.in_place.drop_link(link)
+        self._receiver.drop_link(link)
+        link.close()
         self.roster.settle_reservations()
 
     def macs(self) -> tuple[bytes, ...]:
-        """Ours, on all ports."""
-        return tuple(port.mac for port in self.ports.values())
+        """Ours, on all links."""
+        return tuple(link.mac for link in self.links.values())
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def pump(self, target: Initiator) -> None:
+    def pump(self, target: Target) -> None:
         """Send all that the windows allow, and arm the timer."""
         now = self.now()
         while (run := target.next_run(now)) is not None:
-            port: Port = run.path.link  # type: ignore[assignment]  # the core keeps the link opaque
-            sent = port.send_run(run)
+            link: Link = run.path.link  # type: ignore[assignment]  # the core keeps the link opaque
+            sent = link.send_run(run)
             if sent < run.count:
                 target.unsent(run, sent)
-                run.path.sectors = max(1, min(run.path.sectors, port.max_sectors))  # the MTU may be what refused it
-                self._block(port, target)
+                run.path.sectors = max(1, min(run.path.sectors, link.max_sectors))  # the MTU may be what refused it
+                self._block(link, target)
                 break
         self.arm(target, now)
 
-    def _block(self, port: Port, target: Initiator) -> None:
-        """The port has no room: pump this target again when there is some, in turn with the others."""
-        waiting = self._blocked.get(port)
+    def _block(self, link: Link, target: Target) -> None:
+        """The link has no room: pump this target again when there is some, in turn with the others."""
+        waiting = self._blocked.get(link)
         if waiting is None:
-            waiting = self._blocked[port] = {}
-            self._nursery.start_soon(self._unblock, port, name=f"room on {port.interface}")
+            waiting = self._blocked[link] = {}
+            self._nursery.start_soon(self._unblock, link, name=f"room on {link.interface}")
         waiting[target] = None
 
-    async def _unblock(self, port: Port) -> None:
+    async def _unblock(self, link: Link) -> None:
         pause = ROOM_PAUSE
         try:
-            while waiting := self._blocked.get(port):
+            while waiting := self._blocked.get(link):
                 await trio.sleep(pause)  # ENOBUFS comes from a full device queue, of which no descriptor tells
-                if self._blocked.get(port) is not waiting:
+                if self._blocked.get(link) is not waiting:
                     return
-                await port.wait_writable()
-                self._blocked[port] = {}
+                await link.wait_writable()
+                self._blocked[link] = {}
                 for target in waiting:
                     self.pump(target)
                 pause = min(2 * pause, MAX_ROOM_PAUSE)
         except trio.ClosedResourceError:
             return
-        self._blocked.pop(port, None)
+        self._blocked.pop(link, None)
 
     def write_was_lost(self, disk: Disk, error: RequestError) -> None:
         """A write failed that had been answered: the kernel must not go on showing its data as those of the disk."""
@@ -189,7 +189,7 @@ class Engine:
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def arm(self, target: Initiator, now: float) -> None:
+    def arm(self, target: Target, now: float) -> None:
         """See that the timer looks at ``target`` when its machine wants it."""
         armed = self._armed.get(target)
         if armed is not None and target.may_wait_until(armed, now):
@@ -219,8 +219,8 @@ class Engine:
                 timeout = target.next_timeout()
                 if timeout is not None and timeout <= now and not received:
                     received = True
-                    for port in self.ports.values():
-                        self._receiver.receive_batches(port)
+                    for link in self.links.values():
+                        self._receiver.receive_batches(link)
                     timeout = target.next_timeout()
                 if timeout is None:
                     continue
@@ -251,7 +251,7 @@ class Engine:
         return EngineStatistics(
             targets=tuple(disk.target.statistics() for _, disk in sorted(self.disks.items())),
             shards=self._shards.statistics(),
-            links=tuple(port.statistics() for port in self.ports.values()),
+            links=tuple(link.statistics() for link in self.links.values()),
             strangers=self.roster.strangers(),
             hints=self._discovery.hints,
             hints_dropped=self._discovery.hints_dropped,
@@ -260,9 +260,9 @@ class Engine:
             stopped_seconds=round(self._time.lost, 3),
         )
 
-    def uncounted(self) -> int:
-        """Of all disks, see :meth:`engine.disk.Disk.uncounted`."""
-        return sum(disk.uncounted() for disk in self.disks.values())
+    def exempt_calls(self) -> int:
+        """Of all disks, see :meth:`engine.disk.Disk.exempt_calls`."""
+        return sum(disk.exempt_calls() for disk in self.disks.values())
 
     def fail_all(self) -> None:
         """Fail everything that somebody waits for.  What was answered already and not acknowledged still can be, and a
@@ -270,7 +270,7 @@ class Engine:
         """
         for disk in self.disks.values():
             error = TargetLost("the engine stopped")
-            disk.target.fail_all(error, disk.behind.pending)
+            disk.target.fail_all(error, disk.write_behind.pending)
             disk.interrupt(error)
 
     def stop(self) -> None:
@@ -291,24 +291,24 @@ async def open_engine(
 
     Without ``discover`` nothing asks who is there: for lone commands (``engine.conversation``).
 
-    OSError as ``net.packetsocket.Link`` for the first interface that cannot be used.  An exception of the block's own
-    leaves it as it is, not wrapped in a group.
+    OSError as ``net.packetsocket.PacketSocket`` for the first interface that cannot be used.  An exception of the block's
+    own leaves it as it is, not wrapped in a group.
     """
     tags: TagTable[Run | Exchange] = TagTable(secrets.randbits(31))
-    ports: list[Port] = []
+    links: list[Link] = []
     try:
-        ports.extend(SocketPort(interface, tags) for interface in interfaces)
+        links.extend(EthernetLink(interface, tags) for interface in interfaces)
     except OSError:
-        for port in ports:
-            port.close()
+        for link in links:
+            link.close()
         raise
     engine: Engine | None = None
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             engine = Engine(nursery, settings or Settings(), tags)
-            for port in ports:
-                engine.add_port(port, discover=discover)
+            for link in links:
+                engine.add_link(link, discover=discover)
             try:
                 yield engine
             except trio.Cancelled:
@@ -319,7 +319,7 @@ async def open_engine(
                 engine.stop()
                 nursery.cancel_scope.cancel()
     finally:
-        for port in engine.ports.values() if engine is not None else ports:  # after the tasks that wait for them
-            port.close()
+        for link in engine.links.values() if engine is not None else links:  # after the tasks that wait for them
+            link.close()
     if failure is not None:
         raise failure

@@ -1,16 +1,16 @@
-"""Waiting in place: for an answer, or for the next FUSE request, without a turn of the trio loop.
+"""Sleepers in place: for an answer, or for the next FUSE request, without a turn of the trio loop.
 
 A turn of the loop costs more than a disk in the same rack takes for 4 KiB: an epoll of its own to arm and to read,
 deadlines, a batch of tasks.  While nobody else has anything to do, whoever waits may as well wait itself, on one epoll
-set that holds the FUSE descriptor and the sockets of all ports.  :meth:`InPlace.wait` does so for the answer to a
+set that holds the FUSE descriptor and the sockets of all links.  :meth:`InPlace.wait` does so for the answer to a
 request, :meth:`InPlace.next_request` between requests (called by the stand-in of ``fuse.workerloop``).  While somebody
-does the latter, the receivers of the ports sleep.
+does the latter, the receivers of the links sleep.
 
 What holds always:
 
 - It waits only while no task of ours is ready to go on, ``PATIENCE`` seconds at a time without any event, and
   ``AWAY`` seconds in all since the loop had its last turn.  So no other task is late by more than the two together.
-- Frames of every port are taken, whoever waits; another FUSE request ends the waiting for an answer.
+- Frames of every link are taken, whoever waits; another FUSE request ends the waiting for an answer.
 - Until :meth:`attend_to` names the descriptor of the requests it never waits: ``--plain-loop``, and the library.
 
 Rejected: spinning (the target may need the processor on which we would spin), and a thread (the interpreter lock
@@ -23,9 +23,9 @@ import select
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from aoefs.core.target import Initiator
-from aoefs.engine.waits import Wait, Waiting
-from aoefs.net.link import Port
+from aoefs.core.target import Target
+from aoefs.engine.waits import Sleepers, Wait
+from aoefs.net.link import Link
 
 PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
 AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
@@ -39,7 +39,7 @@ class Receiver(Protocol):
 
     def attended(self, somebody: bool) -> None: ...
 
-    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int: ...
+    def receive_batch(self, link: Link, *, lone: bool = False, wake: bool = True) -> int: ...
 
 
 class Shards(Protocol):
@@ -51,13 +51,13 @@ class Shards(Protocol):
 class InPlace:
     """See the module.  ``waiting`` counts the tasks that sleep and those that were woken."""
 
-    def __init__(self, receiver: Receiver, shards: Shards, waiting: Waiting, now: Callable[[], float]) -> None:
+    def __init__(self, receiver: Receiver, shards: Shards, waiting: Sleepers, now: Callable[[], float]) -> None:
         self._receiver = receiver
         self._shards = shards
         self._waiting = waiting
         self._now = now
         self._poll = select.epoll()
-        self._ports: dict[int, Port] = {}
+        self._links: dict[int, Link] = {}
         self._requests: int | None = None
         self._loop_turned_at = 0.0
         self.descriptor = self._poll.fileno()
@@ -68,15 +68,15 @@ class InPlace:
         self._requests = descriptor
         self._poll.register(descriptor, select.EPOLLIN)
 
-    def add_port(self, port: Port) -> None:
-        if port.descriptor >= 0:
-            self._ports[port.descriptor] = port
-            self._poll.register(port.descriptor, select.EPOLLIN)
+    def add_link(self, link: Link) -> None:
+        if link.descriptor >= 0:
+            self._links[link.descriptor] = link
+            self._poll.register(link.descriptor, select.EPOLLIN)
 
-    def drop_port(self, port: Port) -> None:
+    def drop_link(self, link: Link) -> None:
         """To be called before its socket is closed."""
-        if self._ports.pop(port.descriptor, None) is not None:
-            self._poll.unregister(port.descriptor)
+        if self._links.pop(link.descriptor, None) is not None:
+            self._poll.unregister(link.descriptor)
 
     def close(self) -> None:
         self._requests = None
@@ -94,7 +94,7 @@ class InPlace:
         """How many workers should look for requests in one turn of the loop, going by how many are busy."""
         return min(1 + self._waiting.asleep // 2, _MOST_WORKERS)
 
-    def wait(self, target: Initiator, wait: Wait) -> None:
+    def wait(self, target: Target, wait: Wait) -> None:
         """Wait for ``wait`` to be woken, if the answer of ``target`` can be expected soon.
 
         With several requests under way it is better to sleep: answers and replies then go in batches.
@@ -134,5 +134,5 @@ class InPlace:
 
     def _receive(self, events: list[tuple[int, int]], *, lone: bool = False) -> None:
         for descriptor, _ in events:
-            self._receiver.receive_batch(self._ports[descriptor], lone=lone, wake=False)
+            self._receiver.receive_batch(self._links[descriptor], lone=lone, wake=False)
         self._shards.complete_in_place()

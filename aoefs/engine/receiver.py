@@ -1,6 +1,6 @@
-"""The receiver: frames off the ports, to the machines of their targets and into the queues of the shards.
+"""The receiver: frames off the links, to the machines of their targets and into the queues of the shards.
 
-Owns what is done with a frame before it is completed.  Tasks: one per port (:meth:`Receiver.run`), which sleeps while
+Owns what is done with a frame before it is completed.  Tasks: one per link (:meth:`Receiver.run`), which sleeps while
 somebody waits in place (``engine.inplace``) and calls :meth:`Receiver.receive_batch` for all of them.
 
 The receiver does the least: it takes a batch, updates RTT and window, lets the freed window send more, and queues the
@@ -19,11 +19,11 @@ import trio
 
 from aoefs.core.path import Path, Run
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator
-from aoefs.engine.shards import Answer, Shards
+from aoefs.core.target import Target
+from aoefs.engine.shards import Completion, Shards
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError
 from aoefs.net.landing import Entry
-from aoefs.net.link import Port
+from aoefs.net.link import Link
 from aoefs.net.packetsocket import LINK_DOWN
 from aoefs.protocol.ata import check_result
 from aoefs.protocol.wire import (
@@ -35,23 +35,23 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
 )
 
-RECEIVE_BATCHES: Final = 8  # batches of one port before the other tasks get a turn
+RECEIVE_BATCHES: Final = 8  # batches of one link before the other tasks get a turn
 
 
 class Receiver:
     """See the module.
 
-    ``owners`` tells whose a path is, ``pump(target)`` sends what an answer made room for, ``hint(port, header)`` takes
+    ``owners`` tells whose a path is, ``pump(target)`` sends what an answer made room for, ``hint(link, header)`` takes
     config answers that nobody asked for, ``now()`` is the engine's clock.
     """
 
     def __init__(
         self,
         tags: TagTable[Run | Exchange],
-        owners: Mapping[Path, Initiator],
+        owners: Mapping[Path, Target],
         shards: Shards,
-        pump: Callable[[Initiator], object],
-        hint: Callable[[Port, Header], object],
+        pump: Callable[[Target], object],
+        hint: Callable[[Link, Header], object],
         now: Callable[[], float],
     ) -> None:
         self._tags = tags
@@ -60,65 +60,65 @@ class Receiver:
         self._pump = pump
         self._hint = hint
         self._now = now
-        self._ports: set[Port] = set()
+        self._links: set[Link] = set()
         self._attended = False
         self._sleeping = trio.lowlevel.ParkingLot()
 
-    def add_port(self, port: Port) -> None:
-        self._ports.add(port)
+    def add_link(self, link: Link) -> None:
+        self._links.add(link)
 
-    def drop_port(self, port: Port) -> None:
-        self._ports.discard(port)
+    def drop_link(self, link: Link) -> None:
+        self._links.discard(link)
         self._sleeping.unpark_all()
 
     def attended(self, somebody: bool) -> None:
-        """Somebody else waits for the frames of all ports, or nobody does."""
+        """Somebody else waits for the frames of all links, or nobody does."""
         if self._attended and not somebody:
             self._sleeping.unpark_all()
         self._attended = somebody
 
-    async def run(self, port: Port) -> None:
-        """The task of one port, while it is one."""
-        while port in self._ports:
+    async def run(self, link: Link) -> None:
+        """The task of one link, while it is one."""
+        while link in self._links:
             if self._attended:
                 await self._sleeping.park()
                 continue
             try:
-                await port.wait_readable()
+                await link.wait_readable()
                 if not self._attended:
-                    self.receive_batches(port)
+                    self.receive_batches(link)
             except trio.ClosedResourceError:
                 return
 
-    def receive_batches(self, port: Port) -> None:
+    def receive_batches(self, link: Link) -> None:
         """Take what is there, but for a bounded number of batches."""
         for _ in range(RECEIVE_BATCHES):
-            if self.receive_batch(port) <= 1:
+            if self.receive_batch(link) <= 1:
                 break
 
-    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int:
+    def receive_batch(self, link: Link, *, lone: bool = False, wake: bool = True) -> int:
         """Take one batch of frames; how many.
 
         ``lone``: take one frame, the cheap way.  ``wake`` the shards, or leave it to the caller to complete.
         """
         try:
-            received, entries, odd = port.receive_lone() if lone else port.receive()
+            received, entries, odd = link.receive_lone() if lone else link.receive()
         except OSError as error:
             if error.errno not in LINK_DOWN:
                 raise
-            port.up = False
+            link.up = False
             return 0
         if not received:
             return 0
-        port.up = True
+        link.up = True
         now = self._now()
-        touched: dict[Initiator, None] = {}
+        touched: dict[Target, None] = {}
         for entry in entries:
-            target = self._take(port, entry, now, wake)
+            target = self._take(link, entry, now, wake)
             if target is not None:
                 touched[target] = None
         for frame in odd:
-            target = self._judge(port, frame, now, wake)
+            target = self._judge(link, frame, now, wake)
             if target is not None:
                 touched[target] = None
         for target in touched:
@@ -127,44 +127,44 @@ class Receiver:
         return received
 
     def _take(
-        self, port: Port, entry: Entry, now: float, wake: bool, error: RequestError | None = None
-    ) -> Initiator | None:
+        self, link: Link, entry: Entry, now: float, wake: bool, error: RequestError | None = None
+    ) -> Target | None:
         """Answers of one run: RTT and window now, completion in the queue of a shard."""
         run, first, count = entry
         target = self._owners.get(run.path)
         if target is None or not target.receive(run, first, count, now):
-            port.rx_unknown += 1
+            link.rx_unknown += 1
             return None
-        self._shards.put(Answer(target, run, first, count, error), wake=wake)
+        self._shards.put(Completion(target, run, first, count, error), wake=wake)
         return target
 
     # ── frames that want judging ──────────────────────────────────────────────────────────────────────────────────
 
-    def _judge(self, port: Port, frame: bytes, now: float, wake: bool) -> Initiator | None:
+    def _judge(self, link: Link, frame: bytes, now: float, wake: bool) -> Target | None:
         """Handle one frame that is not simply a good answer; the target whose command it answered."""
         try:
             header = decode_header_untrusted(frame)
             owner = self._tags.find(header.tag)
             if isinstance(owner, Exchange):
-                owner.on_answer(port, frame)
+                owner.on_answer(link, frame)
                 return None
             if isinstance(owner, Run):
-                error = self._judge_answer(port, frame, header, owner)
-                return self._take(port, (owner, header.tag - owner.tag, 1), now, wake, error)
+                error = self._judge_answer(link, frame, header, owner)
+                return self._take(link, (owner, header.tag - owner.tag, 1), now, wake, error)
         except FrameError:
-            port.rx_unknown += 1
+            link.rx_unknown += 1
             return None
         if header.command == AoeCommand.CONFIG and header.is_response:
-            self._hint(port, header)
+            self._hint(link, header)
         else:
-            port.rx_unknown += 1
+            link.rx_unknown += 1
         return None
 
-    def _judge_answer(self, port: Port, frame: bytes, header: Header, run: Run) -> RequestError | None:
+    def _judge_answer(self, link: Link, frame: bytes, header: Header, run: Run) -> RequestError | None:
         """An answer with the tag of a data command: its error, or None for a good one from another verified path."""
         index = header.tag - run.tag
         target = self._owners.get(run.path)
-        if target is None or index >= run.count or not target.is_from(port, header):
+        if target is None or index >= run.count or not target.is_from(link, header):
             raise FrameError("nobody whom this command was sent to")
         start, sectors = run.sectors_of(index, 1)
         request = run.request

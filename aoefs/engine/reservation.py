@@ -53,7 +53,7 @@ class Reservation:
 
         RequestError when the target cannot be told (then it is, when it is back).
         """
-        await self._disk.behind.settle()
+        await self._disk.write_behind.settle()
         async with self._lock:
             self.writers = max(0, self.writers - 1)
             if not self.writers and self._disk.target.state is not State.REPLACED:  # it has taken its list with it

@@ -1,11 +1,11 @@
-"""The roster: which disks there are, on which paths, and what a finding of the discovery makes of them.
+"""The roster: which disks there are, on which paths, and what a sighting of the discovery makes of them.
 
 Owns the disks by address, whose a path is, the discovery, and who was refused.  No task of its own but the renewal of
 a reservation; the engine calls :meth:`Roster.look_after` once a second.
 
 What holds always:
 
-- Only a finding creates a target or a path, or ends a silence.
+- Only a sighting creates a target or a path, or ends a silence.
 - Another disk under an address is refused while the first one lives elsewhere, and replaces it when it answers in its
   very place: open files fail then, and nothing of theirs is sent to the new one.
 - A target goes for good when another disk took its place, or when it is down and nobody has it open: by order, or
@@ -24,13 +24,13 @@ import trio
 
 from aoefs.core.path import Path
 from aoefs.core.request import Memory
-from aoefs.core.target import Initiator, State
-from aoefs.engine.discovery import Discovery, Finding
+from aoefs.core.target import State, Target
+from aoefs.engine.discovery import Discovery, Sighting
 from aoefs.engine.disk import Disk, Driver
 from aoefs.engine.settings import Change, Settings
 from aoefs.engine.strangers import REFUSED, Stranger, Strangers
 from aoefs.errors import IdentityChanged
-from aoefs.net.link import Port
+from aoefs.net.link import Link
 from aoefs.protocol.wire import MAX_SECTORS, Address, ConfigArgument
 
 log = logging.getLogger("aoefs")
@@ -47,7 +47,7 @@ FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over anyhow
 class Host(Driver, Protocol):
     """What the roster needs of the engine."""
 
-    ports: dict[str, Port]
+    links: dict[str, Link]
 
 
 class Roster:
@@ -55,18 +55,23 @@ class Roster:
 
     def __init__(self, host: Host, settings: Settings, nursery: trio.Nursery) -> None:
         self.disks: dict[Address, Disk] = {}
-        self.owners: dict[Path, Initiator] = {}
+        self.owners: dict[Path, Target] = {}
         self.refused_identities = 0
         self.dirty_lost = False  # a disk went away whose acknowledged writes no good flush had followed
         self.discovery = Discovery(
-            host.tags, nursery, self._on_finding, self._on_stranger, self._trusted_payload, allow_mac=settings.allow_mac
+            host.tags,
+            nursery,
+            self._on_sighting,
+            self._on_stranger,
+            self._trusted_payload,
+            allow_mac=settings.allow_mac,
         )
         self._host = host
         self._settings = settings
         self._nursery = nursery
         self._memory = Memory()
         self._strangers = Strangers()
-        self._asked: dict[Initiator, tuple[float, int]] = {}  # silent ones: when to ask next, and how often we did
+        self._asked: dict[Target, tuple[float, int]] = {}  # silent ones: when to ask next, and how often we did
         self._narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to try again, and then
         self._last_new_target = 0.0
         self._found_one = trio.Event()
@@ -75,10 +80,10 @@ class Roster:
     # ── looking after ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def look_after(self, now: float) -> None:
-        """Ask for targets that are silent, at growing distances; what comes back is a finding like any other."""
+        """Ask for targets that are silent, at growing distances; what comes back is a sighting like any other."""
         for disk in list(self.disks.values()):
             target = disk.target
-            if now - target.down_since > FORGET_AFTER and self.why_not_forget(disk) is None:
+            if now - target.down_since > FORGET_AFTER and self.reason_to_keep(disk) is None:
                 self.forget(disk)
                 continue
             if not target.is_silent:
@@ -90,23 +95,23 @@ class Roster:
                 self._ask_for(target)
                 self._asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
 
-    def verify(self, target: Initiator) -> None:
+    def verify(self, target: Target) -> None:
         """It was just suspended: see on its paths whether it is still there and still the same."""
         for path in target.paths:
-            port: Port = path.link  # type: ignore[assignment]
-            if port.up:
+            link: Link = path.link  # type: ignore[assignment]
+            if link.up:
                 config = ConfigArgument(
                     string=target.config, buffer_count=target.bufcnt, sectors=min(path.full_sectors, MAX_SECTORS)
                 )
-                self.discovery.verify((port, path.mac, target.address), config)
+                self.discovery.verify((link, path.mac, target.address), config)
 
-    def _ask_for(self, target: Initiator) -> None:
+    def _ask_for(self, target: Target) -> None:
         """Ask everywhere for a silent target: it may come back with another MAC."""
-        for port in self._host.ports.values():
-            if port.up:
-                self.discovery.ask(port, address=target.address)
+        for link in self._host.links.values():
+            if link.up:
+                self.discovery.ask(link, address=target.address)
 
-    def _ask_again(self, target: Initiator, now: float) -> None:
+    def _ask_again(self, target: Target, now: float) -> None:
         """Ask on paths of which we know too little: they are measured with frames of full size.
 
         A scorned path comes back so; one that loses only large frames gets smaller ones, and larger ones when they
@@ -115,8 +120,8 @@ class Roster:
         narrow = self._narrow
         stuck = target.is_stuck(now)
         for path in target.paths:
-            port: Port = path.link  # type: ignore[assignment]
-            if not port.up:
+            link: Link = path.link  # type: ignore[assignment]
+            if not link.up:
                 continue
             at, pause = narrow.get(path, (now + WIDEN_AFTER, WIDEN_AFTER))
             if path.sectors == path.full_sectors:
@@ -126,9 +131,9 @@ class Roster:
             else:
                 narrow[path] = (at, pause)
             if stuck or not path.healthy or (path in narrow and at <= now):
-                self.discovery.ask(port, path.mac, target.address)
+                self.discovery.ask(link, path.mac, target.address)
 
-    # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── sightings ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _on_stranger(self, stranger: Stranger) -> None:
         if not self._is_path(stranger):  # a path that falls silent is no stranger
@@ -139,102 +144,102 @@ class Roster:
         paths = disk.target.paths if disk is not None else ()
         return any(path.interface == stranger.interface and path.mac == stranger.mac for path in paths)
 
-    def _refuse(self, finding: Finding, reason: str) -> None:
-        address, interface, mac = finding.address, finding.port.interface, finding.mac
-        self._strangers.note(Stranger(address, interface, mac, finding.config, REFUSED, reason), self._host.now())
+    def _refuse(self, sighting: Sighting, reason: str) -> None:
+        address, interface, mac = sighting.address, sighting.link.interface, sighting.mac
+        self._strangers.note(Stranger(address, interface, mac, sighting.config, REFUSED, reason), self._host.now())
 
-    def _on_finding(self, finding: Finding) -> None:
-        disk = self.disks.get(finding.address)
+    def _on_sighting(self, sighting: Sighting) -> None:
+        disk = self.disks.get(sighting.address)
         if disk is None:
             if len(self.disks) >= self._settings.max_targets:
-                self._refuse(finding, f"{self._settings.max_targets} targets are the most (--max-targets)")
+                self._refuse(sighting, f"{self._settings.max_targets} targets are the most (--max-targets)")
                 return
-            self._admit(finding)
+            self._admit(sighting)
             return
         target = disk.target
-        path = target.find_path(finding.port, finding.mac)
-        if target.identity.same_disk(finding.identity):
-            self._refresh(disk, finding)
-        elif target.identity.same_unit(finding.identity) and path is not None:
-            self._resize(disk, finding)
+        path = target.find_path(sighting.link, sighting.mac)
+        if target.identity.same_disk(sighting.identity):
+            self._refresh(disk, sighting)
+        elif target.identity.same_unit(sighting.identity) and path is not None:
+            self._resize(disk, sighting)
         elif target.state is State.UP and (path is None or len(target.paths) > 1):
             if path is not None:  # it lives on elsewhere, as far as we know
                 self.drop_path(target, path)
                 self._host.pump(target)
             self.refused_identities += 1
-            serials = f"serial {finding.identity.serial}, not {target.identity.serial}"
-            self._refuse(finding, f"it is another disk ({serials})")
+            serials = f"serial {sighting.identity.serial}, not {target.identity.serial}"
+            self._refuse(sighting, f"it is another disk ({serials})")
         else:
-            log.error("%s is another disk now (serial %s): open files fail", target.name, finding.identity.serial)
+            log.error("%s is another disk now (serial %s): open files fail", target.name, sighting.identity.serial)
             self._remove(disk, Change.REPLACED, "is another disk now")
-            self._admit(finding)
+            self._admit(sighting)
 
-    def drop_path(self, target: Initiator, path: Path) -> None:
+    def drop_path(self, target: Target, path: Path) -> None:
         target.drop_path(path)
         del self.owners[path]
         path.link.forget(path)  # type: ignore[attr-defined]
 
-    def _trusted_payload(self, port: Port, mac: bytes, address: Address) -> int:
+    def _trusted_payload(self, link: Link, mac: bytes, address: Address) -> int:
         """Sectors per frame that are known to pass there and need no measuring; 0 when they do."""
         disk = self.disks.get(address)
-        path = disk.target.find_path(port, mac) if disk is not None else None
+        path = disk.target.find_path(link, mac) if disk is not None else None
         if disk is None or path is None or not path.healthy:
             return 0
         if disk.target.is_silent or disk.target.is_stuck(self._host.now()):
             return 0
         return path.sectors
 
-    def _admit(self, finding: Finding) -> None:
+    def _admit(self, sighting: Sighting) -> None:
         """A new target, with its first path."""
         settings = self._settings
-        target = Initiator(
-            finding.address,
-            finding.identity,
+        target = Target(
+            sighting.address,
+            sighting.identity,
             self._host.tags,
             deadsecs=settings.deadsecs,
             maxout=settings.maxout,
             memory=self._memory,
         )
-        disk = self.disks[finding.address] = Disk(target, self._host)
+        disk = self.disks[sighting.address] = Disk(target, self._host)
         self._last_new_target = self._host.now()
         self._found_one.set()
-        self._refresh(disk, finding)
+        self._refresh(disk, sighting)
         log.info(
             "%s: %d bytes, %s, serial %s, on %s",
             target.name,
-            finding.identity.size_bytes,
-            finding.identity.model,
-            finding.identity.serial,
-            finding.port.interface,
+            sighting.identity.size_bytes,
+            sighting.identity.model,
+            sighting.identity.serial,
+            sighting.link.interface,
         )
         settings.on_change(disk, Change.APPEARED)
 
-    def _refresh(self, disk: Disk, finding: Finding) -> None:
+    def _refresh(self, disk: Disk, sighting: Sighting) -> None:
         """The same disk, once more: its buffer count, its payload, its path; and up again if it was down."""
         target = disk.target
-        target.set_bufcnt(finding.config.buffer_count)
-        target.config = finding.config.string
-        target.identify_block = finding.identity.block
-        path = target.find_path(finding.port, finding.mac)
-        is_new = path is None or (target.is_silent and not target.on_hold)
+        target.set_bufcnt(sighting.config.buffer_count)
+        target.config = sighting.config.string
+        target.identify_block = sighting.identity.block
+        path = target.find_path(sighting.link, sighting.mac)
+        is_new = path is None or (target.is_silent and not target.awaiting_reservation)
         if path is None:
             if len(target.paths) >= MAX_PATHS:
                 oldest = min(target.paths, key=lambda path: path.last_answer_at)
                 if oldest.healthy and not target.is_silent:
-                    self._refuse(finding, f"{MAX_PATHS} paths are the most")
+                    self._refuse(sighting, f"{MAX_PATHS} paths are the most")
                     return
                 self.drop_path(target, oldest)
             path = target.add_path(
-                finding.port, finding.port.interface, (finding.port.mac, finding.mac), finding.sectors
+                sighting.link, sighting.link.interface, (sighting.link.mac, sighting.mac), sighting.sectors
             )
             self.owners[path] = target
         self._strangers.forget((path.interface, path.mac, target.address))
-        if path.sectors != finding.sectors:
-            log.info("%s: %d sectors per frame on %s", target.name, finding.sectors, path.interface)
-        path.sectors, path.full_sectors = finding.sectors, finding.full_sectors
+        if path.sectors != sighting.sectors:
+            log.info("%s: %d sectors per frame on %s", target.name, sighting.sectors, path.interface)
+        path.sectors, path.full_sectors = sighting.sectors, sighting.full_sectors
         path.healthy = True
         was_down = target.state is State.DOWN
-        if was_down or (target.suspended and not target.on_hold):
+        if was_down or (target.suspended and not target.awaiting_reservation):
             if target.silence(self._host.now()) > LONG_SILENCE:  # else it may just be slow over what it was asked
                 disk.interrupt()
             target.come_up(self._host.now())
@@ -243,7 +248,7 @@ class Roster:
             self._settings.on_change(disk, Change.RETURNED)
         if disk.reservation.is_due:
             if is_new:
-                target.suspended = target.on_hold = True
+                target.suspended = target.awaiting_reservation = True
                 disk.interrupt()  # what was sent of a reservation before may have gone nowhere
             self._nursery.start_soon(self._settle, disk)
         self._host.pump(target)
@@ -254,31 +259,31 @@ class Roster:
         """
         heard = await disk.reservation.settle()
         target = disk.target
-        if target.on_hold:
-            target.on_hold = False
+        if target.awaiting_reservation:
+            target.awaiting_reservation = False
             if heard and target.state is State.UP:
                 target.come_up(self._host.now())
                 self._host.pump(target)
 
-    def _resize(self, disk: Disk, finding: Finding) -> None:
+    def _resize(self, disk: Disk, sighting: Sighting) -> None:
         target = disk.target
-        old, target.identity = target.identity, finding.identity
+        old, target.identity = target.identity, sighting.identity
         for path in target.paths:
-            path.lba48 = finding.identity.lba48
-        verb = "grew" if finding.identity.sectors > old.sectors else "shrank"
-        log.warning("%s %s from %d to %d bytes", target.name, verb, old.size_bytes, finding.identity.size_bytes)
-        self._refresh(disk, finding)
+            path.lba48 = sighting.identity.lba48
+        verb = "grew" if sighting.identity.sectors > old.sectors else "shrank"
+        log.warning("%s %s from %d to %d bytes", target.name, verb, old.size_bytes, sighting.identity.size_bytes)
+        self._refresh(disk, sighting)
         self._settings.on_change(disk, Change.RESIZED)
 
     def forget(self, disk: Disk) -> None:
-        """Let a target go to which :meth:`why_not_forget` does not object; a new one if it ever answers again."""
+        """Let a target go to which :meth:`reason_to_keep` does not object; a new one if it ever answers again."""
         if disk.target.dirty:
             log.warning("%s is forgotten, though its last writes were not flushed", disk.target.name)
         else:
             log.info("%s is forgotten", disk.target.name)
         self._remove(disk, Change.FORGOTTEN, "was forgotten")
 
-    def why_not_forget(self, disk: Disk) -> str | None:
+    def reason_to_keep(self, disk: Disk) -> str | None:
         """Why a target must be kept, as the end of a sentence; None when it is down and nobody has it open."""
         if disk.opened:
             return "is open"
@@ -289,15 +294,15 @@ class Roster:
     def revalidate(self, disk: Disk) -> None:
         """Ask a target again who it is, where it is known to be, or everywhere if it is silent; what is cached is old.
 
-        Answers come as findings; returns at once.
+        Answers come as sightings; returns at once.
         """
         target = disk.target
         if target.is_silent:
             self._ask_for(target)
         for path in () if target.is_silent else target.paths:
-            port: Port = path.link  # type: ignore[assignment]
-            if port.up:
-                self.discovery.ask(port, path.mac, target.address)
+            link: Link = path.link  # type: ignore[assignment]
+            if link.up:
+                self.discovery.ask(link, path.mac, target.address)
         disk.generation += 1
         self._settings.on_change(disk, Change.REVALIDATED)
 
@@ -321,9 +326,9 @@ class Roster:
                 self._nursery.start_soon(self._settle, disk)
 
     def discover(self) -> None:
-        """Ask on all ports, now and by the schedule."""
-        for port in self._host.ports.values():
-            self.discovery.start(port)
+        """Ask on all links, now and by the schedule."""
+        for link in self._host.links.values():
+            self.discovery.start(link)
 
     async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
         """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most.

@@ -26,17 +26,17 @@ from typing import Final, NamedTuple
 import trio
 
 from aoefs.core.path import Run
-from aoefs.core.target import Initiator
+from aoefs.core.target import Target
 from aoefs.errors import RequestError, TargetLost
 from aoefs.protocol.wire import Address
 
 MAX_COMPLETIONS: Final = 1024  # commands before a checkpoint; the driver's MAXIOC (8192) is for a kernel thread
 
 
-class Answer(NamedTuple):
+class Completion(NamedTuple):
     """Answers to ``commands`` commands of ``run`` from ``first`` on: good, or one that failed with ``error``."""
 
-    initiator: Initiator
+    target: Target
     run: Run
     first: int
     commands: int
@@ -59,18 +59,18 @@ class ShardStatistics:
 class Shard:
     """One queue of answers and the task that completes them."""
 
-    def __init__(self, number: int, pump: Callable[[Initiator], object]) -> None:
+    def __init__(self, number: int, pump: Callable[[Target], object]) -> None:
         self.number = number
         self._pump = pump
         self.active = False
-        self.queue: deque[Answer] = deque()
+        self.queue: deque[Completion] = deque()
         self.completed = 0
         self.batches = 0
         self.longest_queue = 0
         self.started_at: float | None = None
         self._parked: trio.lowlevel.Task | None = None
 
-    def put(self, answer: Answer) -> None:
+    def put(self, answer: Completion) -> None:
         queue = self.queue
         queue.append(answer)
         if len(queue) > self.longest_queue:
@@ -88,15 +88,15 @@ class Shard:
         done = 0
         seen = []
         while queue and done < MAX_COMPLETIONS:
-            initiator, run, first, count, error = queue.popleft()
+            target, run, first, count, error = queue.popleft()
             if error is None:
-                if initiator.complete(run, first, count) and not initiator.is_idle:
-                    self._pump(initiator)  # it may have made room for a read that had no memory
+                if target.complete(run, first, count) and not target.is_idle:
+                    self._pump(target)  # it may have made room for a read that had no memory
             else:
-                initiator.refuse(run, first, error)
-                self._pump(initiator)
+                target.refuse(run, first, error)
+                self._pump(target)
             done += count
-            seen.append(initiator.address)
+            seen.append(target.address)
         self.completed += done
         self.batches += 1
         return seen
@@ -119,8 +119,8 @@ class Shard:
     def flush(self) -> None:
         """At exit: fail what waits here."""
         while self.queue:
-            initiator, run, *_ = self.queue.popleft()
-            initiator.fail(run.request, TargetLost("the engine stopped"))
+            target, run, *_ = self.queue.popleft()
+            target.fail(run.request, TargetLost("the engine stopped"))
 
     def statistics(self) -> ShardStatistics:
         return ShardStatistics(
@@ -135,20 +135,20 @@ class Shard:
 
 
 class Shards:
-    """All shards of an engine.  ``nursery`` hosts their tasks; ``pump(initiator)`` sends what a refusal freed."""
+    """All shards of an engine.  ``nursery`` hosts their tasks; ``pump(target)`` sends what a refusal freed."""
 
-    def __init__(self, count: int, nursery: trio.Nursery, pump: Callable[[Initiator], object]) -> None:
+    def __init__(self, count: int, nursery: trio.Nursery, pump: Callable[[Target], object]) -> None:
         self._shards = [Shard(number, pump) for number in range(max(1, count))]
         self._nursery = nursery
         self._fed: dict[Shard, None] = {}  # queues that wait for complete_in_place()
         self._start(self._shards[0])
 
-    def put(self, answer: Answer, *, wake: bool = True) -> None:
+    def put(self, answer: Completion, *, wake: bool = True) -> None:
         """To the shard of the answer's target; to shard 0 while that one does not run.
 
         ``wake`` its task, or leave the answer for :meth:`complete_in_place`.
         """
-        address = answer.initiator.address
+        address = answer.target.address
         shard = self._shards[(address.shelf + address.slot) % len(self._shards)]
         if not shard.active:
             shard = self._shards[0]

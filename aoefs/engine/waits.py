@@ -1,7 +1,7 @@
 """Sleeping until something happens, at the price of a list append: what a trio.Event costs is a fifth of a request.
 
 Owns nothing but who sleeps.  A :class:`Wait` is one task that waits for one thing; all of an engine share one
-:class:`Waiting`, which tells ``engine.inplace`` whether anybody else has something to do.
+:class:`Sleepers`, which tells ``engine.inplace`` whether anybody else has something to do.
 
 What holds always: whoever is woken before he sleeps does not sleep; a cancelled one is counted out.
 """
@@ -13,7 +13,7 @@ import trio
 from aoefs.errors import RequestError
 
 
-class Waiting:
+class Sleepers:
     """What all :class:`Wait` of an engine have in common: how many tasks sleep, and how many of these are ready to
     go on and had no turn yet.
     """
@@ -30,7 +30,7 @@ class Wait:
 
     __slots__ = ("_task", "_waiting", "error", "woken")
 
-    def __init__(self, waiting: Waiting) -> None:
+    def __init__(self, waiting: Sleepers) -> None:
         self.woken = False
         self.error: RequestError | None = None
         self._task: trio.lowlevel.Task | None = None

@@ -2,7 +2,7 @@
 
 The kernel gives FUSE the buffered writes of a program one at a time, so ``dd bs=4k`` waits for the target 256 times a
 MiB.  Owns the writes that were answered before the target acknowledged them: of a disk what is pending and what was
-lost (:class:`Behind`), of an open file whether its writes are a stream and which losses it was told of
+lost (:class:`WriteBehind`), of an open file whether its writes are a stream and which losses it was told of
 (:class:`WriteStream`).
 
 What holds always:
@@ -31,14 +31,14 @@ import sys
 from typing import Final
 
 from aoefs.core.request import Request
-from aoefs.engine.waits import Wait, Waiting
+from aoefs.engine.waits import Sleepers, Wait
 from aoefs.errors import RequestError
 
 MAX_BYTES: Final = 1 << 17
 IN_ORDER: Final = 8  # writes in order, one after another, from which they are a stream
 
 
-class Behind:
+class WriteBehind:
     """The writes of one disk that were answered and not acknowledged: those ``pending``, and how many were ``lost``.
 
     ``error`` is why the last one was, ``told`` how many of them somebody was told of.
@@ -46,7 +46,7 @@ class Behind:
 
     __slots__ = ("_waiting", "_waits", "error", "lost", "pending", "told")
 
-    def __init__(self, waiting: Waiting) -> None:
+    def __init__(self, waiting: Sleepers) -> None:
         self.pending: dict[Request, None] = {}
         self.lost = 0
         self.told = 0
@@ -87,7 +87,7 @@ class WriteStream:
 
     __slots__ = ("_behind", "_early", "_in_order", "_known", "_known_to_writer", "_next")
 
-    def __init__(self, behind: Behind, *, early: bool) -> None:
+    def __init__(self, behind: WriteBehind, *, early: bool) -> None:
         self._behind = behind
         self._early = early
         self._next = -1  # where a write in order goes on (bytes)

@@ -97,10 +97,10 @@ class Control:
     async def _flush(self, order: bytes) -> None:
         engine = self._engine
         disks = self._named(order) or [
-            disk for disk in engine.disks.values() if engine.roster.why_not_forget(disk) is None
+            disk for disk in engine.disks.values() if engine.roster.reason_to_keep(disk) is None
         ]
         for disk in disks:
-            why_not = engine.roster.why_not_forget(disk)
+            why_not = engine.roster.reason_to_keep(disk)
             if why_not is not None:
                 raise TargetBusy(f"{disk.target.name} {why_not}")
         for disk in disks:
@@ -119,7 +119,7 @@ class Control:
             raise ControlError(f"there is no {error.args[0]}") from None
 
     def _read_interfaces(self) -> bytes:
-        return b"".join(name.encode() + b"\n" for name in self._engine.ports)
+        return b"".join(name.encode() + b"\n" for name in self._engine.links)
 
     async def _write_interfaces(self, order: bytes) -> None:
         words = _words(order)

@@ -1,6 +1,6 @@
 """A mount from its first interface to its last flush: one exit stack builds it and takes it down in reverse.
 
-Owns the order of things.  Up: engine and ports, then FUSE, then the first discovery, then "ready" (to the parent or
+Owns the order of things.  Up: engine and links, then FUSE, then the first discovery, then "ready" (to the parent or
 to systemd, and into the pid file).  Down: the kernel has let go (``pyfuse3.main`` returned), flush every dirty target,
 close FUSE, stop the engine.
 
@@ -164,7 +164,7 @@ class Mount:
         await engine.first_discovery()
         hint = None
         if not engine.disks:
-            hint = f"mounted, but no target answers on {', '.join(engine.ports)} yet: files appear when one does"
+            hint = f"mounted, but no target answers on {', '.join(engine.links)} yet: files appear when one does"
         with trio.move_on_after(TABLE_PATIENCE):
             async with trio.open_nursery() as nursery:
                 for disk in engine.disks.values():
@@ -230,7 +230,7 @@ class Mount:
         with contextlib.closing(background):
             while True:
                 await trio.sleep(ROOM_PERIOD)
-                wanted = min(tuning.MAX_BACKGROUND + 2 * engine.uncounted(), tuning.MOST_BACKGROUND)
+                wanted = min(tuning.MAX_BACKGROUND + 2 * engine.exempt_calls(), tuning.MOST_BACKGROUND)
                 if wanted != allowed:
                     log.debug("max_background is %d", wanted)
                     background.allow(wanted)
@@ -240,23 +240,23 @@ class Mount:
         """Interfaces come, go, and change their MTU."""
         with InterfaceMonitor() as monitor:
             async for event in monitor:
-                port = engine.ports.get(event.name)
-                if port is not None and isinstance(event, Interface) and event.mac != port.mac:
+                link = engine.links.get(event.name)
+                if link is not None and isinstance(event, Interface) and event.mac != link.mac:
                     log.warning("%s has the address %s now", event.name, format_mac(event.mac))
-                    engine.drop_port(port)  # its socket and its paths are made for the old one
-                    port = None
+                    engine.drop_link(link)  # its socket and its paths are made for the old one
+                    link = None
                 if not isinstance(event, Interface):
-                    if port is not None:
+                    if link is not None:
                         log.warning("%s is gone", event.name)
-                        engine.drop_port(port)
-                elif port is not None:
+                        engine.drop_link(link)
+                elif link is not None:
                     try:
-                        engine.port_changed(port, up=event.up and event.running)
+                        engine.link_changed(link, up=event.up and event.running)
                     except OSError as error:
                         log.warning("%s: %s", event.name, error.strerror)
                 elif self._is_wanted(event):
                     try:
-                        engine.open_port(event.name)
+                        engine.open_link(event.name)
                     except OSError as error:
                         log.warning("%s: %s", event.name, error.strerror)
 
@@ -266,15 +266,15 @@ class Mount:
         try:
             chosen = [interface.name for interface in netlink.choose(names)]
             for name in chosen:
-                if name not in engine.ports:
-                    engine.open_port(name)
+                if name not in engine.links:
+                    engine.open_link(name)
                     opened.append(name)
         except (UserError, OSError) as error:
             for name in opened:
-                engine.drop_port(engine.ports[name])
+                engine.drop_link(engine.links[name])
             raise ControlError(str(error)) from None
-        for port in [port for name, port in engine.ports.items() if name not in chosen]:
-            engine.drop_port(port)
+        for link in [link for name, link in engine.links.items() if name not in chosen]:
+            engine.drop_link(link)
         self._wanted = tuple(names)
         log.info("speaking on %s from now on", ", ".join(chosen))
 
@@ -331,7 +331,7 @@ class Mount:
                 disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
             )
             log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
-        untold = any(disk.behind.lost > disk.behind.told for disk in engine.disks.values())
+        untold = any(disk.write_behind.lost > disk.write_behind.told for disk in engine.disks.values())
         return not (failed or untold or engine.roster.dirty_lost)
 
 

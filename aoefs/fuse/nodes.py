@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from aoefs.core.target import Initiator
+from aoefs.core.target import Target
 from aoefs.engine.disk import Disk
 from aoefs.errors import FrameError, IdentityChanged, RequestError
 from aoefs.fuse.partitions import Partition, read_table_untrusted
@@ -39,7 +39,7 @@ class Node:
     inode: int
     name: bytes
     disk: Disk
-    views: Views
+    views: DiskNodes
     partition: Partition | None = None  # None: the whole disk
     start: int = 0
     opened: int = 0
@@ -47,7 +47,7 @@ class Node:
     gone: bool = False  # its handles fail
 
     @property
-    def target(self) -> Initiator:
+    def target(self) -> Target:
         return self.disk.target
 
     @property
@@ -67,7 +67,7 @@ class Node:
 
 
 @dataclass(slots=True, eq=False)
-class Views:
+class DiskNodes:
     """See the module.  ``number()`` gives an inode number that was never used."""
 
     disk: Disk

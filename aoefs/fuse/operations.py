@@ -5,7 +5,7 @@ the control files mean ``fuse.control``'s.  Handlers are called by pyfuse3's wor
 
 What holds always:
 
-- An inode number stands for one disk (one Initiator), one partition at one place of it, or one control file, and is
+- An inode number stands for one disk (one Target), one partition at one place of it, or one control file, and is
   never used again: another disk under the same name gets a new number, and handles on the old one fail.
 - Nothing but ``FUSEError`` leaves a handler (anything else would end the mount for everybody): ``_guarded`` wraps all
   of them, and ``_errno_of`` is the one table from exceptions to errno.
@@ -48,7 +48,7 @@ from aoefs.errors import (
     TargetError,
 )
 from aoefs.fuse.control import Control, ControlFile
-from aoefs.fuse.nodes import Node, Views
+from aoefs.fuse.nodes import DiskNodes, Node
 from aoefs.fuse.readahead import ReadAhead, ReadAheads
 from aoefs.protocol.wire import SECTOR_BYTES, Address, ErrorCode
 
@@ -188,7 +188,7 @@ class AoeOperations(pyfuse3.Operations):
         self._mounted_ns = time.time_ns()
         self._nodes: dict[int, Node] = {}  # by inode number
         self._control_nodes: dict[int, ControlNode] = {}
-        self._views: dict[Disk, Views] = {}
+        self._views: dict[Disk, DiskNodes] = {}
         self._directories: dict[Disk, ControlNode] = {}
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
@@ -210,16 +210,16 @@ class AoeOperations(pyfuse3.Operations):
             self._control_nodes[node.inode] = node
         return directory
 
-    def _views_of(self, disk: Disk) -> Views:
+    def _views_of(self, disk: Disk) -> DiskNodes:
         views = self._views.get(disk)
         if views is None:
-            views = self._views[disk] = Views(disk, self._new_inode)
+            views = self._views[disk] = DiskNodes(disk, self._new_inode)
             self._nodes[views.whole.inode] = views.whole
             path = f"{self._control_root.path}/{disk.target.name}"
             self._directories[disk] = self._make_directory(path, self._control.files_of(disk))
         return views
 
-    def _find_views(self, name: bytes) -> Views:
+    def _find_views(self, name: bytes) -> DiskNodes:
         """The files of the disk of this name now; ENOENT when there is none."""
         try:
             disk = self._engine.disks.get(Address.parse(os.fsdecode(name)))
@@ -370,7 +370,7 @@ class AoeOperations(pyfuse3.Operations):
         whole_writes = not self._direct and bool(flags & os.O_DIRECT)
         cached = not (self._direct or whole_writes)
         handle = Handle(node, writing=writing, flush_each_write=self._direct and sync, whole_writes=whole_writes)
-        handle.stream = WriteStream(node.disk.behind, early=cached and not sync and not self._sync)
+        handle.stream = WriteStream(node.disk.write_behind, early=cached and not sync and not self._sync)
         if self.read_aheads is not None and cached:
             handle.ahead = ReadAhead(node.disk, self.read_aheads)
         number = self._add_handle(handle)
@@ -569,13 +569,13 @@ class AoeOperations(pyfuse3.Operations):
                 del self._control_nodes[control.inode]
             views.gone += views
             name = functools.partial(pyfuse3.invalidate_entry, CONTROL, views.whole.name)
-            return [*self._farewell(views.gone), name]
+            return [*self._invalidations_of_gone(views.gone), name]
         if change is Change.REPARTITIONED:
             gone, views.gone = views.gone, []
-            return self._farewell(gone)
+            return self._invalidations_of_gone(gone)
         return ()
 
-    def _farewell(self, gone: Iterable[Node]) -> Sequence[Callable[[], object]]:
+    def _invalidations_of_gone(self, gone: Iterable[Node]) -> Sequence[Callable[[], object]]:
         """Files went for good: their names first, since the pages may be long in going."""
         gone = tuple(gone)
         for node in gone:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests of 1 MiB
 MAX_BACKGROUND = 32  # the kernel's default is 12; a write of 1 MiB takes two here
-MOST_BACKGROUND = 256  # with those that do not count, see engine.disk.Disk.uncounted
+MOST_BACKGROUND = 256  # with those that do not count, see engine.disk.Disk.exempt_calls
 GARBAGE_THRESHOLD = 50_000  # objects that were made and not let go; a few MiB
 KEPT_BYTES = 8 << 20  # of freed memory that are kept for the next buffer
 LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes object, but not libfuse's buffer for it

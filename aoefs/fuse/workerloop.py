@@ -4,7 +4,7 @@ pyfuse3 takes one request per turn: a checkpoint for its lock, an epoll re-arm a
 through its module attribute ``pyfuse3.trio`` (its asyncio mode replaces that too); :func:`install` puts a stand-in
 there.  With it a worker that comes for a request takes it at once if one is there, or waits in place
 (``engine.inplace``); only when neither is possible does it wait in the loop: one *watches* the FUSE descriptor and the
-ports, by the one descriptor that stands for all of them, and the others sleep.
+links, by the one descriptor that stands for all of them, and the others sleep.
 
 What holds always:
 

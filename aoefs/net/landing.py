@@ -38,7 +38,7 @@ from aoefs.core.path import Path, Run
 from aoefs.core.request import bits
 from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
 from aoefs.net.mmsg import MessageVector, address_of, memory_at, swapped
-from aoefs.net.packetsocket import Link
+from aoefs.net.packetsocket import PacketSocket
 from aoefs.protocol.ata import FAILED
 from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES
 
@@ -71,8 +71,8 @@ class _Expectation:
 class Landing:
     """The receiving half of one link."""
 
-    def __init__(self, link: Link, tags: TagTable[Run | Exchange]) -> None:
-        self._link = link
+    def __init__(self, socket: PacketSocket, tags: TagTable[Run | Exchange]) -> None:
+        self._socket = socket
         self._tags = tags
         self._runs: dict[Run, None] = {}  # in flight and worth predicting, in the order in which answers should come
         self._unpointed: deque[Run] = deque()  # those of them that have no slots yet
@@ -100,7 +100,7 @@ class Landing:
 
     def _allocate_spill(self) -> None:
         """A row for each slot of a batch; slots that are never in one batch share it."""
-        self._spill_bytes = max(2048, self._link.mtu + 64)
+        self._spill_bytes = max(2048, self._socket.mtu + 64)
         self._spill = np.zeros((SLOTS, self._spill_bytes), np.uint8)
         self._spill_view = self._spill.data.cast("B")
         rows = np.arange(RING, dtype=np.uintp) % SLOTS
@@ -122,7 +122,7 @@ class Landing:
 
     def receive(self) -> tuple[int, list[Entry], list[bytes]]:
         """Take one batch: (number of frames, good answers in place, odd frames).  OSError as recvmmsg(2)."""
-        if self._spill_bytes < self._link.mtu:
+        if self._spill_bytes < self._socket.mtu:
             self._allocate_spill()
         self._point_ahead()
         head = self._head
@@ -130,10 +130,10 @@ class Landing:
             self._vector.size[self._tail : self._placed, 1] = 0
             self._placed = self._tail
             self._alike_end = min(self._alike_end, self._tail)
-        received = self._vector.receive(self._link.descriptor, min(SLOTS, RING - head), head)
+        received = self._vector.receive(self._socket.descriptor, min(SLOTS, RING - head), head)
         if not received:
             return 0, [], []
-        self._link.rx_frames += received
+        self._socket.rx_frames += received
         pointed = min(received, self._tail - head)
         end = head + pointed
         if (
@@ -151,13 +151,13 @@ class Landing:
 
     def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
         """As :meth:`receive`, for one frame and without any array: a batch of one is not worth that."""
-        if self._spill_bytes < self._link.mtu:
+        if self._spill_bytes < self._socket.mtu:
             self._allocate_spill()
         try:
-            size = self._link.socket.recv_into(self._lone)
+            size = self._socket.socket.recv_into(self._lone)
         except BlockingIOError:
             return 0, [], []
-        self._link.rx_frames += 1
+        self._socket.rx_frames += 1
         frame = self._lone_view[:size]
         entry = self._place(bytes(frame[:ATA_BYTES]), frame[ATA_BYTES:])
         return (1, [], [bytes(frame)]) if entry is None else (1, [entry], [])
@@ -314,7 +314,7 @@ class Landing:
         if run.__class__ is not Run:
             return None
         index = tag - run.tag
-        if index >= run.count or head[:20] != run.path.answer_head or run.path.interface != self._link.interface:
+        if index >= run.count or head[:20] != run.path.answer_head or run.path.interface != self._socket.interface:
             return None
         request = run.request
         if not request.write:

@@ -1,6 +1,6 @@
-"""A port: a link with its sending and landing halves, as the engine sees it.
+"""A link: a link with its sending and landing halves, as the engine sees it.
 
-:class:`Port` is what the engine needs of a local interface; :class:`SocketPort` is the real one.  Tests put a
+:class:`Link` is what the engine needs of a local interface; :class:`EthernetLink` is the real one.  Tests put a
 simulated Ethernet segment behind the same names, so everything above runs on a virtual clock.
 
 What holds always: sending and receiving never block; only the two ``wait_*`` do.
@@ -15,11 +15,11 @@ import trio
 from aoefs.core.path import Path, Run
 from aoefs.core.tags import Exchange, TagTable
 from aoefs.net.landing import Entry, Landing
-from aoefs.net.packetsocket import Link, LinkStatistics
+from aoefs.net.packetsocket import LinkStatistics, PacketSocket
 from aoefs.net.sending import Sending
 
 
-class Port(Protocol):
+class Link(Protocol):
     """``interface`` is the link's name, ``mac`` ours, ``max_sectors`` the payload of its MTU, ``up`` its state."""
 
     interface: str
@@ -62,42 +62,42 @@ class Port(Protocol):
     def close(self) -> None: ...
 
 
-class SocketPort:
-    """A port on a real interface.  OSError as ``Link``."""
+class EthernetLink:
+    """A link on a real interface.  OSError as ``PacketSocket``."""
 
     def __init__(self, interface: str, tags: TagTable[Run | Exchange]) -> None:
-        self._link = Link(interface)
-        self._landing = Landing(self._link, tags)
-        self._sending = Sending(self._link)
+        self._socket = PacketSocket(interface)
+        self._landing = Landing(self._socket, tags)
+        self._sending = Sending(self._socket)
         self.interface = interface
-        self.descriptor = self._link.descriptor
-        self.mac = self._link.mac
+        self.descriptor = self._socket.descriptor
+        self.mac = self._socket.mac
         self.receive = self._landing.receive
         self.receive_lone = self._landing.receive_lone
         self.forget = self._landing.forget
-        self.send_frame = self._link.send
-        self.statistics = self._link.statistics
-        self.refresh = self._link.refresh
+        self.send_frame = self._socket.send
+        self.statistics = self._socket.statistics
+        self.refresh = self._socket.refresh
 
     @property
     def max_sectors(self) -> int:
-        return self._link.max_sectors
+        return self._socket.max_sectors
 
     @property
     def up(self) -> bool:
-        return self._link.up
+        return self._socket.up
 
     @up.setter
     def up(self, value: bool) -> None:
-        self._link.up = value
+        self._socket.up = value
 
     @property
     def rx_unknown(self) -> int:
-        return self._link.rx_unknown
+        return self._socket.rx_unknown
 
     @rx_unknown.setter
     def rx_unknown(self, value: int) -> None:
-        self._link.rx_unknown = value
+        self._socket.rx_unknown = value
 
     def send_run(self, run: Run) -> int:
         sent = self._sending.send(run)
@@ -106,11 +106,11 @@ class SocketPort:
         return sent
 
     async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._link.socket)
+        await trio.lowlevel.wait_readable(self._socket.socket)
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._link.socket)
+        await trio.lowlevel.wait_writable(self._socket.socket)
 
     def close(self) -> None:
-        trio.lowlevel.notify_closing(self._link.socket)
-        self._link.close()
+        trio.lowlevel.notify_closing(self._socket.socket)
+        self._socket.close()

@@ -1,7 +1,7 @@
 """One local interface that we speak AoE on: a raw packet socket with its filter, buffers and counters.
 
-Owns the socket.  Frames in bulk go through ``net.landing`` and ``net.sending``, which use :attr:`Link.descriptor`
-with vectors of messages; this module keeps what both need and the plain way for a lone frame.
+Owns the socket.  Frames in bulk go through ``net.landing`` and ``net.sending``, which use
+:attr:`PacketSocket.descriptor` with vectors of messages; this module keeps what both need and the plain way for a lone frame.
 
 What holds always: the filter is attached before the socket is bound (no stray frame is ever queued); frames that
 this host sends are never received back (PACKET_IGNORE_OUTGOING); an initiator's link passes only answers to us, so
@@ -112,7 +112,7 @@ class LinkStatistics:
     tx_full: int
 
 
-class Link:
+class PacketSocket:
     """An open packet socket on one Ethernet interface.
 
     ``interface`` is its name, ``mtu`` in bytes, ``mac`` 6 bytes.  Raises OSError as socket(2) and bind(2) do: EPERM
@@ -214,7 +214,7 @@ class Link:
     def close(self) -> None:
         self.socket.close()
 
-    def __enter__(self) -> Link:
+    def __enter__(self) -> PacketSocket:
         return self
 
     def __exit__(

@@ -18,7 +18,7 @@ import numpy as np
 from aoefs.core.path import Path, Run
 from aoefs.core.tags import BLOCK_TAGS
 from aoefs.net.mmsg import MessageVector, address_of, swapped
-from aoefs.net.packetsocket import LINK_FULL, Link
+from aoefs.net.packetsocket import LINK_FULL, PacketSocket
 from aoefs.protocol.ata import DEVICE_LBA, TRANSFERS, transfer_registers
 from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
 
@@ -34,8 +34,8 @@ _TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
 class Sending:
     """The sending half of one link, for runs."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, socket: PacketSocket) -> None:
+        self._socket = socket
         self._headers = np.zeros((BLOCK_TAGS, MIN_FRAME_BYTES), np.uint8)
         self._vector = MessageVector(BLOCK_TAGS, 2)
         self._vector.base[:, 0] = address_of(self._headers) + np.arange(BLOCK_TAGS, dtype=np.uintp) * MIN_FRAME_BYTES
@@ -54,13 +54,13 @@ class Sending:
         try:
             sent = self._send_plain(run) if run.count <= _PLAIN_COMMANDS else self._send_vector(run)
         except OSError as error:
-            self._link.on_send_error(error)
+            self._socket.on_send_error(error)
             return 0 if error.errno in LINK_FULL or error.errno == errno.EMSGSIZE else run.count
-        self._link.tx_frames += sent
+        self._socket.tx_frames += sent
         return sent
 
     def _send_plain(self, run: Run) -> int:
-        request, path, link = run.request, run.path, self._link.socket
+        request, path, raw = run.request, run.path, self._socket.socket
         flags, opcode = TRANSFERS[request.write, path.lba48]
         device = 0 if path.lba48 else DEVICE_LBA
         for index in range(run.count):
@@ -70,9 +70,9 @@ class Sending:
             try:
                 if request.write:
                     data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES]
-                    link.sendmsg((head, data))
+                    raw.sendmsg((head, data))
                 else:
-                    link.send(head + _PADDING)
+                    raw.send(head + _PADDING)
             except OSError:
                 if index:
                     return index
@@ -97,12 +97,12 @@ class Sending:
             address = request.address + run.sector * SECTOR_BYTES
             np.add(self._strides[:count], address, out=vector.base[:count, 1])
         if last == step:
-            return vector.send(self._link.descriptor, count)
+            return vector.send(self._socket.descriptor, count)
         self._counts[count - 1] = last
         if request.write:
             vector.size[count - 1, 1] = last * SECTOR_BYTES
         try:
-            return vector.send(self._link.descriptor, count)
+            return vector.send(self._socket.descriptor, count)
         finally:
             self._counts[count - 1] = step
             if request.write:

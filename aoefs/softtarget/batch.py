@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aoefs.net.mmsg import MessageVector, address_of
 from aoefs.protocol.wire import ATA_BYTES, MAX_CONFIG_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
-from aoefs.softtarget.export import LBA28_MASK, READ_OPCODES, WRITE_OPCODES, TargetMachine
+from aoefs.softtarget.export import LBA28_MASK, READ_OPCODES, WRITE_OPCODES, Export
 
 SLOTS = 64  # frames in a batch; as many as an initiator may have on its way by our default buffer count
 ROW_BYTES = 64  # bytes per header in the table: 36 used, 8 words of 8 bytes
@@ -72,7 +72,7 @@ class Batch:
 
 def transfer(
     batch: Batch,
-    machine: TargetMachine,
+    export: Export,
     opcode: int,
     lba: int,
     first: int,
@@ -82,11 +82,11 @@ def transfer(
     sizes: NDArray[Any] | None = None,
 ) -> bool:
     """Read into the send buffer from ``start`` to ``stop``, or write that many bytes out of the slots ``first`` to
-    ``end`` (``sizes``: what each holds, None when all hold the same).  False when the frames have to go to the machine.
+    ``end`` (``sizes``: what each holds, None when all hold the same).  False when the frames have to go to the export.
 
-    Not a word to anybody on failure: the machine tries again, frame by frame, and reports.
+    Not a word to anybody on failure: the export tries again, frame by frame, and reports.
     """
-    store = machine.store
+    store = export.store
     limit = store.sectors
     if not opcode & EXTENDED_BIT:
         lba &= LBA28_MASK
@@ -94,7 +94,7 @@ def transfer(
     size = stop - start
     if lba + size // SECTOR_BYTES > limit:
         return False
-    counters = machine.counters
+    counters = export.counters
     if opcode in READ_OPCODES:
         try:
             if store.readv([batch.to_send[start:stop]], lba * SECTOR_BYTES) != size:

@@ -1,4 +1,4 @@
-"""The software target as a pure machine: one export, frame in, answer out.
+"""The software target as a pure export: one export, frame in, answer out.
 
 Owns what one export says on the wire: its config string, its IDENTIFY data, which command gets which answer.  No
 socket, no clock, no trio: ``mac`` and ``max_sectors`` of the link that a frame came on are arguments, the disk is a
@@ -7,19 +7,19 @@ WRITEs, whose answers must be the ones given here; tests drive it with bytes.
 
 What holds always:
 
-- Whatever the bytes, :meth:`TargetMachine.handle_untrusted` raises nothing; a frame gets one answer or none.
+- Whatever the bytes, :meth:`Export.handle_untrusted` raises nothing; a frame gets one answer or none.
 - Answers are padded to 60 bytes, carry the version 1, our own shelf and slot and no flag of the request.
 - A frame whose MAC or address is a broadcast may only ask (config query, IDENTIFY); data are neither read nor
   written for it.  vblade executes a broadcast WRITE on every target that hears it.
 - Whoever the lists of :class:`softtarget.access.Access` do not let in hears nothing, and who does not hold a reserved
   export gets error 6 for every ATA command but IDENTIFY.  A count in a mask or reserve command is compared with the
   frame before anything changes; a refused command changes nothing, a mask edit what came before the bad directive.
-- A FLUSH is answered after the store has synced and not before.  The machine cannot wait, so it hands out a
+- A FLUSH is answered after the store has synced and not before.  The export cannot wait, so it hands out a
   :class:`FlushRequest`, and whoever drives it comes back with the outcome.
 - After one failed sync every later FLUSH fails: the kernel forgets which pages it lost after it has told us once,
   and the initiator that sends a FLUSH again, since our answer was lost, must not hear "all is well".
 
-SMART tells what the machine knows of its store: RETURN STATUS fails after a failed sync, READ DATA has three
+SMART tells what the export knows of its store: RETURN STATUS fails after a failed sync, READ DATA has three
 attributes (store errors, sectors written and read).
 
 An unreadable sector answers UNC; a failed write or sync answers "device fault" and not ABRT, which initiators take
@@ -142,7 +142,7 @@ class MemoryStore:
 
 @dataclass(frozen=True, slots=True)
 class FlushRequest:
-    """A FLUSH that waits for the store: sync it, then :meth:`TargetMachine.finish_flush` makes the answer."""
+    """A FLUSH that waits for the store: sync it, then :meth:`Export.finish_flush` makes the answer."""
 
     header: Header
     ata: AtaArgument
@@ -163,7 +163,7 @@ class Counters:
     store_errors: int = 0
 
 
-class TargetMachine:
+class Export:
     """One export at ``address``; ``access`` says to whom (by default to everybody).
 
     ``report`` is told of a failing store in one line (it must not raise, and it limits its own rate).

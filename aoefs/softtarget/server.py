@@ -6,18 +6,18 @@ and announces the exports again; and one for each export that is being synced, w
 
 A batch is what one recvmmsg brought: the header of each message in a row of one numpy table, its payload in a row of
 a second one.  A few array expressions find the *runs*: consecutive frames that read (or write) consecutive sectors of
-one export and that the machine would serve without a word.  A run is one preadv into the send buffer or one pwritev
+one export and that the export would serve without a word.  A run is one preadv into the send buffer or one pwritev
 out of the receive buffer; then the request headers are turned into answer headers where they lie, and one sendmmsg
 sends them.  A batch that is one run and nothing else, as a fast initiator makes them, is recognised by comparing all
-rows with the first.  Every other frame goes to :meth:`TargetMachine.handle_untrusted`, alone, and so does each frame of
-a run whose transfer failed: only the machine makes errors.  A few frames go a plain way, below what numpy costs.
+rows with the first.  Every other frame goes to :meth:`Export.handle_untrusted`, alone, and so does each frame of
+a run whose transfer failed: only the export makes errors.  A few frames go a plain way, below what numpy costs.
 
 What holds always:
 
 - Runs and lone frames of a batch are executed in the order in which they came, and a batch is answered before the
   next one is received: a read sees every write before it, whoever sent it.
 - A FLUSH is answered after a sync that began after it came; those that wait for one export share the next sync.
-- Whom the machine does not serve (``TargetMachine.access``) no fast way serves.  That costs one comparison for a
+- Whom the export does not serve (``Export.access``) no fast way serves.  That costs one comparison for a
   batch that is one run, and for any other run as long as no list is set.
 - A batch is bounded, and so is the time between two checkpoints.  After a batch the task waits for the next one in
   place, for a fifth of a millisecond at most and not when another link has frames (about 10 % more frames/s for
@@ -46,11 +46,11 @@ import trio
 from numpy.typing import NDArray
 
 from aoefs.net.netlink import Interface, InterfaceGone, InterfaceMonitor
-from aoefs.net.packetsocket import LINK_DOWN, Link, Role
+from aoefs.net.packetsocket import LINK_DOWN, PacketSocket, Role
 from aoefs.protocol.ata import Status
 from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
 from aoefs.softtarget.batch import ROW_BYTES, SLOTS, Batch, transfer
-from aoefs.softtarget.export import FlushRequest, TargetMachine
+from aoefs.softtarget.export import Export, FlushRequest
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ def _run_steps(sectors: int) -> NDArray[np.uint64]:
     return steps
 
 
-def _admits(machine: TargetMachine, batch: Batch, first: int, end: int) -> bool:
+def _admits(export: Export, batch: Batch, first: int, end: int) -> bool:
     """Whether the frames in these slots, of one run but perhaps not of one sender, may all be served."""
-    admitted = machine.access.admitted
+    admitted = export.access.admitted
     if admitted is None:
         return True
     rows = range(first * ROW_BYTES + 6, end * ROW_BYTES, ROW_BYTES)
@@ -94,10 +94,10 @@ def _admits(machine: TargetMachine, batch: Batch, first: int, end: int) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class _Port:
+class _Service:
     """One interface: its link, replaced when the interface was, and its batch memory, when the MTU changed."""
 
-    link: Link
+    socket: PacketSocket
     batch: Batch
     running: bool = False  # the exports were announced since it last came up
     batches: int = 0
@@ -107,14 +107,14 @@ class _Port:
 
 @dataclass(slots=True, eq=False)
 class _Flushes:
-    """The FLUSHes of one export that wait for a sync, with the port to answer on."""
+    """The FLUSHes of one export that wait for a sync, with the service to answer on."""
 
-    waiting: list[tuple[_Port, FlushRequest]] = field(default_factory=list)
+    waiting: list[tuple[_Service, FlushRequest]] = field(default_factory=list)
     active: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class PortStatistics:
+class ServiceStatistics:
     """Counters of one interface; ``plain`` frames did not go in a batch, ``dropped`` answers found no room."""
 
     interface: str
@@ -128,38 +128,38 @@ class PortStatistics:
 
 
 class Server:
-    """Serves ``machines`` on ``links`` (of ``Role.TARGET``) while :meth:`run` runs.  Closing the links is its work."""
+    """Serves ``exports`` on ``links`` (of ``Role.TARGET``) while :meth:`run` runs.  Closing the links is its work."""
 
-    def __init__(self, machines: Sequence[TargetMachine], links: Sequence[Link]) -> None:
-        self.machines = {machine.address: machine for machine in machines}
-        if len(self.machines) != len(machines):
+    def __init__(self, exports: Sequence[Export], sockets: Sequence[PacketSocket]) -> None:
+        self.exports = {export.address: export for export in exports}
+        if len(self.exports) != len(exports):
             raise ValueError("two exports have the same address")
         # As in a row: shelf, slot and the command ATA.
-        self._by_word = {self._word(address): machine for address, machine in self.machines.items()}
-        self._ports = [_Port(link, Batch(link.max_sectors)) for link in links]
-        self._flushes = {address: _Flushes() for address in self.machines}
-        self._limiter = trio.CapacityLimiter(max(1, len(machines)))  # no export waits for a thread
+        self._by_word = {self._word(address): export for address, export in self.exports.items()}
+        self._services = [_Service(socket, Batch(socket.max_sectors)) for socket in sockets]
+        self._flushes = {address: _Flushes() for address in self.exports}
+        self._limiter = trio.CapacityLimiter(max(1, len(exports)))  # no export waits for a thread
 
     @staticmethod
     def _word(address: Address) -> int:
         word: int = struct.unpack("<I", struct.pack(">HBB", *address, 0))[0]
         return word
 
-    def statistics(self) -> list[PortStatistics]:
+    def statistics(self) -> list[ServiceStatistics]:
         """A frozen picture of each interface."""
         pictures = []
-        for port in self._ports:
-            link = port.link.statistics()
+        for service in self._services:
+            socket = service.socket.statistics()
             pictures.append(
-                PortStatistics(
-                    interface=link.interface,
-                    running=port.running,
-                    rx_frames=link.rx_frames,
-                    rx_dropped=link.rx_dropped,
-                    tx_frames=link.tx_frames,
-                    batches=port.batches,
-                    plain=port.plain,
-                    dropped=port.dropped,
+                ServiceStatistics(
+                    interface=socket.interface,
+                    running=service.running,
+                    rx_frames=socket.rx_frames,
+                    rx_dropped=socket.rx_dropped,
+                    tx_frames=socket.tx_frames,
+                    batches=service.batches,
+                    plain=service.plain,
+                    dropped=service.dropped,
                 )
             )
         return pictures
@@ -171,160 +171,160 @@ class Server:
             with InterfaceMonitor() as monitor:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    for port in self._ports:
-                        interface = monitor.interfaces.get(port.link.index)
+                    for service in self._services:
+                        interface = monitor.interfaces.get(service.socket.index)
                         if interface is None:
-                            self._announce(port)
+                            self._announce(service)
                         else:
-                            self._follow(port, interface)
-                        nursery.start_soon(self._serve, port, name=f"target on {port.link.interface}")
+                            self._follow(service, interface)
+                        nursery.start_soon(self._serve, service, name=f"target on {service.socket.interface}")
                     nursery.start_soon(self._watch, monitor, name="target interfaces")
                     task_status.started()
         finally:
-            for port in self._ports:
-                port.link.close()
+            for service in self._services:
+                service.socket.close()
 
-    async def sync_all(self) -> list[tuple[TargetMachine, OSError]]:
+    async def sync_all(self) -> list[tuple[Export, OSError]]:
         """Sync every store, one after another in a thread; those that failed."""
         failed = []
-        for machine in self.machines.values():
+        for export in self.exports.values():
             try:
-                await trio.to_thread.run_sync(machine.store.sync)
+                await trio.to_thread.run_sync(export.store.sync)
             except OSError as error:
-                failed.append((machine, error))
+                failed.append((export, error))
         return failed
 
     # ── interfaces ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _announce(self, port: _Port) -> None:
-        if port.link.max_sectors:
-            for machine in self.machines.values():
-                for frame in machine.announcements(mac=port.link.mac, max_sectors=port.link.max_sectors):
-                    port.link.send(frame)
+    def _announce(self, service: _Service) -> None:
+        if service.socket.max_sectors:
+            for export in self.exports.values():
+                for frame in export.announcements(mac=service.socket.mac, max_sectors=service.socket.max_sectors):
+                    service.socket.send(frame)
 
     async def _watch(self, monitor: InterfaceMonitor) -> None:
         async for news in monitor:
-            for port in self._ports:
-                if news.name != port.link.interface:
+            for service in self._services:
+                if news.name != service.socket.interface:
                     continue
                 if isinstance(news, InterfaceGone):
-                    port.running = port.link.up = False
+                    service.running = service.socket.up = False
                 else:
-                    self._follow(port, news)
+                    self._follow(service, news)
 
-    def _follow(self, port: _Port, interface: Interface) -> None:
+    def _follow(self, service: _Service, interface: Interface) -> None:
         """What an interface is now: its MTU, its end, its return, or another one that has taken its name."""
-        old = port.link
+        old = service.socket
         replaced = (interface.index, interface.mac) != (old.index, old.mac)
         if replaced:
             try:
-                port.link = Link(interface.name, role=Role.TARGET)
+                service.socket = PacketSocket(interface.name, role=Role.TARGET)
             except OSError as error:  # changed again: the next news tells
                 log.warning("%s: %s", interface.name, error.strerror)
                 return
             trio.lowlevel.notify_closing(old.socket)
             old.close()
-        link = port.link
+        socket = service.socket
         sectors = old.max_sectors
         with contextlib.suppress(OSError):
-            link.refresh()
-        link.up = interface.up
-        announce = interface.running and (replaced or not port.running or link.max_sectors != sectors)
-        port.running = interface.running
-        if not link.max_sectors:
-            log.warning("%s: an MTU of %d holds no sector, nothing is served here", link.interface, link.mtu)
+            socket.refresh()
+        socket.up = interface.up
+        announce = interface.running and (replaced or not service.running or socket.max_sectors != sectors)
+        service.running = interface.running
+        if not socket.max_sectors:
+            log.warning("%s: an MTU of %d holds no sector, nothing is served here", socket.interface, socket.mtu)
         elif announce:
-            self._announce(port)
+            self._announce(service)
 
     # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _serve(self, port: _Port) -> None:
+    async def _serve(self, service: _Service) -> None:
         batches = 0
         while True:
-            link = port.link
-            if port.batch.max_sectors != link.max_sectors:
-                port.batch = Batch(link.max_sectors)
+            socket = service.socket
+            if service.batch.max_sectors != socket.max_sectors:
+                service.batch = Batch(socket.max_sectors)
             try:
-                count = port.batch.input.receive(link.descriptor, SLOTS)
+                count = service.batch.input.receive(socket.descriptor, SLOTS)
             except OSError as error:
                 if error.errno not in LINK_DOWN:
                     raise
-                link.up = False  # told once; then the queue is empty until the interface is back
+                socket.up = False  # told once; then the queue is empty until the interface is back
                 continue
             if count:
                 batches += 1
-                await self._answer_batch(port, count)
+                await self._answer_batch(service, count)
                 if batches < _BATCHES_PER_CHECKPOINT:
                     continue
                 batches = 0
                 await trio.lowlevel.checkpoint()
-            elif not self._wait_in_place(link):
+            elif not self._wait_in_place(socket):
                 batches = 0
                 with contextlib.suppress(trio.ClosedResourceError):  # the link was replaced
-                    await trio.lowlevel.wait_readable(link.descriptor)
+                    await trio.lowlevel.wait_readable(socket.descriptor)
 
-    def _wait_in_place(self, link: Link) -> bool:
+    def _wait_in_place(self, socket: PacketSocket) -> bool:
         """Wait a moment for the next frame without a turn of trio's loop.
 
         True when this link has frames; False when another one has, or none in time: back to trio then.
         """
-        descriptors = [port.link.descriptor for port in self._ports]
+        descriptors = [service.socket.descriptor for service in self._services]
         if max(descriptors) >= _SELECT_LIMIT:
             return False
-        return link.descriptor in select.select(descriptors, (), (), _PATIENCE)[0]
+        return socket.descriptor in select.select(descriptors, (), (), _PATIENCE)[0]
 
-    async def _answer_batch(self, port: _Port, count: int) -> None:
-        port.link.rx_frames += count
-        if not port.batch.max_sectors:
+    async def _answer_batch(self, service: _Service, count: int) -> None:
+        service.socket.rx_frames += count
+        if not service.batch.max_sectors:
             return  # told by _follow
         if count <= _PLAIN_FRAMES:
-            segments = self._work_plain(port, count)
-        elif (machine := self._find_run(port, count)) is not None:
-            port.batches += 1
-            await self._answer_run(port, machine, count)
+            segments = self._work_plain(service, count)
+        elif (export := self._find_run(service, count)) is not None:
+            service.batches += 1
+            await self._answer_run(service, export, count)
             return
         elif count <= _MIXED_PLAIN_FRAMES:
-            segments = self._work_plain(port, count)
+            segments = self._work_plain(service, count)
         else:
-            port.batches += 1
-            segments = self._work_batch(port, count)
+            service.batches += 1
+            segments = self._work_batch(service, count)
         for first, end in segments:
-            await self._send(port, first, end)
+            await self._send(service, first, end)
 
-    async def _send(self, port: _Port, first: int, end: int) -> None:
+    async def _send(self, service: _Service, first: int, end: int) -> None:
         """Send the answers in the slots ``first`` to ``end``."""
-        link = port.link
+        socket = service.socket
         while first < end:
             try:
-                sent = port.batch.output.send(link.descriptor, end - first, first)
+                sent = service.batch.output.send(socket.descriptor, end - first, first)
             except OSError as error:
-                link.on_send_error(error)
+                socket.on_send_error(error)
                 if not isinstance(error, BlockingIOError):
-                    port.dropped += end - first
+                    service.dropped += end - first
                     return
                 with trio.move_on_after(_SEND_PATIENCE) as patience, contextlib.suppress(trio.ClosedResourceError):
-                    await trio.lowlevel.wait_writable(link.descriptor)
-                if patience.cancelled_caught or link is not port.link:
-                    port.dropped += end - first
+                    await trio.lowlevel.wait_writable(socket.descriptor)
+                if patience.cancelled_caught or socket is not service.socket:
+                    service.dropped += end - first
                     return
             else:
-                link.tx_frames += sent
+                socket.tx_frames += sent
                 first += sent
 
-    def _find_run(self, port: _Port, count: int) -> TargetMachine | None:
+    def _find_run(self, service: _Service, count: int) -> Export | None:
         """Whose the whole batch is, if it is one run from one initiator: the common batch of a fast one.
 
         The first frame is looked at closely; the others only have to differ from it by nothing but tag and LBA.
         """
-        batch = port.batch
+        batch = service.batch
         to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(batch.headers)
-        machine = self._by_word.get(word)
+        export = self._by_word.get(word)
         if (
-            machine is None
-            or to != port.link.mac
+            export is None
+            or to != service.socket.mac
             or kind != _ETHERTYPE_WORD
             or sender[0] & 1
-            or ((admitted := machine.access.admitted) is not None and sender not in admitted)
+            or ((admitted := export.access.admitted) is not None and sender not in admitted)
             or not 1 <= sectors <= batch.max_sectors
             or (lba & 0xFFFF_FFFF) + count * sectors > 0xFFFF_FFFF  # the steps do not carry
         ):
@@ -333,11 +333,11 @@ class Server:
         if (((rows[:, :5] - _run_steps(sectors)[:count]) ^ rows[0, :5]) & _RUN_MASK).any():
             return None
         needed = ATA_BYTES + (sectors * SECTOR_BYTES if opcode & _WRITE_BIT else 0)
-        return machine if int(batch.input.length[:count].min()) >= needed else None
+        return export if int(batch.input.length[:count].min()) >= needed else None
 
-    async def _answer_run(self, port: _Port, machine: TargetMachine, count: int) -> None:
+    async def _answer_run(self, service: _Service, export: Export, count: int) -> None:
         """Work and answer a run in parts, so that the initiator works on the first while we do the second."""
-        batch, mac = port.batch, port.link.mac
+        batch, mac = service.batch, service.socket.mac
         _, sender, _, _, _, flags, _, sectors, opcode, lba = _REQUEST.unpack_from(batch.headers)
         lba &= (1 << 48) - 1
         size = sectors * SECTOR_BYTES
@@ -348,20 +348,20 @@ class Server:
         for first in range(0, count, part):
             end = min(first + part, count)
             at = first * size
-            if not transfer(batch, machine, opcode, lba + first * sectors, first, end, at, end * size):
+            if not transfer(batch, export, opcode, lba + first * sectors, first, end, at, end * size):
                 for slot in range(first, count):
-                    self._handle(port, batch.frame(slot))
+                    self._handle(service, batch.frame(slot))
                 return
             batch.rows[first:end, 0:2] = macs
             batch.row_words[first:end, 6] = registers
-            await self._send(port, first, end)
+            await self._send(service, first, end)
 
-    def _work_plain(self, port: _Port, count: int) -> list[tuple[int, int]]:
+    def _work_plain(self, service: _Service, count: int) -> list[tuple[int, int]]:
         """The work of a few frames, one by one; what is to be sent, as (first slot, end)."""
-        batch, mac = port.batch, port.link.mac
+        batch, mac = service.batch, service.socket.mac
         batch.layout = None
         headers = batch.headers
-        port.plain += count
+        service.plain += count
         position = 0
         segments = []
         for slot in range(count):
@@ -369,18 +369,18 @@ class Server:
             length = int(batch.input.length[slot])
             to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(headers, row)
             end = position + sectors * SECTOR_BYTES
-            machine = self._by_word.get(word)
+            export = self._by_word.get(word)
             if (
-                machine is None
+                export is None
                 or to != mac
                 or kind != _ETHERTYPE_WORD
                 or sender[0] & 1
-                or ((admitted := machine.access.admitted) is not None and sender not in admitted)
+                or ((admitted := export.access.admitted) is not None and sender not in admitted)
                 or not 1 <= sectors <= batch.max_sectors
                 or length < ATA_BYTES + (end - position if opcode & _WRITE_BIT else 0)
-                or not transfer(batch, machine, opcode, lba, slot, slot + 1, position, end)
+                or not transfer(batch, export, opcode, lba, slot, slot + 1, position, end)
             ):
-                self._handle(port, batch.frame(slot))
+                self._handle(service, batch.frame(slot))
                 continue
             if opcode & _WRITE_BIT:
                 batch.output.base[slot, 1] = batch.padding_address
@@ -397,9 +397,9 @@ class Server:
             segments.append((slot, slot + 1))
         return segments if len(segments) < count else [(0, count)]
 
-    def _work_batch(self, port: _Port, count: int) -> list[tuple[int, int]]:
+    def _work_batch(self, service: _Service, count: int) -> list[tuple[int, int]]:
         """The work of a batch; what is to be sent, as (first slot, end)."""
-        batch = port.batch
+        batch = service.batch
         batch.layout = None
         rows = batch.rows[:count]
         registers = rows[:, 3]
@@ -410,7 +410,7 @@ class Server:
         sizes = sectors * SECTOR_BYTES
         # Not zero where a frame is not plainly ours: another destination or a group address as the source (the
         # lowest bit of byte 6), another version or flags, no or too many sectors, too short.
-        odd = (rows[:, 0] & 0x1_FFFF_FFFF_FFFF) ^ int.from_bytes(port.link.mac, "little")
+        odd = (rows[:, 0] & 0x1_FFFF_FFFF_FFFF) ^ int.from_bytes(service.socket.mac, "little")
         odd |= rows[:, 1] >> 32 ^ _ETHERTYPE_WORD
         odd |= sectors - 1 >= batch.max_sectors  # unsigned: 0 becomes the largest number
         odd |= batch.input.length[:count] < ATA_BYTES + sizes * (opcodes >> 4 & 1)
@@ -428,12 +428,12 @@ class Server:
         segments: list[tuple[int, int]] = []
         segment = first = 0
         for end in boundaries:
-            machine = None if odd[first] else self._by_word.get(int(words[first]))
-            if machine is None or not (
-                _admits(machine, batch, first, end)
+            export = None if odd[first] else self._by_word.get(int(words[first]))
+            if export is None or not (
+                _admits(export, batch, first, end)
                 and transfer(
                     batch,
-                    machine,
+                    export,
                     int(opcodes[first]),
                     int(lbas[first]),
                     first,
@@ -447,55 +447,53 @@ class Server:
                     segments.append((segment, first))
                 segment = end
                 for slot in range(first, end):
-                    self._handle(port, batch.frame(slot))
+                    self._handle(service, batch.frame(slot))
             first = end
         if segment < count:
             segments.append((segment, count))
 
         answers = batch.row_bytes[:count]
         answers[:, 0:6] = answers[:, 6:12]
-        answers[:, 6:12] = np.frombuffer(port.link.mac, np.uint8)
+        answers[:, 6:12] = np.frombuffer(service.socket.mac, np.uint8)
         answers[:, 14] = _ANSWER
         answers[:, 25:27] = 0
         answers[:, 27] = Status.DRDY
         answers[:, 34:36] = 0
         return segments
 
-    def _handle(self, port: _Port, frame: bytes) -> None:
-        """Any frame, by the machines that it concerns."""
-        link = port.link
-        machine = (
-            self.machines.get(Address(int.from_bytes(frame[16:18], "big"), frame[18])) if len(frame) > 18 else None
-        )
-        for each in (machine,) if machine is not None else tuple(self.machines.values()):
-            answer = each.handle_untrusted(frame, mac=link.mac, max_sectors=link.max_sectors)
+    def _handle(self, service: _Service, frame: bytes) -> None:
+        """Any frame, by the exports that it concerns."""
+        socket = service.socket
+        export = self.exports.get(Address(int.from_bytes(frame[16:18], "big"), frame[18])) if len(frame) > 18 else None
+        for each in (export,) if export is not None else tuple(self.exports.values()):
+            answer = each.handle_untrusted(frame, mac=socket.mac, max_sectors=socket.max_sectors)
             if isinstance(answer, FlushRequest):
-                self._flush(each, port, answer)
-            elif answer is not None and not link.send(answer):
-                port.dropped += 1
+                self._flush(each, service, answer)
+            elif answer is not None and not socket.send(answer):
+                service.dropped += 1
 
     # ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _flush(self, machine: TargetMachine, port: _Port, request: FlushRequest) -> None:
-        flushes = self._flushes[machine.address]
+    def _flush(self, export: Export, service: _Service, request: FlushRequest) -> None:
+        flushes = self._flushes[export.address]
         if len(flushes.waiting) >= _MAX_WAITING_FLUSHES:
-            port.dropped += 1
+            service.dropped += 1
             return
-        flushes.waiting.append((port, request))
+        flushes.waiting.append((service, request))
         if not flushes.active:
             flushes.active = True
-            self._nursery.start_soon(self._sync, machine, flushes, name=f"sync {machine.address}")
+            self._nursery.start_soon(self._sync, export, flushes, name=f"sync {export.address}")
 
-    async def _sync(self, machine: TargetMachine, flushes: _Flushes) -> None:
+    async def _sync(self, export: Export, flushes: _Flushes) -> None:
         """Sync until nobody waits.  Who comes during a sync waits for the next: his writes may have missed this one."""
         while flushes.waiting:
             served, flushes.waiting = flushes.waiting, []
             failure = None
             try:
-                await trio.to_thread.run_sync(machine.store.sync, limiter=self._limiter)
+                await trio.to_thread.run_sync(export.store.sync, limiter=self._limiter)
             except OSError as error:
                 failure = error
-            for port, request in served:
-                if not port.link.send(machine.finish_flush(request, failure)):
-                    port.dropped += 1
+            for service, request in served:
+                if not service.socket.send(export.finish_flush(request, failure)):
+                    service.dropped += 1
         flushes.active = False  # no await since the list was found empty

@@ -140,9 +140,9 @@ async def _explain_access(engine: Engine) -> dict[Address, tuple[str | None, str
         with suppress(RequestError):
             mask = await disk.mask()
             used = {path.interface for path in disk.target.paths}
-            left_out = [port for port in engine.ports.values() if port.mac not in mask and port.interface not in used]
+            left_out = [link for link in engine.links.values() if link.mac not in mask and link.interface not in used]
             if mask and left_out and disk.target.address not in found:
-                names = ", ".join(f"{port.interface} ({format_mac(port.mac)})" for port in left_out)
+                names = ", ".join(f"{link.interface} ({format_mac(link.mac)})" for link in left_out)
                 found[disk.target.address] = None, f"its MAC mask leaves out {names}"
 
     with trio.move_on_after(ACCESS_PATIENCE):

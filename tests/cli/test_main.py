@@ -61,9 +61,11 @@ def is_mounted(path: Path) -> bool:
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
-        f"import sys, cli.main; code = cli.main.main({arguments}); print(*sys.modules, file=sys.stderr); exit(code)"
+        "import sys; from aoefs.cli.main import main; code = main({}); print(*sys.modules, file=sys.stderr); exit(code)"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", program.format(arguments)], capture_output=True, text=True, check=True
+    )
     assert answer.stdout
     loaded = set(answer.stderr.split())
     assert not loaded & (HEAVY - ({"subprocess", "ctypes", "logging"} if arguments[0] != "--help" else set()))

@@ -152,7 +152,7 @@ def test_requests_that_fail_break_no_promise_to_those_that_did_not(
             assert operation.ended_at <= operation.request.first_sent_at + deadsecs + lag
     event(f"failed: {any(operation.error for operation in operations)}")
     pair.run(max(pair.now, schedule[-1][0]) + 2.0)  # identified again
-    assert pair.initiator.state is State.UP
+    assert pair.target.state is State.UP
     read_all(pair)
     check_history(pair.operations[0])
     pair.run()
@@ -237,7 +237,7 @@ def test_a_late_copy_of_a_failed_write_does_not_overwrite_a_newer_one() -> None:
     pair.run(1.0, done=[failed])
     assert isinstance(failed.error, TargetLost)
     pair.run(pair.now + 0.11)  # identified again, and the late copy still travels
-    pair.initiator.come_up(pair.now)
+    pair.target.come_up(pair.now)
     newer = pair.write(0, stamp(2))
     assert newer.started_at is None
     pair.finish(newer)
@@ -301,7 +301,7 @@ def test_reordering_alone_causes_few_retransmissions_and_no_error(by: float) -> 
         pair.finish(pair.read(0, 1024))
         commands += 512
     assert len(pair.sent) - commands <= 0.02 * commands
-    assert pair.initiator.paths[0].losses <= 1  # all but the last were uncounted
+    assert pair.target.paths[0].losses <= 1  # all but the last were exempt_calls
 
 
 @settings(max_examples=60)
@@ -338,13 +338,13 @@ def test_garbage_on_the_wire_disturbs_nobody(frames: list[bytes], data: st.DataO
     pair = Pair(sectors=SECTORS)
     read = pair.read(0, 20)
     wire = pair.wires[0]
-    heads = [b"", wire.remote + wire.local + b"\x88\xa2", pair.initiator.paths[0].answer_head]
+    heads = [b"", wire.remote + wire.local + b"\x88\xa2", pair.target.paths[0].answer_head]
     for garbage in frames:
         frame = data.draw(st.sampled_from(heads)) + garbage
         if len(frame) > 14 and is_answer(frame):
             wire.segment.send(frame, pair.now)
         else:
-            pair.initiator.heard(pair.now)
+            pair.target.heard(pair.now)
             for machine in wire.machines:
                 machine.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
     pair.finish(read)

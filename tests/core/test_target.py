@@ -16,7 +16,7 @@ from aoefs.core.path import FRAME_LIFETIME, Run
 from aoefs.core.recovery import INITIAL_RTO, MIN_REORDER, MIN_RTO
 from aoefs.core.request import NOTHING, Memory, Request
 from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
-from aoefs.core.target import SILENCE, SUSPEND_BACKOFF, Initiator, State
+from aoefs.core.target import SILENCE, SUSPEND_BACKOFF, State, Target
 from aoefs.errors import AtaError, IdentityChanged, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address, decode_header_untrusted
@@ -24,10 +24,10 @@ from tests.pair import LATENCY, RTT, Operation, Pair, check_at_rest, check_histo
 from tests.segment import Faults, Segment, is_answer, is_request, is_write, lba_of
 
 
-def drop_link(initiator: Initiator, link: object) -> None:
+def drop_link(target: Target, link: object) -> None:
     """As the engine does when an interface is gone."""
-    for path in [path for path in initiator.paths if path.link is link]:
-        initiator.drop_path(path)
+    for path in [path for path in target.paths if path.link is link]:
+        target.drop_path(path)
 
 
 def pair(*segments: Segment, warm: bool = True, **options: int | float | bool) -> Pair:
@@ -35,7 +35,7 @@ def pair(*segments: Segment, warm: bool = True, **options: int | float | bool) -
     made = Pair(*(segments or (Segment(latency=LATENCY),)), **options)  # type: ignore[arg-type]
     if warm:
         for _ in range(2 * len(made.wires)):
-            made.finish(*(made.read(0, 1, target) for target in range(len(made.initiators))))
+            made.finish(*(made.read(0, 1, target) for target in range(len(made.targets))))
         made.run(1.0)
         made.sent.clear()
     return made
@@ -66,19 +66,19 @@ def ask(sectors: int = 8, lba: int = 0, *, write: bool = False) -> tuple[Request
     return Request(lba, sectors, buffer, write=write, on_end=ended.append), ended
 
 
-def drain(initiator: Initiator, now: float) -> list[Run]:
+def drain(target: Target, now: float) -> list[Run]:
     runs = []
-    while (run := initiator.next_run(now)) is not None:
+    while (run := target.next_run(now)) is not None:
         runs.append(run)
-        check_invariants(initiator)
+        check_invariants(target)
     return runs
 
 
-def answer(initiator: Initiator, run: Run, now: float, first: int = 0, count: int | None = None) -> None:
+def answer(target: Target, run: Run, now: float, first: int = 0, count: int | None = None) -> None:
     count = run.count - first if count is None else count
-    if initiator.receive(run, first, count, now):
-        initiator.complete(run, first, count)
-    check_invariants(initiator)
+    if target.receive(run, first, count, now):
+        target.complete(run, first, count)
+    check_invariants(target)
 
 
 # ── sending ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,8 +100,8 @@ def test_what_is_written_is_what_is_read() -> None:
     read = made.read(5, 33)
     made.finish(read)
     assert read.data == write.data
-    assert made.initiator.writes == 1
-    assert made.initiator.write_bytes == len(write.data)
+    assert made.target.writes == 1
+    assert made.target.write_bytes == len(write.data)
     check_at_rest(made)
 
 
@@ -113,28 +113,28 @@ def test_what_is_in_flight_never_exceeds_the_buffer_count_over_all_paths(bufcnt:
     operations = [made.read(number, 32) for number in range(12)]
     while not all(operation.ended_at for operation in operations):
         made.step()
-        most = max(most, made.initiator.in_flight)
+        most = max(most, made.target.in_flight)
     assert most == min(max(1, bufcnt), 64)  # 64: our own bound, --maxout
     assert all(operation.good for operation in operations)
 
 
 def test_a_run_has_no_more_commands_than_a_block_has_tags() -> None:
     made = Pair(bufcnt=1000)
-    made.initiator._maxout = 1000
-    made.initiator.set_bufcnt(1000)
-    made.initiator.paths[0].window.size = 1000
+    made.target._maxout = 1000
+    made.target.set_bufcnt(1000)
+    made.target.paths[0].window.size = 1000
     request, _ = ask(sectors=400)
-    made.initiator.submit(request, 0.0)
-    assert [run.count for run in drain(made.initiator, 0.0)] == [BLOCK_TAGS] * 3 + [200 - 3 * BLOCK_TAGS]
+    made.target.submit(request, 0.0)
+    assert [run.count for run in drain(made.target, 0.0)] == [BLOCK_TAGS] * 3 + [200 - 3 * BLOCK_TAGS]
 
 
 def test_a_smaller_buffer_count_holds_for_what_is_sent_next() -> None:
     made = pair(bufcnt=16)
     made.read(0, 64)
-    made.initiator.set_bufcnt(1)
+    made.target.set_bufcnt(1)
     read = made.read(100, 20)
     made.run(1.0 + 1.5 * RTT)
-    assert made.initiator.in_flight <= 1
+    assert made.target.in_flight <= 1
     made.finish(read)
 
 
@@ -149,18 +149,18 @@ def test_two_paths_are_used_by_turns() -> None:
 
 def test_what_the_socket_did_not_take_goes_out_first_with_other_tags() -> None:
     made = pair()
-    initiator = made.initiator
+    target = made.target
     request, ended = ask(8)
-    initiator.submit(request, 1.0)
-    (run,) = drain(initiator, 1.0)
-    initiator.unsent(run, 1)
-    check_invariants(initiator)
-    assert initiator.in_flight == 1
-    (rest,) = drain(initiator, 1.0)
+    target.submit(request, 1.0)
+    (run,) = drain(target, 1.0)
+    target.unsent(run, 1)
+    check_invariants(target)
+    assert target.in_flight == 1
+    (rest,) = drain(target, 1.0)
     assert rest.sectors_of(0, rest.count) == (2, 6)
     assert rest.tag != run.tag
-    answer(initiator, rest, 1.0 + RTT)
-    answer(initiator, run, 1.0 + RTT, 0, 1)
+    answer(target, rest, 1.0 + RTT)
+    answer(target, run, 1.0 + RTT, 0, 1)
     assert ended == [request]
     assert len(made.tags) == 0
 
@@ -168,12 +168,12 @@ def test_what_the_socket_did_not_take_goes_out_first_with_other_tags() -> None:
 def test_a_run_of_which_nothing_left_leaves_no_tag_behind() -> None:
     made = pair()
     request, _ = ask(8)
-    made.initiator.submit(request, 1.0)
-    (run,) = drain(made.initiator, 1.0)
-    made.initiator.unsent(run, 0)
-    assert made.initiator.in_flight == len(made.tags) == 0
-    assert made.initiator.next_timeout() == 1.0 + SILENCE, "only the silence is watched"
-    made.initiator.unsent(run, run.count)  # nothing more to take back
+    made.target.submit(request, 1.0)
+    (run,) = drain(made.target, 1.0)
+    made.target.unsent(run, 0)
+    assert made.target.in_flight == len(made.tags) == 0
+    assert made.target.next_timeout() == 1.0 + SILENCE, "only the silence is watched"
+    made.target.unsent(run, run.count)  # nothing more to take back
 
 
 # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,12 +182,12 @@ def test_a_run_of_which_nothing_left_leaves_no_tag_behind() -> None:
 def test_answers_may_come_in_any_order_and_in_batches() -> None:
     made = pair()
     request, ended = ask(12)
-    made.initiator.submit(request, 1.0)
-    (run,) = drain(made.initiator, 1.0)
-    answer(made.initiator, run, 1.1, 3, 3)
-    answer(made.initiator, run, 1.1, 0, 2)
+    made.target.submit(request, 1.0)
+    (run,) = drain(made.target, 1.0)
+    answer(made.target, run, 1.1, 3, 3)
+    answer(made.target, run, 1.1, 0, 2)
     assert not ended
-    answer(made.initiator, run, 1.1, 2, 1)
+    answer(made.target, run, 1.1, 2, 1)
     assert ended == [request]
     assert len(made.tags) == 0
 
@@ -195,11 +195,11 @@ def test_answers_may_come_in_any_order_and_in_batches() -> None:
 def test_an_answer_that_comes_twice_counts_once() -> None:
     made = pair()
     request, ended = ask(4)
-    made.initiator.submit(request, 1.0)
-    (run,) = drain(made.initiator, 1.0)
-    answer(made.initiator, run, 1.0 + RTT, 0, 1)
+    made.target.submit(request, 1.0)
+    (run,) = drain(made.target, 1.0)
+    answer(made.target, run, 1.0 + RTT, 0, 1)
     answered = run.path.answered
-    assert not made.initiator.receive(run, 0, 1, 1.0 + 2 * RTT)
+    assert not made.target.receive(run, 0, 1, 1.0 + 2 * RTT)
     assert run.path.answered == answered
     assert not ended
 
@@ -209,13 +209,13 @@ def test_an_ended_request_lets_go_its_buffer() -> None:
     good = made.read(0, 4)
     made.finish(good)
     refused, _ = ask(4)
-    made.initiator.submit(refused, made.now)
-    (run,) = drain(made.initiator, made.now)
-    made.initiator.receive(run, 0, 1, made.now)
-    made.initiator.refuse(run, 0, TargetError(1))
-    made.initiator.go_down(State.DOWN, TargetLost("down"))
+    made.target.submit(refused, made.now)
+    (run,) = drain(made.target, made.now)
+    made.target.receive(run, 0, 1, made.now)
+    made.target.refuse(run, 0, TargetError(1))
+    made.target.go_down(State.DOWN, TargetLost("down"))
     late, ended = ask(4)
-    made.initiator.submit(late, made.now)
+    made.target.submit(late, made.now)
     assert ended == [late]
     assert good.request is not None
     assert good.request.buffer is refused.buffer is late.buffer is NOTHING
@@ -224,18 +224,18 @@ def test_an_ended_request_lets_go_its_buffer() -> None:
 def test_an_error_answer_fails_the_request_at_once_and_once() -> None:
     made = pair()
     request, ended = ask(8)
-    made.initiator.submit(request, 1.0)
-    (run,) = drain(made.initiator, 1.0)
+    made.target.submit(request, 1.0)
+    (run,) = drain(made.target, 1.0)
     error = AtaError(0x41, 0x40, 2)
-    made.initiator.receive(run, 1, 1, 1.1)
-    made.initiator.refuse(run, 1, error)
+    made.target.receive(run, 1, 1, 1.1)
+    made.target.refuse(run, 1, error)
     assert ended == [request]
     assert request.error is error
-    answer(made.initiator, run, 1.2, 0, 1)
-    answer(made.initiator, run, 1.2, 2)
-    made.initiator.fail(request, TargetLost("again"))
+    answer(made.target, run, 1.2, 0, 1)
+    answer(made.target, run, 1.2, 2)
+    made.target.fail(request, TargetLost("again"))
     assert ended == [request]
-    assert made.initiator.errors == 1
+    assert made.target.errors == 1
     assert len(made.tags) == 0
 
 
@@ -244,8 +244,8 @@ def test_aoe_error_2_is_answered_with_a_smaller_payload() -> None:
     made.wires[0].max_sectors = 5
     read = made.read(0, 40)
     made.finish(read)
-    assert made.initiator.paths[0].sectors == 4
-    assert made.initiator.errors == 0
+    assert made.target.paths[0].sectors == 4
+    assert made.target.errors == 0
     assert {sent.sectors for sent in made.sent if sent.at >= 1.0 + RTT} == {4}
     check_at_rest(made)
 
@@ -253,24 +253,24 @@ def test_aoe_error_2_is_answered_with_a_smaller_payload() -> None:
 def test_aoe_error_2_to_one_sector_fails_the_request_and_leaves_the_payload_alone() -> None:
     made = pair(payload=16)
     request, ended = ask(1)
-    made.initiator.submit(request, 1.0)
-    (run,) = drain(made.initiator, 1.0)
-    made.initiator.receive(run, 0, 1, 1.1)
-    made.initiator.refuse(run, 0, TargetError(2))
+    made.target.submit(request, 1.0)
+    (run,) = drain(made.target, 1.0)
+    made.target.receive(run, 0, 1, 1.1)
+    made.target.refuse(run, 0, TargetError(2))
     assert ended == [request]
     assert isinstance(request.error, TargetError)
-    assert made.initiator.paths[0].sectors == 16
+    assert made.target.paths[0].sectors == 16
 
 
 def test_other_aoe_errors_leave_the_payload_alone() -> None:
     made = pair()
     request, ended = ask(8)
-    made.initiator.submit(request, 1.0)
-    (run,) = drain(made.initiator, 1.0)
-    made.initiator.receive(run, 0, 1, 1.1)
-    made.initiator.refuse(run, 0, TargetError(3))
+    made.target.submit(request, 1.0)
+    (run,) = drain(made.target, 1.0)
+    made.target.receive(run, 0, 1, 1.1)
+    made.target.refuse(run, 0, TargetError(3))
     assert ended == [request]
-    assert made.initiator.paths[0].sectors == 2
+    assert made.target.paths[0].sectors == 2
 
 
 # ── losses ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -303,7 +303,7 @@ def test_a_hole_is_seen_by_order_in_about_a_round_trip() -> None:
     again = made.sent[-1]
     assert (again.lba, again.at) == (2, 1.0 + RTT + MIN_REORDER)
     assert read.ended_at == again.at + RTT
-    assert made.initiator.paths[0].rtt.backoff == 0
+    assert made.target.paths[0].rtt.backoff == 0
 
 
 def test_a_hole_across_requests_is_seen_by_order_too() -> None:
@@ -329,18 +329,18 @@ def test_a_command_that_is_lost_again_and_again_backs_off() -> None:
 def test_after_five_timeouts_in_a_row_nothing_is_sent_before_the_target_is_identified_again() -> None:
     made = pair()
     request, ended = ask(8)
-    made.initiator.submit(request, 1.0)
+    made.target.submit(request, 1.0)
     sendings = 0
-    while not made.initiator.suspended:
-        sendings += len(drain(made.initiator, 1.0))
-        due = made.initiator.next_timeout()
+    while not made.target.suspended:
+        sendings += len(drain(made.target, 1.0))
+        due = made.target.next_timeout()
         assert due is not None
         assert due < 1.0 + SILENCE
-        made.initiator.handle_timeout(due)
+        made.target.handle_timeout(due)
     assert sendings == SUSPEND_BACKOFF
-    assert not drain(made.initiator, 1.0)
-    made.initiator.come_up(2.0)
-    assert drain(made.initiator, 2.0)
+    assert not drain(made.target, 1.0)
+    made.target.come_up(2.0)
+    assert drain(made.target, 2.0)
     assert not ended
 
 
@@ -385,7 +385,7 @@ def test_a_late_answer_completes_the_command_and_uncounts_the_loss() -> None:
     read = made.read(0, 1)
     made.wires[0].segment.lose = Losing(lambda frame: made.now > 1.001, 1)  # what is sent again is lost
     made.finish(read)
-    path = made.initiator.paths[0]
+    path = made.target.paths[0]
     assert read.ended_at == 1.0 + RTT + 1.5 * MIN_RTO
     assert (path.retransmits, path.late, path.losses) == (1, 1, 0)
     assert len(made.sent) == 2
@@ -395,32 +395,32 @@ def test_a_late_answer_completes_the_command_and_uncounts_the_loss() -> None:
 
 def test_a_request_whose_every_copy_is_answered_ends_once() -> None:
     made = pair()
-    initiator = made.initiator
+    target = made.target
     request, ended = ask(2, write=True)
-    initiator.submit(request, 1.0)
-    (first,) = drain(initiator, 1.0)
-    initiator.handle_timeout(1.0 + MIN_RTO)
-    (second,) = drain(initiator, 1.0 + MIN_RTO)
+    target.submit(request, 1.0)
+    (first,) = drain(target, 1.0)
+    target.handle_timeout(1.0 + MIN_RTO)
+    (second,) = drain(target, 1.0 + MIN_RTO)
     assert second.tag != first.tag
-    answer(initiator, first, 1.0 + 2 * MIN_RTO)
-    answer(initiator, second, 1.0 + 2 * MIN_RTO)
+    answer(target, first, 1.0 + 2 * MIN_RTO)
+    answer(target, second, 1.0 + 2 * MIN_RTO)
     assert ended == [request]
-    assert initiator.writes == 1
+    assert target.writes == 1
     assert len(made.tags) == 0
 
 
 def test_what_a_late_answer_brought_is_not_sent_again() -> None:
     made = pair()
-    initiator = made.initiator
+    target = made.target
     request, ended = ask(10)
-    initiator.submit(request, 1.0)
-    (run,) = drain(initiator, 1.0)
-    initiator.handle_timeout(1.0 + MIN_RTO)  # all five commands are given up
-    answer(initiator, run, 1.0 + MIN_RTO, 1, 2)
-    again = drain(initiator, 1.0 + MIN_RTO)
+    target.submit(request, 1.0)
+    (run,) = drain(target, 1.0)
+    target.handle_timeout(1.0 + MIN_RTO)  # all five commands are given up
+    answer(target, run, 1.0 + MIN_RTO, 1, 2)
+    again = drain(target, 1.0 + MIN_RTO)
     assert [each.sectors_of(0, each.count) for each in again] == [(0, 2), (6, 4)]
     for each in again:
-        answer(initiator, each, 1.0 + MIN_RTO + RTT)
+        answer(target, each, 1.0 + MIN_RTO + RTT)
     assert ended == [request]
 
 
@@ -432,7 +432,7 @@ def test_reordering_within_the_window_causes_no_retransmission() -> None:
 
 def test_a_resent_piece_is_cut_to_the_payload_of_its_new_path() -> None:
     made = pair(*segments(2), payload=8)
-    slow, fast = made.initiator.paths
+    slow, fast = made.target.paths
     fast.sectors = 3
     made.wires[0].segment.lose = lambda frame: True
     slow.healthy = True
@@ -480,17 +480,17 @@ def test_they_wait_no_longer_than_until_each_copy_was_answered() -> None:
 @pytest.mark.parametrize("how", ["fails", "is abandoned"])
 def test_a_write_that_ends_early_holds_back_overlapping_ones(how: str) -> None:
     made = pair()
-    initiator = made.initiator
+    target = made.target
     write = made.write(0, stamp(1, 4))
     request = write.request
     assert request is not None
     if how == "fails":
-        initiator.fail(request, TargetLost("no time"))
+        target.fail(request, TargetLost("no time"))
     else:
-        initiator.abandon(request)
+        target.abandon(request)
         write.ended_at = made.now
-        claim = initiator.order._granted[0]
-        initiator.release(claim, [request])
+        claim = target.order._granted[0]
+        target.release(claim, [request])
     second = made.write(0, stamp(2, 4))
     assert second.started_at is None
     made.finish(second)
@@ -500,7 +500,7 @@ def test_a_write_that_ends_early_holds_back_overlapping_ones(how: str) -> None:
 
 def test_the_longest_delay_seen_on_a_path_prolongs_the_quarantine() -> None:
     made = pair()
-    made.initiator.paths[0].rtt.longest = 1.5
+    made.target.paths[0].rtt.longest = 1.5
     made.wires[0].segment.lose = Losing(is_write)
     first, second = made.write(0, stamp(1)), made.write(0, stamp(2))
     made.finish(first, second)
@@ -513,7 +513,7 @@ def test_a_delay_seen_only_meanwhile_prolongs_the_quarantine_too() -> None:
     first, second = made.write(0, stamp(1)), made.write(0, stamp(2))
     made.finish(first)
     made.run(1.3)
-    made.initiator.paths[0].rtt.longest = 0.75
+    made.target.paths[0].rtt.longest = 0.75
     made.finish(second)
     assert second.started_at == 1.0 + 0.75
 
@@ -522,7 +522,7 @@ def test_a_write_moved_from_a_lost_link_holds_back_overlapping_ones() -> None:
     made = pair(*segments(2))
     made.wires[0].segment.lose = made.wires[1].segment.lose = lambda frame: made.now == 1.0
     first, second = made.write(0, stamp(1)), made.write(0, stamp(2))
-    drop_link(made.initiator, made.sent[0].wire)
+    drop_link(made.target, made.sent[0].wire)
     made.pump()
     made.finish(first)
     assert first.ended_at is not None
@@ -544,7 +544,7 @@ def test_a_request_fails_exactly_deadsecs_after_its_first_sending(deadsecs: floa
     made.run(start + 100, done=[read])
     assert read.ended_at == start + deadsecs
     assert isinstance(read.error, TargetLost)
-    assert made.initiator.state is State.DOWN
+    assert made.target.state is State.DOWN
 
 
 def test_with_deadsecs_0_a_request_never_expires() -> None:
@@ -553,7 +553,7 @@ def test_with_deadsecs_0_a_request_never_expires() -> None:
     read = made.read(0, 4)
     made.run(5000.0)
     assert read.ended_at is None
-    assert made.initiator.state is State.UP
+    assert made.target.state is State.UP
     made.finish(read)
     assert made.now < 5002.0
 
@@ -567,7 +567,7 @@ def test_one_request_may_expire_while_the_target_answers_others(bufcnt: int) -> 
         made.call(1.0 + number * 0.1, lambda: made.read(0, 1))
     made.run(10.0)
     assert stuck.ended_at == 2.0
-    assert made.initiator.state is State.UP
+    assert made.target.state is State.UP
     assert all(operation.good for operation in made.operations[0] if operation is not stuck)
 
 
@@ -582,7 +582,7 @@ def test_a_silent_target_goes_down_and_all_that_waits_fails_in_order() -> None:
 
 def test_a_target_that_is_down_fails_new_requests_at_once_and_sends_nothing() -> None:
     made = pair(deadsecs=1.0)
-    made.initiator.go_down(State.DOWN, TargetLost("down"))
+    made.target.go_down(State.DOWN, TargetLost("down"))
     read = made.read(0, 1)
     assert read.ended_at == 1.0
     assert isinstance(read.error, TargetLost)
@@ -602,12 +602,12 @@ def test_a_silent_target_gets_nothing_until_it_is_identified_again() -> None:
     made.wires[0].segment.lose = lambda frame: True
     read = made.read(0, 1)
     made.run(10.0)
-    assert made.initiator.suspended
+    assert made.target.suspended
     assert max(sent.at for sent in made.sent) <= 1.0 + 2 * SILENCE
     made.wires[0].segment.lose = None
     made.finish(read, within=1.1)
-    assert not made.initiator.suspended
-    assert made.initiator.paths[0].rtt.rto == MIN_RTO
+    assert not made.target.suspended
+    assert made.target.paths[0].rtt.rto == MIN_RTO
 
 
 def test_the_neighbours_of_a_silent_target_behind_the_same_mac_never_notice() -> None:
@@ -637,25 +637,25 @@ def test_commands_move_to_the_other_path_when_a_link_goes() -> None:
     made = pair(*segments(2))
     made.wires[0].segment.lose = lambda frame: True
     read = made.read(0, 32)
-    drop_link(made.initiator, made.wires[0])
-    check_invariants(made.initiator)
+    drop_link(made.target, made.wires[0])
+    check_invariants(made.target)
     made.pump()
     made.finish(read)
     assert read.ended_at is not None
     assert read.ended_at < 1.0 + MIN_RTO  # no timeout had to pass
-    assert made.initiator.find_path(made.wires[0], made.wires[0].remote) is None
+    assert made.target.find_path(made.wires[0], made.wires[0].remote) is None
 
 
 def test_with_the_last_link_gone_requests_wait_for_another_one() -> None:
     made = pair(deadsecs=10.0)
     wire = made.wires[0]
     read = made.read(0, 8)
-    drop_link(made.initiator, wire)
+    drop_link(made.target, wire)
     made.run(3.0)
     assert read.ended_at is None
-    assert made.initiator.is_silent
-    made.initiator.add_path(wire, wire.name, (wire.local, wire.remote), 2)
-    made.initiator.come_up(made.now)
+    assert made.target.is_silent
+    made.target.add_path(wire, wire.name, (wire.local, wire.remote), 2)
+    made.target.come_up(made.now)
     made.pump()
     made.finish(read)
 
@@ -663,12 +663,12 @@ def test_with_the_last_link_gone_requests_wait_for_another_one() -> None:
 def test_an_answer_from_a_path_that_is_gone_still_counts_for_its_command() -> None:
     made = pair(*segments(2))
     request, ended = ask(2)
-    made.initiator.submit(request, 1.0)
-    (run,) = drain(made.initiator, 1.0)
-    drop_link(made.initiator, run.path.link)
-    answer(made.initiator, run, 1.1)
+    made.target.submit(request, 1.0)
+    (run,) = drain(made.target, 1.0)
+    drop_link(made.target, run.path.link)
+    answer(made.target, run, 1.1)
     assert ended == [request]
-    assert made.initiator.next_run(1.1) is None  # and is not sent again
+    assert made.target.next_run(1.1) is None  # and is not sent again
 
 
 def test_a_failing_path_is_left_alone_and_costs_no_error() -> None:
@@ -676,7 +676,7 @@ def test_a_failing_path_is_left_alone_and_costs_no_error() -> None:
     made.wires[0].segment.lose = lambda frame: True
     for _ in range(20):
         made.finish(*(made.read(number * 8, 8) for number in range(8)))
-    assert not made.initiator.paths[0].healthy
+    assert not made.target.paths[0].healthy
     made.sent.clear()
     made.finish(*(made.read(number * 8, 8) for number in range(8)))
     assert {sent.wire.name for sent in made.sent} == {"eth1"}
@@ -684,23 +684,23 @@ def test_a_failing_path_is_left_alone_and_costs_no_error() -> None:
 
 def test_a_failing_path_is_used_when_no_other_one_is_left() -> None:
     made = pair(*segments(2))
-    for path in made.initiator.paths:
+    for path in made.target.paths:
         path.healthy = False
     made.finish(made.read(0, 8))
-    assert any(path.healthy for path in made.initiator.paths)
+    assert any(path.healthy for path in made.target.paths)
 
 
 def test_only_the_verified_paths_of_a_target_answer_for_it() -> None:
     made = pair(*segments(2))
     first, second = made.wires
-    answered = made.initiator.paths[0].answer_head + bytes(4)
+    answered = made.target.paths[0].answer_head + bytes(4)
     header = decode_header_untrusted(answered)
-    assert made.initiator.is_from(first, header)
-    assert not made.initiator.is_from(second, header)  # right MAC, wrong link
+    assert made.target.is_from(first, header)
+    assert not made.target.is_from(second, header)  # right MAC, wrong link
     for offset, bit in ((6, 0x02), (14, 0x08), (14, 0x20), (17, 0x01), (18, 0x01), (19, 0x01)):
         damaged = bytearray(answered)
         damaged[offset] ^= bit
-        assert not made.initiator.is_from(first, decode_header_untrusted(bytes(damaged))), f"byte {offset}"
+        assert not made.target.is_from(first, decode_header_untrusted(bytes(damaged))), f"byte {offset}"
 
 
 # ── giving up ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -709,7 +709,7 @@ def test_only_the_verified_paths_of_a_target_answer_for_it() -> None:
 @pytest.mark.parametrize("when", ["queued", "in flight", "lost"])
 def test_an_abandoned_request_leaves_no_tag_and_no_queue_entry_behind(when: str) -> None:
     made = pair(bufcnt=4)
-    initiator = made.initiator
+    target = made.target
     if when == "queued":
         made.read(0, 100)
     if when == "lost":
@@ -721,14 +721,14 @@ def test_an_abandoned_request_leaves_no_tag_and_no_queue_entry_behind(when: str)
     made.abandon(read)
     assert read.request is not None
     assert read.request.buffer is NOTHING
-    assert read.request not in initiator._fresh
-    assert read.request not in initiator._waiting
+    assert read.request not in target._fresh
+    assert read.request not in target._waiting
     made.run()
     assert read.ended_at is None  # nobody is told
     assert not any(sent.lba >= 100 for sent in made.sent[before:])
     check_at_rest(made)
     made.finish(made.read(0, 1))
-    assert not initiator._again
+    assert not target._retransmit
     assert len(made.tags) == len(made.tags._remembered)
 
 
@@ -738,65 +738,65 @@ def test_abandoning_what_has_ended_changes_nothing() -> None:
     made.finish(read)
     made.abandon(read)
     assert read.good
-    assert made.initiator.errors == 0
+    assert made.target.errors == 0
 
 
 # ── every state, every input ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Situation:
-    """An initiator with a request in flight and one queued, brought into a state."""
+    """An target with a request in flight and one queued, brought into a state."""
 
     def __init__(self, state: State) -> None:
         self.pair = pair(*segments(2), deadsecs=5.0)
-        self.initiator = self.pair.initiator
+        self.target = self.pair.target
         self.now = 1.0
         self.flying, self.flying_ended = ask(64)
         self.queued, self.queued_ended = ask(64)
         self.fresh, self.fresh_ended = ask(4)
         for request in (self.flying, self.queued):
-            self.initiator.submit(request, self.now)
-        self.run = drain(self.initiator, self.now)[0]
+            self.target.submit(request, self.now)
+        self.run = drain(self.target, self.now)[0]
         if state is not State.UP:
-            self.initiator.go_down(state, TargetLost(state.value))
-        assert self.initiator.state is state
+            self.target.go_down(state, TargetLost(state.value))
+        assert self.target.state is state
 
     def later(self, seconds: float) -> None:
         self.now += seconds
-        self.initiator.handle_timeout(self.now)
+        self.target.handle_timeout(self.now)
 
     def go(self, state: State) -> None:
-        self.initiator.go_down(state, TargetLost("told"))
+        self.target.go_down(state, TargetLost("told"))
 
     def refuse(self, code: int) -> None:
-        self.initiator.receive(self.run, 0, 1, self.now)
-        self.initiator.refuse(self.run, 0, TargetError(code))
+        self.target.receive(self.run, 0, 1, self.now)
+        self.target.refuse(self.run, 0, TargetError(code))
 
     def drop_links(self) -> None:
         for wire in self.pair.wires:
-            drop_link(self.initiator, wire)
+            drop_link(self.target, wire)
 
 
 INPUTS: dict[str, tuple[Callable[[Situation], object], State | None]] = {
-    "submit": (lambda at: at.initiator.submit(at.fresh, at.now), None),
-    "next_run": (lambda at: at.initiator.next_run(at.now), None),
-    "receive": (lambda at: at.initiator.receive(at.run, 0, 1, at.now), None),
-    "answer": (lambda at: answer(at.initiator, at.run, at.now), None),
+    "submit": (lambda at: at.target.submit(at.fresh, at.now), None),
+    "next_run": (lambda at: at.target.next_run(at.now), None),
+    "receive": (lambda at: at.target.receive(at.run, 0, 1, at.now), None),
+    "answer": (lambda at: answer(at.target, at.run, at.now), None),
     "refuse": (lambda at: at.refuse(6), None),
     "too long": (lambda at: at.refuse(2), None),
-    "unsent": (lambda at: at.initiator.unsent(at.run, 0), None),
-    "abandon": (lambda at: at.initiator.abandon(at.flying), None),
-    "fail": (lambda at: at.initiator.fail(at.flying, TargetLost("no")), None),
+    "unsent": (lambda at: at.target.unsent(at.run, 0), None),
+    "abandon": (lambda at: at.target.abandon(at.flying), None),
+    "fail": (lambda at: at.target.fail(at.flying, TargetLost("no")), None),
     "a timeout": (lambda at: at.later(0.5), None),
     "silence": (lambda at: at.later(3.0), None),
     "death": (lambda at: at.later(5.0), State.DOWN),
-    "heard": (lambda at: at.initiator.heard(at.now), None),
-    "set_bufcnt": (lambda at: at.initiator.set_bufcnt(0), None),
-    "leave_link": (lambda at: at.initiator.leave_link(at.pair.wires[0]), None),
+    "heard": (lambda at: at.target.heard(at.now), None),
+    "set_bufcnt": (lambda at: at.target.set_bufcnt(0), None),
+    "leave_link": (lambda at: at.target.leave_link(at.pair.wires[0]), None),
     "drop_link": (lambda at: at.drop_links(), None),
     "down": (lambda at: at.go(State.DOWN), State.DOWN),
     "replaced": (lambda at: at.go(State.REPLACED), State.REPLACED),
-    "come_up": (lambda at: at.initiator.come_up(at.now), State.UP),
+    "come_up": (lambda at: at.target.come_up(at.now), State.UP),
 }
 
 
@@ -806,30 +806,30 @@ def test_every_input_in_every_state_leads_to_a_legal_state_and_breaks_nothing(st
     at = Situation(state)
     action, leads_to = INPUTS[name]
     action(at)
-    check_invariants(at.initiator)
+    check_invariants(at.target)
     expected = state if leads_to is None or state is State.REPLACED else leads_to
-    assert at.initiator.state is expected, f"{state.value} and {name}"
+    assert at.target.state is expected, f"{state.value} and {name}"
     for request, ended in ((at.flying, at.flying_ended), (at.queued, at.queued_ended), (at.fresh, at.fresh_ended)):
         assert len(ended) <= 1
         assert not ended or request.buffer is NOTHING
-        if at.initiator.state is not State.UP and (request is not at.fresh or name == "submit"):
+        if at.target.state is not State.UP and (request is not at.fresh or name == "submit"):
             assert ended, "nobody waits for a target that is not up"
-    if at.initiator.state is not State.UP:
-        assert at.initiator.next_run(at.now) is None
-        assert not at.initiator._fresh
-        assert not at.initiator._waiting
-    statistics = at.initiator.statistics()
-    assert (statistics.state, statistics.in_flight) == (at.initiator.state.value, at.initiator.in_flight)
+    if at.target.state is not State.UP:
+        assert at.target.next_run(at.now) is None
+        assert not at.target._fresh
+        assert not at.target._waiting
+    statistics = at.target.statistics()
+    assert (statistics.state, statistics.in_flight) == (at.target.state.value, at.target.in_flight)
     at.later(100.0)  # and in the end nothing flies any more
     at.later(100.0)
-    check_invariants(at.initiator)
-    assert at.initiator.in_flight == 0
+    check_invariants(at.target)
+    assert at.target.in_flight == 0
 
 
 def test_a_replaced_target_says_so_and_never_comes_back() -> None:
     made = pair()
-    made.initiator.go_down(State.REPLACED, IdentityChanged("another disk"))
-    made.initiator.come_up(made.now)
+    made.target.go_down(State.REPLACED, IdentityChanged("another disk"))
+    made.target.come_up(made.now)
     read = made.read(0, 1)
     assert isinstance(read.error, IdentityChanged)
 
@@ -842,13 +842,13 @@ def test_a_request_that_waits_for_long_while_others_are_answered_is_noticed() ->
     for number in range(30):
         made.call(1.0 + number * 0.1, lambda: made.read(100, 1))
     made.run(2.0)
-    assert not made.initiator.is_stuck(made.now)
+    assert not made.target.is_stuck(made.now)
     made.run(2.1)
-    assert made.initiator.is_stuck(made.now)
-    assert not made.initiator.is_silent
-    made.initiator.paths[0].sectors = 2  # measured
+    assert made.target.is_stuck(made.now)
+    assert not made.target.is_silent
+    made.target.paths[0].sectors = 2  # measured
     made.finish(large)
-    assert not made.initiator.is_stuck(made.now)
+    assert not made.target.is_stuck(made.now)
     assert all(operation.good for operation in made.operations[0] if operation.asked_at != made.now)
 
 
@@ -868,26 +868,26 @@ def test_the_history_of_a_mixed_load_is_that_of_a_disk() -> None:
 def test_less_than_half_a_window_is_not_sent_while_more_room_is_on_its_way() -> None:
     """Each batch costs two system calls and a few array expressions, whatever its size."""
     made = pair(bufcnt=16)
-    made.initiator.paths[0].window.size = 16
+    made.target.paths[0].window.size = 16
     request, _ = ask(sectors=200)
-    made.initiator.submit(request, 0.0)
-    (first,) = drain(made.initiator, 0.0)
+    made.target.submit(request, 0.0)
+    (first,) = drain(made.target, 0.0)
     assert first.count == 16
     for answered in range(7):
-        made.initiator.receive(first, answered, 1, 0.001)
-        assert drain(made.initiator, 0.001) == []
-    made.initiator.receive(first, 7, 1, 0.001)
-    assert [run.count for run in drain(made.initiator, 0.001)] == [8]
+        made.target.receive(first, answered, 1, 0.001)
+        assert drain(made.target, 0.001) == []
+    made.target.receive(first, 7, 1, 0.001)
+    assert [run.count for run in drain(made.target, 0.001)] == [8]
 
 
 def test_what_fits_is_sent_however_little_room_there_is() -> None:
     made = pair(bufcnt=16)
-    made.initiator.paths[0].window.size = 16
+    made.target.paths[0].window.size = 16
     large, _ = ask(sectors=30)
     small, _ = ask(sectors=2)
     for request in (large, small):
-        made.initiator.submit(request, 0.0)
-    assert [run.count for run in drain(made.initiator, 0.0)] == [15, 1]
+        made.target.submit(request, 0.0)
+    assert [run.count for run in drain(made.target, 0.0)] == [15, 1]
 
 
 def test_a_read_gets_its_memory_when_its_first_command_goes_out() -> None:
@@ -902,14 +902,14 @@ def test_a_read_gets_its_memory_when_its_first_command_goes_out() -> None:
 
         request = Request(8 * number, 8, make, write=False, on_end=lambda _request: None)
         requests.append(request)
-        made.initiator.submit(request, 0.0)
-    made.initiator.paths[0].window.size = 4
-    (first,) = drain(made.initiator, 0.0)
+        made.target.submit(request, 0.0)
+    made.target.paths[0].window.size = 4
+    (first,) = drain(made.target, 0.0)
     assert asked == [0]
     memory = requests[0].buffer
-    answer(made.initiator, first, 0.001)
+    answer(made.target, first, 0.001)
     assert requests[0].take_result() is memory
-    drain(made.initiator, 0.001)
+    drain(made.target, 0.001)
     assert asked == [0, 1]
 
 
@@ -924,15 +924,15 @@ def test_a_request_that_ended_keeps_no_memory_however_long_late_answers_to_it_ma
     buffers = [memoryview(memory)]
     buffer = buffers.pop() if write else buffers.pop
     request = Request(0, 8, buffer, write=write, on_end=lambda _request: None)
-    made.initiator.submit(request, 0.0)
-    lost = drain(made.initiator, 0.0)
-    made.initiator.handle_timeout(1.0)
+    made.target.submit(request, 0.0)
+    lost = drain(made.target, 0.0)
+    made.target.handle_timeout(1.0)
     del buffer, memory
     now = 1.0
-    while again := drain(made.initiator, now):  # a window of one command, which grows
+    while again := drain(made.target, now):  # a window of one command, which grows
         now += 0.001
         for run in again:
-            answer(made.initiator, run, now)
+            answer(made.target, run, now)
     assert request.ended
     assert all(run.lost for run in lost), "may still be answered late"
     assert (request.take_result().nbytes == 0) is write
@@ -946,13 +946,13 @@ def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
     targets = []
     ended: list[Request] = []
     for slot in range(2):
-        target = Initiator(Address(0, slot), identity, tags, memory=memory)
+        target = Target(Address(0, slot), identity, tags, memory=memory)
         target.set_bufcnt(64)
         target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2).window.size = 64
         targets.append(target)
     busy, other = targets
 
-    def ask_lazily(target: Initiator) -> None:
+    def ask_lazily(target: Target) -> None:
         target.submit(Request(0, 8, lambda: memoryview(bytearray(8 * 512)), write=False, on_end=ended.append), 0.0)
 
     for _ in range(5):

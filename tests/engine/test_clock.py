@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from aoefs.core.target import State
-from aoefs.engine.clock import LATE, PERIOD, RunningTime
+from aoefs.engine.clock import LATE, PERIOD, RunningClock
 from aoefs.engine.settings import Settings
 from aoefs.protocol.ata import Opcode
-from tests.ports import Scene, nothing_is_left, open_scene
+from tests.scene import Scene, nothing_is_left, open_scene
 
 
-def make_time(at: list[float]) -> RunningTime:
-    return RunningTime(lambda: at[0])
+def make_time(at: list[float]) -> RunningClock:
+    return RunningClock(lambda: at[0])
 
 
 def test_while_it_beats_it_is_the_clock() -> None:
@@ -118,12 +118,12 @@ async def test_answers_that_wait_in_the_socket_are_taken_before_anything_is_give
         disk = await scene.disk()
         for _ in range(10):
             await disk.read(0, 4096)
-        port = scene.port
-        original = port.wait_readable
-        port.wait_readable = trio.sleep_forever  # type: ignore[method-assign]
-        port.fail_next_receive(OSError(errno.ENETDOWN, "down"))  # wakes the receiver, which then waits as told
+        link = scene.link
+        original = link.wait_readable
+        link.wait_readable = trio.sleep_forever  # type: ignore[method-assign]
+        link.fail_next_receive(OSError(errno.ENETDOWN, "down"))  # wakes the receiver, which then waits as told
         await trio.sleep(0.01)
         await disk.read(0, 4096)
         assert disk.target.statistics().retransmits == 0
-        port.wait_readable = original  # type: ignore[method-assign]
+        link.wait_readable = original  # type: ignore[method-assign]
         assert len(scene.wire.ata(Opcode.READ_EXT)) >= 11

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from aoefs.engine import conversation
-from aoefs.engine.conversation import FIND_SETTLE, Station, ask, ask_ata, encode_query, find, waits
+from aoefs.engine.conversation import FIND_SETTLE, Endpoint, ask, ask_ata, encode_query, find, waits
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, Opcode, transfer_registers
 from aoefs.protocol.wire import (
     ATA_BYTES,
@@ -31,7 +31,7 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_reserve,
 )
-from tests.ports import DELAY, Deliveries, Scene, Target, live_tags, open_scene, target_mac
+from tests.scene import DELAY, Deliveries, Scene, SimulatedTarget, live_tags, open_scene, target_mac
 
 ZERO = Address(0, 0)
 
@@ -44,20 +44,20 @@ async def quiet_scene() -> AsyncIterator[Scene]:
         assert not live_tags(scene.engine)
 
 
-def station(scene: Scene, target: Target) -> Station:
-    return Station(scene.port, target.mac, target.machine.address)
+def endpoint(scene: Scene, target: SimulatedTarget) -> Endpoint:
+    return Endpoint(scene.link, target.mac, target.export.address)
 
 
 async def test_find_sends_one_broadcast_on_every_port_and_nothing_else(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
-        wire, port = scene.add_wire(discover=False)
+        wire, link = scene.add_wire(discover=False)
         near = scene.add_target(3, 1)
-        far = Target(wire, near.machine, mac=target_mac(99))
+        far = SimulatedTarget(wire, near.export, mac=target_mac(99))
         scene.add_target(3, 2)
         answers = await find(scene.engine, Address(3, 1), waits(1.0))
-        assert {answer.station for answer in answers} == {
-            Station(scene.port, near.mac, Address(3, 1)),
-            Station(port, far.mac, Address(3, 1)),
+        assert {answer.endpoint for answer in answers} == {
+            Endpoint(scene.link, near.mac, Address(3, 1)),
+            Endpoint(link, far.mac, Address(3, 1)),
         }
         assert all(decode_config_untrusted(answer.frame).buffer_count == 16 for answer in answers)
         assert all(abs(answer.seconds - 2 * DELAY) < 1e-9 for answer in answers)
@@ -80,7 +80,7 @@ async def test_find_of_everybody_tells_all_targets(autojump_clock: MockClock) ->
     async with quiet_scene() as scene:
         targets = [scene.add_target(0, slot) for slot in range(5)]
         answers = await find(scene.engine, BROADCAST_ADDRESS, waits(1.0))
-        assert {answer.station for answer in answers} == {station(scene, target) for target in targets}
+        assert {answer.endpoint for answer in answers} == {endpoint(scene, target) for target in targets}
 
 
 async def test_silence_is_an_empty_list_after_the_time_that_was_given(autojump_clock: MockClock) -> None:
@@ -108,8 +108,8 @@ async def test_two_targets_behind_one_station_are_both_told(autojump_clock: Mock
         one = scene.add_target(serial="one")
         scene.add_target(serial="two", mac=one.mac)
         answers = await find(scene.engine, ZERO, waits(1.0))
-        assert [answer.station for answer in answers] == [station(scene, one)] * 2
-        assert len(await ask_ata(scene.engine, station(scene, one), IDENTIFY_REGISTERS, waits(1.0))) == 2
+        assert [answer.endpoint for answer in answers] == [endpoint(scene, one)] * 2
+        assert len(await ask_ata(scene.engine, endpoint(scene, one), IDENTIFY_REGISTERS, waits(1.0))) == 2
 
 
 async def test_what_comes_after_the_settling_is_not_waited_for(autojump_clock: MockClock) -> None:
@@ -140,7 +140,7 @@ async def test_what_is_not_from_whom_it_was_sent_to_is_no_answer(autojump_clock:
             return [(0.0, encode_ata(header, AtaArgument(0, 0, 0, 0x40, 0), bytes(512)))]
 
         target.answer = answer
-        assert await ask_ata(scene.engine, station(scene, target), IDENTIFY_REGISTERS, waits(0.3)) == []
+        assert await ask_ata(scene.engine, endpoint(scene, target), IDENTIFY_REGISTERS, waits(0.3)) == []
 
 
 async def test_an_answer_with_too_few_data_is_none_but_a_failed_command_is_one(autojump_clock: MockClock) -> None:
@@ -148,26 +148,26 @@ async def test_an_answer_with_too_few_data_is_none_but_a_failed_command_is_one(a
         target = scene.add_target(sectors=8)
         least = ATA_BYTES + SECTOR_BYTES
         past_the_end = transfer_registers(8, 1, write=False, lba48=False)
-        (failed,) = await ask_ata(scene.engine, station(scene, target), past_the_end, waits(0.3), least_bytes=least)
+        (failed,) = await ask_ata(scene.engine, endpoint(scene, target), past_the_end, waits(0.3), least_bytes=least)
         assert failed.frame[27] & 1
         target.answer = lambda _frame, reply: [(0.0, reply[:-1])]
         assert not await ask_ata(
-            scene.engine, station(scene, target), IDENTIFY_REGISTERS, waits(0.3), least_bytes=least
+            scene.engine, endpoint(scene, target), IDENTIFY_REGISTERS, waits(0.3), least_bytes=least
         )
 
 
 async def test_an_error_is_an_answer(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         target = scene.add_target()
-        target.machine.access.reserve(target_mac(5), [target_mac(5)], force=True)
+        target.export.access.reserve(target_mac(5), [target_mac(5)], force=True)
         read = transfer_registers(0, 1, write=False, lba48=False)
-        (answer,) = await ask_ata(scene.engine, station(scene, target), read, waits(1.0), least_bytes=548)
+        (answer,) = await ask_ata(scene.engine, endpoint(scene, target), read, waits(1.0), least_bytes=548)
         assert (answer.header.is_error, answer.header.error) == (True, 6)
 
 
 async def test_only_config_queries_may_be_broadcast(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
-        everybody = Station(scene.port, BROADCAST_MAC, ZERO)
+        everybody = Endpoint(scene.link, BROADCAST_MAC, ZERO)
         with pytest.raises(ValueError, match="RESERVE is never broadcast"):
             await ask(
                 scene.engine,
@@ -192,7 +192,7 @@ async def test_lone_commands_work_beside_a_disk_of_the_same_target(autojump_cloc
         disk = await scene.disk()
         assert len(await find(scene.engine, ZERO, waits(1.0))) == 1
         assert await disk.read(0, 512) == target.data[:512]
-        assert scene.port.rx_unknown == 0
+        assert scene.link.rx_unknown == 0
 
 
 @given(st.floats(0, 100))
@@ -217,7 +217,9 @@ def test_whatever_is_answered_with_our_tag_raises_nothing(bodies: list[bytes], c
                 return [(0.0, head + body) for body in bodies]
 
             target.answer = answer
-            for found in await ask(scene.engine, [station(scene, target)], AoeCommand.CONFIG, encode_query, waits(0.2)):
+            for found in await ask(
+                scene.engine, [endpoint(scene, target)], AoeCommand.CONFIG, encode_query, waits(0.2)
+            ):
                 assert found.header.is_error or decode_config_untrusted(found.frame)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))

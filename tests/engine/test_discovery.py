@@ -47,7 +47,7 @@ from aoefs.protocol.wire import (
     encode_config,
 )
 from tests.engine.test_engine import Announce
-from tests.ports import DELAY, Scene, Target, live_tags, make_machine, open_scene, target_mac
+from tests.scene import DELAY, Scene, SimulatedTarget, live_tags, make_export, open_scene, target_mac
 
 ZERO = Address(0, 0)
 
@@ -65,7 +65,7 @@ def forge_config(
     scene: Scene, tag: int, *, mac: bytes | None = None, address: Address = ZERO, flags: int = Flag.RESPONSE
 ) -> None:
     """A config answer that nobody asked for, from wherever."""
-    header = Header(scene.port.mac, mac or target_mac(666), address, AoeCommand.CONFIG, tag, flags)
+    header = Header(scene.link.mac, mac or target_mac(666), address, AoeCommand.CONFIG, tag, flags)
     scene.wire.send(encode_config(header, ConfigArgument(0, b"", 16, 0, 2, 1)))
 
 
@@ -100,14 +100,14 @@ async def test_on_demand_the_schedule_begins_anew(autojump_clock: MockClock) -> 
 async def test_a_port_that_comes_up_is_asked_anew_and_one_that_is_down_is_not(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await trio.sleep(10)
-        scene.engine.port_changed(scene.port, up=False)
+        scene.engine.link_changed(scene.link, up=False)
         seen = len(broadcasts(scene))
         await trio.sleep(200)
         assert len(broadcasts(scene)) == seen
-        scene.engine.port_changed(scene.port, up=True)
+        scene.engine.link_changed(scene.link, up=True)
         await trio.sleep(1)
         assert broadcasts(scene)[seen:] == pytest.approx([210, 210.1, 210.3, 210.7])
-        assert scene.port.refreshed == 2
+        assert scene.link.refreshed == 2
 
 
 async def test_the_first_tag_is_random(autojump_clock: MockClock) -> None:
@@ -150,7 +150,7 @@ async def test_identify_of_another_mac_is_not_accepted(autojump_clock: MockClock
         ]
         await trio.sleep(50)
         assert not scene.engine.disks
-        assert scene.port.rx_unknown >= 4
+        assert scene.link.rx_unknown >= 4
         assert not live_tags(scene.engine)
 
 
@@ -165,13 +165,13 @@ async def test_identify_with_another_header_is_not_accepted(
         announce("e0.0: .* is refused: it refuses IDENTIFY with AoE error 0")
     async with open_scene() as scene:
         target = scene.add_target()
-        block = encode_identify(target.machine.identity)
+        block = encode_identify(target.export.identity)
 
         def answer(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
             if frame[19] != AoeCommand.ATA:
                 return [(0.0, reply)]
             tag = int.from_bytes(frame[20:24], "big")
-            header = Header(scene.port.mac, target.mac, ZERO, AoeCommand.ATA, tag, Flag.RESPONSE)
+            header = Header(scene.link.mac, target.mac, ZERO, AoeCommand.ATA, tag, Flag.RESPONSE)
             return [(0.0, encode_ata(replace(header, **{field: value}), AtaArgument(0, 0, 0, 0x40, 0), block))]  # type: ignore[arg-type]
 
         target.answer = answer
@@ -184,8 +184,8 @@ async def test_identify_is_tried_again_and_a_stranger_who_stays_silent_is_droppe
         target = scene.add_target()
         target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
         await trio.sleep(0.05)
-        scene.engine._discovery.stop(scene.port)
-        scene.engine._discovery._schedules[scene.port] = trio.CancelScope()
+        scene.engine._discovery.stop(scene.link)
+        scene.engine._discovery._schedules[scene.link] = trio.CancelScope()
         await trio.sleep(20)
         times = [at for at, _ in scene.wire.ata(Opcode.IDENTIFY)]
         assert [after - before for before, after in pairwise(times)] == pytest.approx(IDENTIFY_WAITS[:-1])
@@ -200,7 +200,7 @@ async def test_a_disk_of_no_capacity_or_with_too_few_data_is_none(
     announce("e0.1: .* is refused: its answer to IDENTIFY is unusable: .* 512 needed")
     async with open_scene() as scene:
         empty, short = scene.add_target(0, 0), scene.add_target(0, 1)
-        empty.identify_as(replace(empty.machine.identity, sectors=0))
+        empty.identify_as(replace(empty.export.identity, sectors=0))
         short.answer = lambda _frame, reply: [(0.0, reply[:300])]
         await trio.sleep(30)
         assert not scene.engine.disks
@@ -372,7 +372,7 @@ async def test_a_flood_of_forged_announcements_creates_no_file_and_is_bounded(au
         target = scene.add_target()
         target.announce()
         await trio.sleep(0.1)
-        assert list(scene.engine.disks) == [target.machine.address]
+        assert list(scene.engine.disks) == [target.export.address]
 
 
 async def test_impossible_places_cause_no_query(autojump_clock: MockClock) -> None:
@@ -418,7 +418,7 @@ async def test_forged_answers_to_a_live_query_are_bounded_and_create_nothing(aut
         assert not scene.engine.disks
         assert not discovery._candidates
         assert not discovery._waiting
-        discovery.stop(scene.port)
+        discovery.stop(scene.link)
         await trio.sleep(ANSWER_WINDOW + 1)
         assert not live_tags(scene.engine)
 
@@ -449,7 +449,7 @@ async def test_an_announcement_with_a_targets_own_mac_changes_neither_bufcnt_nor
 async def test_a_target_without_buffers_gets_one_command_at_a_time(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
-        target.machine.buffer_count = 0
+        target.export.buffer_count = 0
         disk = await scene.disk()
         assert await disk.read(0, 30 * 512) == target.data[: 30 * 512]
         assert disk.target.paths[0].window.limit == 1
@@ -460,9 +460,9 @@ async def test_one_identity_behind_many_macs_does_not_make_as_many_paths(
 ) -> None:
     announce("32 paths are the most")
     async with open_scene() as scene:
-        machine = make_machine(ZERO, sectors=8)
+        machine = make_export(ZERO, sectors=8)
         for number in range(40):
-            Target(scene.wire, machine, mac=target_mac(number))
+            SimulatedTarget(scene.wire, machine, mac=target_mac(number))
         await trio.sleep(5)
         assert len(scene.engine.disks[ZERO].target.paths) == 32
 
@@ -471,12 +471,12 @@ async def test_one_identity_behind_many_macs_does_not_make_as_many_paths(
 
 
 @pytest.mark.parametrize(
-    ("port", "target", "expected"), [(17, 17, 17), (17, 2, 2), (2, 17, 2), (17, 0, 2), (17, 255, 17), (0, 2, 1)]
+    ("link", "target", "expected"), [(17, 17, 17), (17, 2, 2), (2, 17, 2), (17, 0, 2), (17, 255, 17), (0, 2, 1)]
 )
 async def test_the_payload_is_what_target_and_link_take(
-    autojump_clock: MockClock, port: int, target: int, expected: int
+    autojump_clock: MockClock, link: int, target: int, expected: int
 ) -> None:
-    async with open_scene(max_sectors=port) as scene:
+    async with open_scene(max_sectors=link) as scene:
         made = scene.add_target(max_sectors=target)
         if target == 0:
             made.max_sectors = 2
@@ -535,7 +535,7 @@ async def test_another_disk_in_the_very_place_of_the_first_one_replaces_it(
     async with open_scene(Settings(on_change=lambda disk, change: changes.append((disk, change)))) as scene:
         target = scene.add_target(serial="first")
         old = await scene.disk()
-        target.identify_as(replace(target.machine.identity, serial="other"))
+        target.identify_as(replace(target.export.identity, serial="other"))
         target.announce()
         await trio.sleep(1)
         new = scene.engine.disks[ZERO]
@@ -576,7 +576,7 @@ async def test_requests_under_way_fail_when_the_disk_is_replaced(autojump_clock:
             nursery.start_soon(write)  # waits for the claim of the first one
             nursery.start_soon(flush)
             await trio.sleep(0.3)
-            target.identify_as(replace(target.machine.identity, serial="other"))
+            target.identify_as(replace(target.export.identity, serial="other"))
             target.announce()
             await trio.sleep(1.5)
             assert len(failed) == 3
@@ -603,7 +603,7 @@ async def test_another_size_is_noticed(autojump_clock: MockClock, announce: Anno
 async def test_a_second_mac_with_the_same_identity_is_a_path(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
-        Target(scene.wire, target.machine, mac=target_mac(99))
+        SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
         disk = await scene.disk()
         await trio.sleep(2)
         assert {path.mac for path in disk.target.paths} == {target.mac, target_mac(99)}
@@ -615,7 +615,7 @@ async def test_a_second_mac_with_another_size_is_no_path(autojump_clock: MockClo
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
-        other = scene.add_target(mac=target_mac(99), sectors=300, serial=target.machine.identity.serial)
+        other = scene.add_target(mac=target_mac(99), sectors=300, serial=target.export.identity.serial)
         other.announce()
         await trio.sleep(1)
         assert len(disk.target.paths) == 1

@@ -13,7 +13,7 @@ from aoefs.errors import AtaError, TargetError, TargetLost
 from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status
 from aoefs.protocol.wire import AoeCommand, AtaFlag, Flag, decode_ata_untrusted
 from tests.engine.test_engine import Announce, error_answer
-from tests.ports import DELAY, Scene, Target, open_scene, target_mac
+from tests.scene import DELAY, Scene, SimulatedTarget, open_scene, target_mac
 
 FLUSHES = (Opcode.FLUSH, Opcode.FLUSH_EXT)
 
@@ -26,7 +26,7 @@ def flushes(scene: Scene) -> list[float]:
     return sorted(at for opcode in FLUSHES for at, _ in scene.wire.ata(opcode))
 
 
-def refuse_flush(target: Target, error: int, status: int = Status.DRDY | Status.ERR) -> None:
+def refuse_flush(target: SimulatedTarget, error: int, status: int = Status.DRDY | Status.ERR) -> None:
     target.answer = lambda frame, reply: [(0.0, error_answer(reply, status, error) if is_flush(frame) else reply)]
 
 
@@ -72,7 +72,7 @@ async def test_a_flush_is_sent_also_when_nothing_was_written(autojump_clock: Moc
         disk = await scene.disk()
         await disk.flush()
         assert len(flushes(scene)) == 1
-        assert target.machine.counters.flushes == 1
+        assert target.export.counters.flushes == 1
 
 
 async def test_an_abort_means_not_supported_and_is_remembered(autojump_clock: MockClock, announce: Announce) -> None:
@@ -177,7 +177,7 @@ async def test_the_answer_to_a_flush_counts_only_from_a_path_of_the_target(autoj
         target = scene.add_target()
         disk = await scene.disk()
         await trio.sleep(1)
-        unknown = scene.port.rx_unknown
+        unknown = scene.link.rx_unknown
         forged = target_mac(666)
         target.answer = lambda frame, reply: (
             [(0.0, reply[:6] + forged + reply[12:]), (0.2, reply)] if is_flush(frame) else [(0.0, reply)]
@@ -185,15 +185,15 @@ async def test_the_answer_to_a_flush_counts_only_from_a_path_of_the_target(autoj
         began = trio.current_time()
         await disk.flush()
         assert trio.current_time() - began == pytest.approx(0.2 + 2 * DELAY)
-        assert scene.port.rx_unknown == unknown + 1
+        assert scene.link.rx_unknown == unknown + 1
 
 
 async def test_a_flush_goes_out_on_a_healthy_path(autojump_clock: MockClock) -> None:
-    """The target moved to another port: its old path is scorned, and a flush does not wait for it."""
+    """The target moved to another link: its old path is scorned, and a flush does not wait for it."""
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
-        other = Target(scene.wire, target.machine, mac=target_mac(99))
+        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
         scene.engine.roster.discover()
         await trio.sleep(6)
         assert len(disk.target.paths) == 2

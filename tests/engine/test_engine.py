@@ -29,7 +29,7 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_header,
 )
-from tests.ports import DELAY, Scene, Target, live_tags, make_machine, nothing_is_left, open_scene, target_mac
+from tests.scene import DELAY, Scene, SimulatedTarget, live_tags, make_export, nothing_is_left, open_scene, target_mac
 
 Announce = Callable[[str], None]
 
@@ -159,7 +159,7 @@ async def test_counters_equal_what_they_count(autojump_clock: MockClock) -> None
             scene.add_target(0, slot)
         disks = [await scene.disk(0, slot) for slot in range(5)]
         await trio.sleep(2)
-        frames = scene.port.tx_frames
+        frames = scene.link.tx_frames
         for slot, disk in enumerate(disks):
             for _ in range(slot + 1):
                 await disk.read(0, 64 * 512)
@@ -177,7 +177,7 @@ async def test_counters_equal_what_they_count(autojump_clock: MockClock) -> None
             assert found.rtt_us == pytest.approx(2 * DELAY * 1e6, rel=1e-3)
         assert sum(shard.completed for shard in statistics.shards) == 15 * 37
         assert all(shard.active and shard.batches for shard in statistics.shards)
-        assert scene.port.tx_frames - frames == 15 * 37 + 5
+        assert scene.link.tx_frames - frames == 15 * 37 + 5
         assert statistics.links[0].rx_unknown == 0
         assert statistics.hints == 0
 
@@ -208,7 +208,7 @@ async def test_36_targets_are_busy_at_once(autojump_clock: MockClock) -> None:
         targets = [scene.add_target(shelf, 0, sectors=32) for shelf in range(36)]
         disks = [await scene.disk(shelf, 0) for shelf in range(36)]
 
-        async def work(disk: Disk, target: Target) -> None:
+        async def work(disk: Disk, target: SimulatedTarget) -> None:
             for _ in range(2):
                 assert await disk.read(0, 32 * 512) == target.data
                 await disk.write(512, bytes(reversed(target.data[512:])))
@@ -467,14 +467,14 @@ async def test_a_lost_frame_is_sent_again_and_counted(autojump_clock: MockClock)
         assert nothing_is_left(disk.target)
 
 
-# ── paths and ports ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── paths and links ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_target_with_two_paths_uses_both(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         wire, _port = scene.add_wire()
         first = scene.add_target(sectors=512)
-        second = Target(wire, first.machine, mac=target_mac(99))
+        second = SimulatedTarget(wire, first.export, mac=target_mac(99))
         disk = await scene.disk()
         await trio.sleep(0.5)
         assert len(disk.target.paths) == 2
@@ -489,9 +489,9 @@ async def test_a_target_with_two_paths_uses_both(autojump_clock: MockClock) -> N
 @pytest.mark.parametrize("how", ["gone", "down"])
 async def test_io_goes_on_when_one_of_two_ports_goes(autojump_clock: MockClock, how: str) -> None:
     async with open_scene() as scene:
-        wire, port = scene.add_wire()
+        wire, link = scene.add_wire()
         first = scene.add_target(sectors=512)
-        Target(wire, first.machine, mac=target_mac(99))
+        SimulatedTarget(wire, first.export, mac=target_mac(99))
         disk = await scene.disk()
         await trio.sleep(0.5)
 
@@ -504,15 +504,15 @@ async def test_io_goes_on_when_one_of_two_ports_goes(autojump_clock: MockClock, 
                 await trio.sleep(step * DELAY / 2)
                 wire.route = lambda _frame: []
                 if how == "gone":
-                    scene.engine.drop_port(port)
+                    scene.engine.drop_link(link)
                 else:
-                    scene.engine.port_changed(port, up=False)
+                    scene.engine.link_changed(link, up=False)
             wire.route = lambda frame: [(DELAY, frame)]
             if how == "gone":
-                wire, port = scene.add_wire()
-                Target(wire, first.machine, mac=target_mac(99))
+                wire, link = scene.add_wire()
+                SimulatedTarget(wire, first.export, mac=target_mac(99))
             else:
-                scene.engine.port_changed(port, up=True)
+                scene.engine.link_changed(link, up=True)
             await trio.sleep(3)
             assert len(disk.target.paths) == 2
             assert all(path.healthy for path in disk.target.paths)
@@ -522,11 +522,11 @@ async def test_io_goes_on_when_one_of_two_ports_goes(autojump_clock: MockClock, 
 @pytest.mark.parametrize("after", [0.0, DELAY / 2, 1.5 * DELAY, 2.5 * DELAY, 3.5 * DELAY, 0.005, 0.3])
 async def test_a_port_may_go_at_any_moment_of_a_discovery(autojump_clock: MockClock, after: float) -> None:
     async with open_scene() as scene:
-        wire, port = scene.add_wire()
-        target = Target(wire, make_machine(Address(5, 5)))
+        wire, link = scene.add_wire()
+        target = SimulatedTarget(wire, make_export(Address(5, 5)))
         target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
         await trio.sleep(after)
-        scene.engine.drop_port(port)
+        scene.engine.drop_link(link)
         await trio.sleep(100)
         assert not live_tags(scene.engine)
         assert not scene.engine._discovery._candidates
@@ -538,7 +538,7 @@ async def test_a_full_socket_takes_a_part_and_resumes_when_there_is_room(autojum
         disk = await scene.disk()
         await trio.sleep(1)
         for step, room in enumerate((0, 1, 2, 5, 7)):
-            scene.port.set_room(room)
+            scene.link.set_room(room)
             done = trio.Event()
 
             async def read(done: trio.Event = done) -> None:
@@ -549,21 +549,21 @@ async def test_a_full_socket_takes_a_part_and_resumes_when_there_is_room(autojum
                 nursery.start_soon(read)
                 while not done.is_set():
                     await trio.sleep(0.002)
-                    scene.port.set_room(3)
-            assert scene.port.tx_full > step
-            scene.port.set_room(math.inf)
+                    scene.link.set_room(3)
+            assert scene.link.tx_full > step
+            scene.link.set_room(math.inf)
             await trio.sleep(1)
             assert nothing_is_left(disk.target)
         assert disk.target.errors == 0
 
 
 async def test_a_full_socket_may_be_dropped(autojump_clock: MockClock) -> None:
-    """The port goes while a target waits for room in its socket."""
+    """The link goes while a target waits for room in its socket."""
     for delay in (0.0, 0.0001, 0.001, 0.1):
         async with open_scene(Settings(deadsecs=5)) as scene:
             scene.add_target()
             disk = await scene.disk()
-            scene.port.set_room(0)
+            scene.link.set_room(0)
             async with trio.open_nursery() as nursery:
 
                 async def read(disk: Disk = disk) -> None:
@@ -573,7 +573,7 @@ async def test_a_full_socket_may_be_dropped(autojump_clock: MockClock) -> None:
                 nursery.start_soon(read)
                 await trio.testing.wait_all_tasks_blocked()
                 await trio.sleep(delay)
-                scene.engine.drop_port(scene.port)
+                scene.engine.drop_link(scene.link)
                 await trio.sleep(0.1)
                 scene.engine.fail_all()
 
@@ -582,9 +582,9 @@ async def test_an_interface_that_goes_down_under_the_receiver_ends_nothing(autoj
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
-        scene.port.fail_next_receive(OSError(errno.ENETDOWN, "down"))
+        scene.link.fail_next_receive(OSError(errno.ENETDOWN, "down"))
         await trio.sleep(0.1)
-        assert scene.port.up, "frames came, whether or not anybody told us that it is up again"
+        assert scene.link.up, "frames came, whether or not anybody told us that it is up again"
         assert await disk.read(0, 512) == target.data[:512]
 
 
@@ -606,8 +606,8 @@ async def ready_in_place(scene: Scene, descriptors: tuple[int, int]) -> Disk:
     await disk.read(0, 512)
     await trio.sleep(2)
     scene.wire.immediate = True
-    scene.port.descriptor, requests = descriptors
-    scene.engine.in_place.add_port(scene.port)
+    scene.link.descriptor, requests = descriptors
+    scene.engine.in_place.add_link(scene.link)
     scene.engine.in_place.attend_to(requests)
     scene.engine.in_place.loop_turned()
     return disk
@@ -644,7 +644,7 @@ async def test_an_interface_that_goes_down_under_a_caller_in_place_harms_nobody(
     async with open_scene() as scene:
         target = scene.add_target(0, 1)
         disk = await ready_in_place(scene, descriptors)
-        scene.port.failure = OSError(errno.ENETDOWN, "down")
+        scene.link.failure = OSError(errno.ENETDOWN, "down")
         await disk.write(100, b"x" * 100)
         assert target.data[100:200] == b"x" * 100
         assert nothing_is_left(disk.target)
@@ -659,7 +659,7 @@ async def test_reads_are_right_over_two_paths_of_different_payload_with_late_and
         target = scene.add_target(max_sectors=8, sectors=2048)
         disk = await scene.disk()
         wire, _ = scene.add_wire(max_sectors=2)
-        narrow = Target(wire, target.machine, mac=target_mac(77), max_sectors=2)
+        narrow = SimulatedTarget(wire, target.export, mac=target_mac(77), max_sectors=2)
         await trio.sleep(2)
         assert sorted(path.sectors for path in disk.target.paths) == [2, 8]
         for _ in range(50):
@@ -754,7 +754,7 @@ async def test_a_forged_answer_completes_nothing(autojump_clock: MockClock, kind
             if "tag" in changes:
                 changes["tag"] = tag + 40
             fields: dict[str, object] = {
-                "destination": scene.port.mac,
+                "destination": scene.link.mac,
                 "source": target.mac,
                 "address": Address(0, 0),
                 "command": AoeCommand.ATA,
@@ -767,15 +767,15 @@ async def test_a_forged_answer_completes_nothing(autojump_clock: MockClock, kind
         target.answer = forge
         assert await disk.read(0, 2048) == target.data[:2048]
         await trio.sleep(0.1)
-        assert scene.port.rx_unknown == 2
+        assert scene.link.rx_unknown == 2
         assert disk.target.errors == 0
 
 
 async def test_a_good_answer_from_another_verified_path_counts(autojump_clock: MockClock) -> None:
-    """A target may answer out of another of its ports than the one that was asked."""
+    """A target may answer out of another of its links than the one that was asked."""
     async with open_scene() as scene:
         target = scene.add_target()
-        other = Target(scene.wire, target.machine, mac=target_mac(99))
+        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
         disk = await scene.disk()
         await trio.sleep(2)
         assert len(disk.target.paths) == 2
@@ -797,13 +797,13 @@ async def test_frames_of_any_length_do_no_harm(autojump_clock: MockClock) -> Non
         await trio.sleep(2)
         real = scene.wire.sent(AoeCommand.ATA, response=True)[-1][2]
         head = encode_header(
-            Header(scene.port.mac, target.mac, Address(0, 0), AoeCommand.ATA, 0x8000_0000, Flag.RESPONSE)
+            Header(scene.link.mac, target.mac, Address(0, 0), AoeCommand.ATA, 0x8000_0000, Flag.RESPONSE)
         )
         junk = [real[:size] for size in (1, 13, 14, 20, 23, 24, 30, 35, 36, 40)] + [head, head[:14] + b"\xff" * 60]
         for frame in junk:
-            scene.port.deliver(frame)
+            scene.link.deliver(frame)
         await trio.sleep(0.1)
-        assert scene.port.rx_unknown >= len(junk) - 2
+        assert scene.link.rx_unknown >= len(junk) - 2
         assert await disk.read(0, 512) == target.data[:512]
 
 

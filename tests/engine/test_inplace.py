@@ -1,4 +1,4 @@
-"""Waiting in place: for whom it waits, when it gives way, and who takes the frames meanwhile.
+"""Sleepers in place: for whom it waits, when it gives way, and who takes the frames meanwhile.
 
 Descriptors are real pipes, time is virtual, and the machines behind are fakes that say what they were asked.
 """
@@ -16,13 +16,13 @@ import trio.testing
 from trio.testing import MockClock
 
 from aoefs.core.tags import TagTable
-from aoefs.core.target import Initiator
+from aoefs.core.target import Target
 from aoefs.engine.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
-from aoefs.engine.waits import Wait, Waiting
-from aoefs.net.link import Port
+from aoefs.engine.waits import Sleepers, Wait
+from aoefs.net.link import Link
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address
-from tests.ports import open_scene
+from tests.scene import open_scene
 
 
 class Pipe:
@@ -40,9 +40,9 @@ class Pipe:
         os.read(self.descriptor, 100)
 
 
-def make_target(*, soon: bool = True, in_flight: int = 1) -> Initiator:
+def make_target(*, soon: bool = True, in_flight: int = 1) -> Target:
     """A target that answers ``soon``, with so many commands in flight."""
-    target = Initiator(Address(0, 0), Identity(sectors=64, serial="S", model="M", firmware="F"), TagTable(7))
+    target = Target(Address(0, 0), Identity(sectors=64, serial="S", model="M", firmware="F"), TagTable(7))
     path = target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2)
     path.rtt.srtt = PATIENCE / 2 if soon else 2 * PATIENCE
     target.in_flight = in_flight
@@ -50,17 +50,17 @@ def make_target(*, soon: bool = True, in_flight: int = 1) -> Initiator:
 
 
 class Bench:
-    """An InPlace with one port; ``on_frames`` is called when its frames are taken."""
+    """An InPlace with one link; ``on_frames`` is called when its frames are taken."""
 
     def __init__(self, cleanup: ExitStack) -> None:
         self.now = 100.0
-        self.waiting = Waiting()
+        self.waiting = Sleepers()
         self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
         self.batches: list[bool] = []  # lone or not
         self.on_frames: Callable[[], object] = lambda: None
         self.in_place = InPlace(self, self, self.waiting, lambda: self.now)
         cleanup.callback(self.in_place.close)
-        self.in_place.add_port(cast(Port, self.frames))
+        self.in_place.add_link(cast(Link, self.frames))
 
     def attend(self) -> None:
         self.in_place.attend_to(self.requests.descriptor)
@@ -78,7 +78,7 @@ class Bench:
     def attended(self, somebody: bool) -> None:
         """Not looked at here."""
 
-    def receive_batch(self, port: Port, *, lone: bool = False, wake: bool = True) -> int:
+    def receive_batch(self, link: Link, *, lone: bool = False, wake: bool = True) -> int:
         assert not wake
         self.frames.drain()
         self.batches.append(lone)
@@ -188,7 +188,7 @@ def test_a_flood_of_frames_does_not_keep_the_loop_from_its_turn(bench: Bench) ->
 
 def test_a_port_that_was_dropped_is_not_looked_at(bench: Bench) -> None:
     bench.attend()
-    bench.in_place.drop_port(cast(Port, bench.frames))
+    bench.in_place.drop_link(cast(Link, bench.frames))
     bench.frames.fill()
     assert not bench.wait().woken
     assert not bench.batches
@@ -221,7 +221,7 @@ async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_
         scene.nursery.start_soon(reader)
         await trio.sleep(0.005)
         assert not read
-        assert scene.port._inbox, "the answer waits for whoever attends"
+        assert scene.link._inbox, "the answer waits for whoever attends"
         receiver.attended(False)
         await trio.sleep(0.005)
         assert len(read) == 1
@@ -231,7 +231,7 @@ async def test_a_port_may_go_while_its_receiver_sleeps(autojump_clock: MockClock
     async with open_scene() as scene:
         scene.engine._receiver.attended(True)
         await trio.testing.wait_all_tasks_blocked()
-        scene.engine.drop_port(scene.port)
+        scene.engine.drop_link(scene.link)
         await trio.sleep(0.01)
         tasks = [task.name for task in scene.nursery.child_tasks]
         assert not [name for name in tasks if name.startswith("receiver")]

@@ -20,7 +20,7 @@ from aoefs.protocol.wire import (
     encode_reserve,
 )
 from tests.engine.test_engine import Announce
-from tests.ports import OUR_MAC, SegmentPort, Target, open_scene, target_mac
+from tests.scene import OUR_MAC, SegmentLink, SimulatedTarget, open_scene, target_mac
 
 STRANGER = target_mac(666)
 OTHER_MAC = OUR_MAC[:-1] + b"\x07"
@@ -29,7 +29,7 @@ OTHER_MAC = OUR_MAC[:-1] + b"\x07"
 class Holder:
     """The reserve list of a target, as AoEr11 describes it and vblade has it; ``seen`` is what it was told to be."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: SimulatedTarget) -> None:
         self._macs: list[bytes] = []
         self.seen: list[ReserveArgument] = []
         self.refused_writes = 0
@@ -68,7 +68,7 @@ async def test_it_is_held_with_all_our_macs_from_the_first_writer_to_the_last(au
         reservation = (await scene.disk()).reservation
         assert not reservation.is_due
         await reservation.take()
-        assert set(holder.macs) == {port.mac for port in scene.engine.ports.values()}
+        assert set(holder.macs) == {link.mac for link in scene.engine.links.values()}
         assert len(holder.macs) == 2
         await reservation.take()
         await reservation.give_back()
@@ -160,7 +160,7 @@ async def test_a_new_interface_is_on_the_list_before_it_carries_io(autojump_cloc
                 return [(0.0001, frame)]
 
             scene.wire.route = route
-            scene.engine.add_port(SegmentPort(scene.wire, scene.engine.tags, "seg1", OTHER_MAC))
+            scene.engine.add_link(SegmentLink(scene.wire, scene.engine.tags, "seg1", OTHER_MAC))
         assert lost
         assert set(holder.macs) == {OUR_MAC, OTHER_MAC}
         assert not holder.refused_writes
@@ -171,8 +171,8 @@ async def test_an_interface_with_a_new_mac_keeps_the_disk_that_its_old_one_reser
         holder = Holder(scene.add_target())
         disk = await scene.disk()
         await disk.reservation.take()
-        scene.engine.drop_port(scene.port)
-        scene.engine.add_port(SegmentPort(scene.wire, scene.engine.tags, "seg0", OTHER_MAC))
+        scene.engine.drop_link(scene.link)
+        scene.engine.add_link(SegmentLink(scene.wire, scene.engine.tags, "seg0", OTHER_MAC))
         await disk.write(0, b"x" * 512)
         assert holder.macs == (OTHER_MAC,)
         assert not holder.refused_writes
@@ -211,7 +211,7 @@ async def test_nothing_is_given_back_to_another_disk_in_the_place_of_the_reserve
         disk = await scene.disk()
         await disk.reservation.take()
         told = len(holder.seen)
-        target.identify_as(replace(target.machine.identity, serial="another"))
+        target.identify_as(replace(target.export.identity, serial="another"))
         target.announce()
         await trio.sleep(2)
         assert disk is not scene.engine.disks[disk.target.address]

@@ -11,13 +11,13 @@ import trio.testing
 from aoefs.core.path import Run
 from aoefs.core.request import Request
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator
+from aoefs.core.target import Target
 from aoefs.engine.settings import Settings
-from aoefs.engine.shards import MAX_COMPLETIONS, Answer, Shard, Shards
+from aoefs.engine.shards import MAX_COMPLETIONS, Completion, Shard, Shards
 from aoefs.errors import RequestError, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import SECTOR_BYTES, Address
-from tests.ports import OUR_MAC, open_scene, target_mac
+from tests.scene import OUR_MAC, open_scene, target_mac
 
 IDENTITY = Identity(sectors=1 << 20, serial="S", model="M", firmware="F")
 
@@ -30,14 +30,14 @@ class Machines:
         self.ended: list[tuple[Address, RequestError | None]] = []
         self.pumped: list[Address] = []
 
-    def make(self, shelf: int, slot: int, *, step: int = 2) -> Initiator:
-        target = Initiator(Address(shelf, slot), IDENTITY, self.tags)
+    def make(self, shelf: int, slot: int, *, step: int = 2) -> Target:
+        target = Target(Address(shelf, slot), IDENTITY, self.tags)
         target.set_bufcnt(64)
         path = target.add_path(None, "seg0", (OUR_MAC, target_mac(0)), step)
         path.window.size = 64
         return target
 
-    def answer(self, target: Initiator, commands: int = 1, error: RequestError | None = None) -> Answer:
+    def answer(self, target: Target, commands: int = 1, error: RequestError | None = None) -> Completion:
         """Answers to all commands of a new read, received and not yet completed."""
         buffer = memoryview(bytearray(commands * 2 * SECTOR_BYTES))
         request = Request(0, commands * 2, buffer, write=False, on_end=lambda ended: self._end(target, ended))
@@ -46,12 +46,12 @@ class Machines:
         assert run is not None
         assert run.count == commands
         assert target.receive(run, 0, commands, 0.1)
-        return Answer(target, run, 0, commands, error)
+        return Completion(target, run, 0, commands, error)
 
-    def _end(self, target: Initiator, request: Request) -> None:
+    def _end(self, target: Target, request: Request) -> None:
         self.ended.append((target.address, request.error))
 
-    def pump(self, target: Initiator) -> None:
+    def pump(self, target: Target) -> None:
         self.pumped.append(target.address)
 
 
@@ -205,7 +205,7 @@ async def test_the_engine_flushes_the_queues_when_it_stops(
                 errors.append(error)
 
         nursery.start_soon(read)
-        await trio.sleep(0.01)  # not until the next query, which would find its port closed
+        await trio.sleep(0.01)  # not until the next query, which would find its link closed
         assert queued == [1]
         assert [type(error) for error in errors] == [TargetLost]
         assert not any(shard.queued or shard.completed for shard in scene.engine.statistics().shards)

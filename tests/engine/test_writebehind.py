@@ -22,19 +22,19 @@ from aoefs.protocol.wire import AoeCommand
 from tests.engine.test_disk import flushes
 from tests.engine.test_engine import Announce, error_answer
 from tests.fuse.test_operations import Mounted, fails, mounted
-from tests.ports import DELAY, Target, nothing_is_left, open_scene
+from tests.scene import DELAY, SimulatedTarget, nothing_is_left, open_scene
 from tests.segment import is_write
 
 BLOCK = 1024  # bytes: what one frame of these segments carries
 SLOW = 0.008  # seconds that the targets here may take to acknowledge a write: below the least RTO
 
 
-def acknowledge_slowly(target: Target, seconds: float = SLOW) -> None:
+def acknowledge_slowly(target: SimulatedTarget, seconds: float = SLOW) -> None:
     target.answer = lambda frame, reply: [(seconds if is_write(frame) else 0.0, reply)]
 
 
 @asynccontextmanager
-async def slow_disk() -> AsyncIterator[tuple[Target, Disk]]:
+async def slow_disk() -> AsyncIterator[tuple[SimulatedTarget, Disk]]:
     """A target that acknowledges slowly, and its disk, on an engine of their own."""
     async with open_scene() as scene:
         target = scene.add_target()
@@ -43,7 +43,7 @@ async def slow_disk() -> AsyncIterator[tuple[Target, Disk]]:
         yield target, disk
 
 
-def refuse_writes(target: Target, seconds: float = 0.0) -> None:
+def refuse_writes(target: SimulatedTarget, seconds: float = 0.0) -> None:
     refused = Status.DRDY | Status.ERR
     target.answer = lambda frame, reply: [
         (seconds, error_answer(reply, refused, ErrorBit.UNC) if is_write(frame) else reply)
@@ -77,12 +77,12 @@ async def test_a_write_is_answered_when_its_frames_are_on_the_wire(autojump_cloc
     async with slow_disk() as (target, disk):
         assert await write_behind(disk, 0) == 0
         assert disk.target.dirty
-        assert len(disk.behind.pending) == 1
-        await disk.behind.settle()
+        assert len(disk.write_behind.pending) == 1
+        await disk.write_behind.settle()
         assert trio.current_time() > SLOW
         assert target.data[:BLOCK] == b"n" * BLOCK
         assert nothing_is_left(disk.target)
-        assert not disk.behind.pending
+        assert not disk.write_behind.pending
 
 
 async def test_a_write_that_does_not_fit_into_the_window_waits_until_all_of_it_is_sent(
@@ -98,7 +98,7 @@ async def test_a_write_that_does_not_fit_into_the_window_waits_until_all_of_it_i
         assert SLOW < took[window] < 2 * SLOW
         assert await write_behind(disk, 20, b"l" * 10 * BLOCK) > SLOW
         assert disk.target.in_flight <= 4
-        await disk.behind.settle()
+        await disk.write_behind.settle()
         assert target.data[20 * BLOCK : 30 * BLOCK] == b"l" * 10 * BLOCK
 
 
@@ -106,13 +106,13 @@ async def test_what_the_socket_did_not_take_is_not_on_the_wire(autojump_clock: M
     async with open_scene() as scene:
         scene.add_target()
         disk = await scene.disk()
-        scene.port.set_room(1)
+        scene.link.set_room(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_behind, disk, 0, b"n" * 2 * BLOCK)
             await trio.sleep(0.5)
             assert len(nursery.child_tasks) == 1
-            scene.port.set_room(1000)
-        assert not disk.behind.pending
+            scene.link.set_room(1000)
+        assert not disk.write_behind.pending
         assert nothing_is_left(disk.target)
 
 
@@ -124,14 +124,14 @@ async def test_what_is_sent_on_a_link_that_is_down_is_not_on_the_wire(autojump_c
         acknowledge_slowly(target)
         await write_behind(disk, 0)
         scene.wire.route = lambda _frame: []
-        scene.engine.port_changed(scene.port, up=False)
+        scene.engine.link_changed(scene.link, up=False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_behind, disk, 1)
             await trio.sleep(SLOW / 2)
-            assert len(nursery.child_tasks) == len(disk.behind.pending) == 1
+            assert len(nursery.child_tasks) == len(disk.write_behind.pending) == 1
             scene.wire.route = lambda frame: [(DELAY, frame)]
-            scene.engine.port_changed(scene.port, up=True)
-        await disk.behind.settle()
+            scene.engine.link_changed(scene.link, up=True)
+        await disk.write_behind.settle()
         assert target.data[: 2 * BLOCK] == b"n" * 2 * BLOCK
 
 
@@ -144,14 +144,14 @@ async def test_nothing_is_answered_early_while_the_target_is_silent(autojump_clo
         target.silent = True
         await write_behind(disk, 0)
         await trio.sleep(0.1)
-        pending = len(disk.behind.pending)
+        pending = len(disk.write_behind.pending)
         assert pending == 1
         async with trio.open_nursery() as nursery:
             for block in range(1, 8):
                 nursery.start_soon(write_behind, disk, block)
             await trio.sleep(30)
             assert len(nursery.child_tasks) == 7
-            assert len(disk.behind.pending) == pending
+            assert len(disk.write_behind.pending) == pending
             target.silent = False
         await disk.flush()
         assert target.data[: 8 * BLOCK] == b"n" * 8 * BLOCK
@@ -160,7 +160,7 @@ async def test_nothing_is_answered_early_while_the_target_is_silent(autojump_clo
 async def test_partial_sectors_are_never_answered_early(autojump_clock: MockClock) -> None:
     async with slow_disk() as (_target, disk):
         assert await write_behind(disk, 0, b"n" * (BLOCK + 1)) > SLOW
-        assert not disk.behind.pending
+        assert not disk.write_behind.pending
 
 
 async def test_a_read_waits_for_what_is_pending_in_its_range_only(autojump_clock: MockClock) -> None:
@@ -178,7 +178,7 @@ async def test_a_write_waits_for_what_is_pending_in_its_range(autojump_clock: Mo
     async with slow_disk() as (target, disk):
         await write_behind(disk, 2)
         assert await write_behind(disk, 2, b"m" * BLOCK) > SLOW
-        await disk.behind.settle()
+        await disk.write_behind.settle()
         assert target.data[2 * BLOCK : 3 * BLOCK] == b"m" * BLOCK
 
 
@@ -223,7 +223,7 @@ async def test_a_late_copy_of_a_pending_write_keeps_its_range(autojump_clock: Mo
 
         scene.wire.route = lose_first
         await write_behind(disk, 0)
-        await disk.behind.settle()
+        await disk.write_behind.settle()
         assert trio.current_time() < 0.4, "the second sending was acknowledged"
         await disk.write(0, b"m" * BLOCK)
         await trio.sleep(1)
@@ -239,30 +239,30 @@ async def test_what_was_read_ahead_before_a_write_was_answered_is_not_used_after
         ahead = ReadAhead(disk, ReadAheads(scene.nursery))
         scene.wire.route = lambda frame: [(SLOW if is_write(frame) else DELAY, frame)]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(disk.read, 64 * BLOCK, target.machine.buffer_count * BLOCK)
+            nursery.start_soon(disk.read, 64 * BLOCK, target.export.buffer_count * BLOCK)
             await trio.sleep(DELAY / 4)
             nursery.start_soon(write_behind, disk, 20)
             await trio.sleep(DELAY / 4)
             for block in range(3):
                 nursery.start_soon(ahead.read, block * BLOCK, BLOCK, 64 * BLOCK)
-        assert disk.behind.pending
+        assert disk.write_behind.pending
         assert ahead._chunks
         assert await ahead.read(20 * BLOCK, BLOCK, 64 * BLOCK) == b"n" * BLOCK
-        assert not disk.behind.pending
+        assert not disk.write_behind.pending
 
 
 async def test_a_cancelled_write_that_was_not_sent_is_not_pending(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
-        scene.port.set_room(0)
+        scene.link.set_room(0)
         with trio.move_on_after(0.1) as scope:
             await write_behind(disk, 0)
         assert scope.cancelled_caught
-        scene.port.set_room(1000)
+        scene.link.set_room(1000)
         await trio.sleep(5)
         assert target.data[:BLOCK] != b"n" * BLOCK
-        assert not disk.behind.pending
+        assert not disk.write_behind.pending
         assert nothing_is_left(disk.target)
 
 
@@ -278,9 +278,9 @@ async def test_a_target_that_goes_down_loses_what_is_pending_and_says_so(
         await disk.write(0, b"o" * BLOCK)
         target.silent = True
         await write_behind(disk, 0)
-        await disk.behind.settle()
+        await disk.write_behind.settle()
         assert 4.5 < trio.current_time() < 6
-        assert disk.behind.lost == 1
+        assert disk.write_behind.lost == 1
         assert Change.REVALIDATED in changes
         await trio.sleep(5)
         assert nothing_is_left(disk.target)
@@ -307,7 +307,7 @@ async def test_who_fails_all_that_waits_does_not_fail_what_was_answered(autojump
         target.silent = False
         await disk.flush()
         assert target.data[:BLOCK] == b"n" * BLOCK
-        assert disk.behind.lost == 0
+        assert disk.write_behind.lost == 0
 
 
 # ── an open file ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -375,7 +375,7 @@ async def test_a_reservation_is_held_until_nothing_is_pending(autojump_clock: Mo
         acknowledge_slowly(target)
         assert await timed(mount, handle, offset) == 0
         await mount.operations.release(handle)
-        assert not disk.behind.pending
+        assert not disk.write_behind.pending
         given_back = mount.scene.wire.sent(AoeCommand.RESERVE)[-1][0]
         assert given_back > mount.scene.wire.sent(AoeCommand.ATA)[-1][0] + SLOW
 
@@ -394,7 +394,7 @@ async def test_each_open_file_is_told_of_a_lost_write_once_by_write_and_once_by_
         refuse_writes(target, SLOW)
         assert await timed(mount, handle, offset) == 0
         await trio.sleep(0.1)
-        assert disk.behind.lost == 1
+        assert disk.write_behind.lost == 1
         assert (disk, Change.REVALIDATED) in mount.changes, "the kernel shows what the disk does not have"
         target.answer = lambda _frame, reply: [(0.0, reply)]
         for told in (handle, other):
@@ -437,7 +437,7 @@ async def test_whoever_tries_again_after_a_loss_is_told_at_once(
         for _ in range(3):
             with fails(errno.EIO):
                 await mount.write(handle, offset + blocks_on * BLOCK, b"n" * BLOCK)
-        assert disk.behind.lost == 1
+        assert disk.write_behind.lost == 1
 
 
 async def test_fsync_fails_for_a_write_that_fails_while_it_waits(autojump_clock: MockClock, announce: Announce) -> None:
@@ -469,7 +469,7 @@ async def test_fsync_that_fails_on_a_silent_target_has_told_of_what_it_lost(
         assert await timed(mount, handle, offset) == 0
         with fails(errno.EIO):
             await mount.operations.fsync(handle, False)
-        assert disk.behind.told == disk.behind.lost == 1
+        assert disk.write_behind.told == disk.write_behind.lost == 1
         target.silent = False
         await trio.sleep(60)
         await mount.write(handle, offset, b"n" * BLOCK)
@@ -483,16 +483,16 @@ async def test_a_refused_write_is_lost_with_its_own_reason(autojump_clock: MockC
         disk = await scene.disk()
         refuse_writes(target)
         await write_behind(disk, 3)
-        await disk.behind.settle()
-        assert isinstance(disk.behind.error, AtaError)
-        assert disk.behind.error.lba == 6
+        await disk.write_behind.settle()
+        assert isinstance(disk.write_behind.error, AtaError)
+        assert disk.write_behind.error.lba == 6
         assert len([frame for _, _, frame in scene.wire.sent() if is_write(frame)]) == 1
 
 
 async def test_large_writes_of_a_stream_are_not_answered_early(autojump_clock: MockClock) -> None:
     async with mounted() as mount:
         target = mount.scene.add_target(sectors=(IN_ORDER + 1) * (MAX_BYTES // 512 + 1), max_sectors=17)
-        mount.scene.port.max_sectors = 17
+        mount.scene.link.max_sectors = 17
         disk = await mount.scene.disk()
         handle = await mount.open()
         large = MAX_BYTES + 512
@@ -500,4 +500,4 @@ async def test_large_writes_of_a_stream_are_not_answered_early(autojump_clock: M
             await mount.write(handle, number * large, bytes(large))
         acknowledge_slowly(target)
         await mount.write(handle, IN_ORDER * large, bytes(large))
-        assert not disk.behind.pending
+        assert not disk.write_behind.pending

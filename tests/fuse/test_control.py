@@ -30,7 +30,7 @@ from aoefs.protocol.wire import (
 from aoefs.status.events import Event
 from tests.engine.test_engine import Announce
 from tests.fuse.test_operations import CONTEXT, Mounted, fails, mounted
-from tests.ports import OUR_MAC, Target
+from tests.scene import OUR_MAC, SimulatedTarget
 
 QUICK = Settings(deadsecs=2.0)
 
@@ -66,18 +66,18 @@ async def echo(mount: Mounted, order: bytes, path: str) -> None:
         await mount.operations.release(handle)
 
 
-async def take_down(mount: Mounted, target: Target) -> None:
+async def take_down(mount: Mounted, target: SimulatedTarget) -> None:
     """Let a target fall silent until it is down."""
     target.silent = True
-    address = target.machine.address
+    address = target.export.address
     with pytest.raises(Exception, match="not answer"):
         await mount.scene.engine.disks[address].read(0, 512)
 
 
-def config_of(target: Target) -> bytes:
+def config_of(target: SimulatedTarget) -> bytes:
     """What the target itself says, off the wire."""
-    header = Header(target.mac, OUR_MAC, target.machine.address, AoeCommand.CONFIG, 1)
-    reply = target.machine.answer(encode_config(header, ConfigArgument()), mac=target.mac, max_sectors=2)
+    header = Header(target.mac, OUR_MAC, target.export.address, AoeCommand.CONFIG, 1)
+    reply = target.export.answer(encode_config(header, ConfigArgument()), mac=target.mac, max_sectors=2)
     assert reply is not None
     return decode_config_untrusted(reply).string
 
@@ -379,12 +379,12 @@ async def test_ident_is_what_the_target_told_last(autojump_clock: MockClock) -> 
     async with mounted() as mount:
         target = mount.scene.add_target()
         await mount.scene.disk()
-        assert await cat(mount, "e0.0/ident") == target.machine._identify
-        target.identify_as(replace(target.machine.identity, firmware="NEWER"))
+        assert await cat(mount, "e0.0/ident") == target.export._identify
+        target.identify_as(replace(target.export.identity, firmware="NEWER"))
         await echo(mount, b"e0.0", "revalidate")
         await trio.sleep(1)
         ident = await cat(mount, "e0.0/ident")
-        assert ident == target.machine._identify
+        assert ident == target.export._identify
         assert len(ident) == 512
         assert b"ENEW R" in ident
 

@@ -20,12 +20,12 @@ from aoefs.protocol.wire import AoeCommand
 from tests.engine.test_engine import Announce
 from tests.fuse.test_operations import CONTEXT, Listing, Mounted, fails, mounted
 from tests.fuse.test_partitions import boot_record, entry
-from tests.ports import Target, nothing_is_left
+from tests.scene import SimulatedTarget, nothing_is_left
 
 TWO = [(16, 8), (32, 100)]
 
 
-def write_table(target: Target, parts: Sequence[tuple[int, int]]) -> None:
+def write_table(target: SimulatedTarget, parts: Sequence[tuple[int, int]]) -> None:
     """An MBR with these partitions (first sector, sectors), as if another host wrote it."""
     target.data[:512] = boot_record(*(entry(0x83, *part) for part in parts))
 
@@ -33,7 +33,7 @@ def write_table(target: Target, parts: Sequence[tuple[int, int]]) -> None:
 @asynccontextmanager
 async def partitioned(
     parts: Sequence[tuple[int, int]] = TWO, settings: Settings | None = None, **options: Any
-) -> AsyncIterator[tuple[Mounted, Target, Disk]]:
+) -> AsyncIterator[tuple[Mounted, SimulatedTarget, Disk]]:
     """A mount with one disk that has this table, already read."""
     async with mounted(settings, **options) as mount:
         target = mount.scene.add_target()
@@ -334,7 +334,7 @@ async def test_partitions_go_with_their_disk(autojump_clock: MockClock, announce
     async with partitioned() as (mount, target, disk):
         handle = await mount.open("e0.0p1")
         inodes = [await mount.inode(name) for name in ("e0.0", "e0.0p1", "e0.0p2")]
-        target.identify_as(target.machine.identity.__class__(256, "another", "M", "F"))
+        target.identify_as(target.export.identity.__class__(256, "another", "M", "F"))
         target.announce()
         await trio.sleep(2)
         with fails(errno.ESTALE):

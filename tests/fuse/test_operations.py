@@ -28,7 +28,7 @@ from aoefs.status.events import EventRing
 from aoefs.status.report import status_report
 from tests.engine.test_disk import flushes, is_flush, refuse_flush
 from tests.engine.test_engine import Announce, data_only, error_answer
-from tests.ports import Scene, Target, nothing_is_left, open_scene, target_mac
+from tests.scene import Scene, SimulatedTarget, nothing_is_left, open_scene, target_mac
 
 CONTEXT = cast(pyfuse3.RequestContext, None)
 
@@ -404,7 +404,7 @@ async def test_a_read_only_mount_refuses_to_write(autojump_clock: MockClock) -> 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def answer_data_with(target: Target, change: Callable[[bytes], bytes]) -> None:
+def answer_data_with(target: SimulatedTarget, change: Callable[[bytes], bytes]) -> None:
     target.answer = lambda frame, reply: [(0.0, change(reply) if data_only(frame) else reply)]
 
 
@@ -674,7 +674,7 @@ async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fa
         handle = await mount.open()
         await mount.write(handle, 0, b"old")
         for number in range(3):
-            target.identify_as(replace(target.machine.identity, serial=f"another {number}"))
+            target.identify_as(replace(target.export.identity, serial=f"another {number}"))
             target.announce()
             await trio.sleep(2)
             inodes.append(await mount.inode("e0.0"))

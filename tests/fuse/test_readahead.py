@@ -10,14 +10,14 @@ from trio.testing import MockClock
 
 from aoefs.engine.disk import Disk
 from aoefs.fuse.readahead import CHUNK_BYTES, DEPTH, MAX_CHUNKS, ReadAhead, ReadAheads
-from tests.ports import Scene, Target, open_scene
+from tests.scene import Scene, SimulatedTarget, open_scene
 
 KERNEL = 128 << 10  # bytes of one request of a kernel that reads ahead so little
 SIZE = 8 << 20
 
 
 @asynccontextmanager
-async def open_disk() -> AsyncIterator[tuple[Scene, Target, Disk, ReadAheads]]:
+async def open_disk() -> AsyncIterator[tuple[Scene, SimulatedTarget, Disk, ReadAheads]]:
     async with open_scene(max_sectors=128) as scene:
         target = scene.add_target(0, 1, sectors=SIZE // 512, max_sectors=128, bufcnt=64)
         disk = await scene.disk(0, 1)
@@ -25,7 +25,7 @@ async def open_disk() -> AsyncIterator[tuple[Scene, Target, Disk, ReadAheads]]:
         yield scene, target, disk, ReadAheads(scene.nursery)
 
 
-async def in_order(ahead: ReadAhead, disk: Disk, target: Target, first: int, count: int) -> None:
+async def in_order(ahead: ReadAhead, disk: Disk, target: SimulatedTarget, first: int, count: int) -> None:
     """Read ``count`` requests of the kernel from the ``first`` on, and let what is read ahead come."""
     for number in range(first, first + count):
         offset = number * KERNEL

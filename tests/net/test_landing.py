@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from aoefs.core.path import Path, Run
 from aoefs.core.request import Request
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator
+from aoefs.core.target import Target
 from aoefs.net.landing import SLOTS, Entry, Landing
-from aoefs.net.packetsocket import Link
+from aoefs.net.packetsocket import PacketSocket
 from aoefs.protocol.ata import Identity, Status
 from aoefs.protocol.wire import (
     ATA_BYTES,
@@ -43,7 +43,7 @@ DISK_SECTORS = 4096
 
 
 class FakeLink:
-    """What Landing and Sending use of a Link."""
+    """What Landing and Sending use of a PacketSocket."""
 
     def __init__(self, ours: socket.socket, mtu: int) -> None:
         self.interface = "fake0"
@@ -100,15 +100,15 @@ class Bench:
     landing: Landing
     tags: TagTable[Run | Exchange]
     now: float = 1.0
-    targets: list[Initiator] = field(default_factory=list)
-    owners: dict[Path, Initiator] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+    owners: dict[Path, Target] = field(default_factory=dict)
     readers: list[Reader] = field(default_factory=list)
-    queue: list[tuple[Initiator, Entry]] = field(default_factory=list)
+    queue: list[tuple[Target, Entry]] = field(default_factory=list)
     odd: list[bytes] = field(default_factory=list)
 
-    def add_target(self, shelf: int, slot: int, *, step: int = 2, window: int = 64) -> Initiator:
+    def add_target(self, shelf: int, slot: int, *, step: int = 2, window: int = 64) -> Target:
         identity = Identity(sectors=DISK_SECTORS, serial="S", model="M", firmware="F")
-        target = Initiator(Address(shelf, slot), identity, self.tags, deadsecs=0)
+        target = Target(Address(shelf, slot), identity, self.tags, deadsecs=0)
         target.set_bufcnt(64)
         path = target.add_path(self.link, "fake0", (OURS, self.mac(target)), step)
         path.window.size = window
@@ -117,10 +117,10 @@ class Bench:
         return target
 
     @staticmethod
-    def mac(target: Initiator) -> bytes:
+    def mac(target: Target) -> bytes:
         return bytes((2, 0xAA, 0, target.address.shelf, 0, target.address.slot))
 
-    def submit(self, target: Initiator, lba: int, sectors: int, *, write: bool = False) -> Reader:
+    def submit(self, target: Target, lba: int, sectors: int, *, write: bool = False) -> Reader:
         buffer = bytearray(b"\xee" * sectors * SECTOR_BYTES)
 
         def on_end(_request: Request) -> None:
@@ -132,7 +132,7 @@ class Bench:
         target.submit(request, self.now)
         return reader
 
-    def send(self, target: Initiator) -> list[Run]:
+    def send(self, target: Target) -> list[Run]:
         """Everything that the windows allow, as if it went out."""
         runs = []
         while (run := target.next_run(self.now)) is not None:
@@ -210,7 +210,7 @@ class Bench:
 def open_bench(mtu: int = 1500) -> Iterator[Bench]:
     with socket_link(mtu) as (link, wire):
         tags: TagTable[Run | Exchange] = TagTable(random.Random(7).getrandbits(31))
-        yield Bench(link, wire, Landing(cast(Link, link), tags), tags)
+        yield Bench(link, wire, Landing(cast(PacketSocket, link), tags), tags)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from aoefs.net.packetsocket import LINK_DOWN, Link, Role
+from aoefs.net.packetsocket import LINK_DOWN, PacketSocket, Role
 from aoefs.protocol.wire import BROADCAST_MAC, CLIENT_TAG_BIT, Address, AoeCommand, Flag, Header, encode_header, pad
 from tests.lab import INITIATOR, TARGET, Lab, both_mtus, open_packet_socket, wait_until
 
@@ -19,9 +19,9 @@ KERNEL_DRIVERS = 0x1234
 STRANGER = bytes.fromhex("02ae0000ff00")
 
 
-def open_link(lab: Lab, side: str = INITIATOR, role: Role = Role.INITIATOR) -> Link:
+def open_link(lab: Lab, side: str = INITIATOR, role: Role = Role.INITIATOR) -> PacketSocket:
     with lab.inside(side):
-        return Link("aoe0", role=role)
+        return PacketSocket("aoe0", role=role)
 
 
 def frame(
@@ -37,7 +37,7 @@ def frame(
     return pad(encode_header(Header(destination, source, Address(0, 0), command, tag, flags)))
 
 
-def queued(link: Link) -> list[bytes]:
+def queued(link: PacketSocket) -> list[bytes]:
     """What has arrived at a link so far."""
     frames = []
     with suppress(BlockingIOError):
@@ -46,7 +46,7 @@ def queued(link: Link) -> list[bytes]:
     return frames
 
 
-def received(link: Link, count: int) -> list[bytes]:
+def received(link: PacketSocket, count: int) -> list[bytes]:
     """What arrives at a link until ``count`` frames are there, sorted (a busy kernel may change the order).
 
     To see that a frame was rejected, send one after it that is not.
@@ -192,7 +192,7 @@ def test_an_interface_that_is_gone_is_down_and_cannot_be_refreshed(lab: Lab) -> 
 def test_an_interface_that_does_not_exist_is_enodev_and_leaves_no_socket(lab: Lab) -> None:
     before = os.listdir("/proc/self/fd")
     with lab.inside(INITIATOR), pytest.raises(OSError, match=r"interface|device") as caught:
-        Link("nosuch0")
+        PacketSocket("nosuch0")
     assert caught.value.errno == errno.ENODEV
     assert len(os.listdir("/proc/self/fd")) == len(before)
 

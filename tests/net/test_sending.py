@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from aoefs.core.path import Run
 from aoefs.core.request import Request
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator
-from aoefs.net.packetsocket import Link
+from aoefs.core.target import Target
+from aoefs.net.packetsocket import PacketSocket
 from aoefs.net.sending import Sending
 from aoefs.protocol.ata import Identity, transfer_registers
 from aoefs.protocol.wire import SECTOR_BYTES, Address, AoeCommand, Header, encode_ata
@@ -35,7 +35,7 @@ class Sender:
     def __init__(self, link: FakeLink, wire: socket.socket) -> None:
         self.link = link
         self.wire = wire
-        self.sending = Sending(cast(Link, link))
+        self.sending = Sending(cast(PacketSocket, link))
         self.tags: TagTable[Run | Exchange] = TagTable(0x155_5555)
 
     def run(
@@ -50,7 +50,7 @@ class Sender:
     ) -> Run:
         """The first run of a new request, as the windows give it out."""
         identity = Identity(sectors=LBA48_DISK, serial="S", model="M", firmware="F", lba48=lba48)
-        target = Initiator(address, identity, self.tags)
+        target = Target(address, identity, self.tags)
         target.set_bufcnt(64)
         path = target.add_path(self.link, "fake0", (OURS, THEIRS), step)
         path.window.size = 64

@@ -1,4 +1,4 @@
-"""Who may: the mask list, the reservation and the allow list of the target machine, on the wire and in effect."""
+"""Who may: the mask list, the reservation and the allow list of the target export, on the wire and in effect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from aoefs.protocol.wire import (
     encode_reserve,
 )
 from aoefs.softtarget.access import MAX_MACS, Access
-from aoefs.softtarget.export import MemoryStore, TargetMachine
+from aoefs.softtarget.export import Export, MemoryStore
 from tests.softtarget.test_export import (
     OURS,
     READ,
@@ -57,10 +57,10 @@ def mac_of(number: int) -> bytes:
     return b"\x02\xff" + number.to_bytes(4, "big")
 
 
-def mask(machine: TargetMachine, *directives: tuple[int, bytes]) -> MaskArgument:
+def mask(export: Export, *directives: tuple[int, bytes]) -> MaskArgument:
     """The answer to an edit, or without directives to a read."""
     command = MaskCommand.EDIT if directives else MaskCommand.READ
-    answer = ask(machine, encode_mask(header(AoeCommand.MASK), MaskArgument(command, directives)))
+    answer = ask(export, encode_mask(header(AoeCommand.MASK), MaskArgument(command, directives)))
     assert aoe_error(answer) == 0
     found = decode_mask_untrusted(answer)
     assert found.command == command
@@ -68,13 +68,13 @@ def mask(machine: TargetMachine, *directives: tuple[int, bytes]) -> MaskArgument
     return found
 
 
-def masked(machine: TargetMachine) -> list[bytes]:
-    return [mac for _, mac in mask(machine).directives]
+def masked(export: Export) -> list[bytes]:
+    return [mac for _, mac in mask(export).directives]
 
 
-def reserve(machine: TargetMachine, command: int, *macs: bytes) -> tuple[int, tuple[bytes, ...]]:
+def reserve(export: Export, command: int, *macs: bytes) -> tuple[int, tuple[bytes, ...]]:
     """The AoE error and the list in the answer."""
-    answer = ask(machine, encode_reserve(header(AoeCommand.RESERVE), ReserveArgument(command, macs)))
+    answer = ask(export, encode_reserve(header(AoeCommand.RESERVE), ReserveArgument(command, macs)))
     found = decode_reserve_untrusted(answer)
     assert found.command == command
     return aoe_error(answer), found.macs
@@ -84,8 +84,8 @@ def from_stranger(command: int = AoeCommand.ATA) -> Header:
     return header(command, source=STRANGER)
 
 
-def answer_to_stranger(machine: TargetMachine, frame: bytes) -> bytes | None:
-    return machine.answer(frame, mac=OURS, max_sectors=2)
+def answer_to_stranger(export: Export, frame: bytes) -> bytes | None:
+    return export.answer(frame, mac=OURS, max_sectors=2)
 
 
 def test_golden_mask_edit() -> None:
@@ -111,18 +111,18 @@ def test_golden_reserve() -> None:
 
 
 def test_the_mask_list_is_read_added_to_and_deleted_from() -> None:
-    machine = make()
-    assert masked(machine) == []
-    assert len(mask(machine, (ADD, THEIRS), (ADD, STRANGER), (ADD, mac_of(1)), (ADD, mac_of(2))).directives) == 4
-    mask(machine, (ADD, STRANGER))  # a second time: no error, no second entry
-    assert masked(machine) == [THEIRS, STRANGER, mac_of(1), mac_of(2)]  # vblade: the third add overwrites the second
-    mask(machine, (DELETE, STRANGER), (DELETE, mac_of(9)), (MaskDirective.NONE, mac_of(8)))  # vblade: it dies
-    assert masked(machine) == [THEIRS, mac_of(1), mac_of(2)]
+    export = make()
+    assert masked(export) == []
+    assert len(mask(export, (ADD, THEIRS), (ADD, STRANGER), (ADD, mac_of(1)), (ADD, mac_of(2))).directives) == 4
+    mask(export, (ADD, STRANGER))  # a second time: no error, no second entry
+    assert masked(export) == [THEIRS, STRANGER, mac_of(1), mac_of(2)]  # vblade: the third add overwrites the second
+    mask(export, (DELETE, STRANGER), (DELETE, mac_of(9)), (MaskDirective.NONE, mac_of(8)))  # vblade: it dies
+    assert masked(export) == [THEIRS, mac_of(1), mac_of(2)]
 
 
 def test_who_is_not_on_the_mask_list_hears_nothing_not_even_an_error() -> None:
-    machine = make()
-    mask(machine, (ADD, THEIRS))
+    export = make()
+    mask(export, (ADD, THEIRS))
     for frame in (
         encode_config(from_stranger(AoeCommand.CONFIG), ConfigArgument()),
         encode_ata(from_stranger(), IDENTIFY_REGISTERS),
@@ -132,43 +132,43 @@ def test_who_is_not_on_the_mask_list_hears_nothing_not_even_an_error() -> None:
         encode_header(header(0x80, source=STRANGER)),
         encode_ata(header(source=STRANGER, version=2), READ),
     ):
-        assert is_silent(machine, frame)
-    assert registers(ask(machine, encode_ata(header(), READ))) == (Status.DRDY, 0, 0)
-    mask(machine, (DELETE, THEIRS))  # empty again: everybody
-    assert answer_to_stranger(machine, encode_ata(from_stranger(), READ)) is not None
+        assert is_silent(export, frame)
+    assert registers(ask(export, encode_ata(header(), READ))) == (Status.DRDY, 0, 0)
+    mask(export, (DELETE, THEIRS))  # empty again: everybody
+    assert answer_to_stranger(export, encode_ata(from_stranger(), READ)) is not None
 
 
 def test_an_edit_that_shuts_its_sender_out_is_still_answered() -> None:
-    machine = make()
-    assert [mac for _, mac in mask(machine, (ADD, STRANGER)).directives] == [STRANGER]
-    assert is_silent(machine, encode_mask(header(AoeCommand.MASK), MaskArgument()))
+    export = make()
+    assert [mac for _, mac in mask(export, (ADD, STRANGER)).directives] == [STRANGER]
+    assert is_silent(export, encode_mask(header(AoeCommand.MASK), MaskArgument()))
 
 
 def test_a_bad_directive_is_named_and_what_came_before_it_holds() -> None:
-    machine = make()
-    answer = mask(machine, (ADD, THEIRS), (ADD, STRANGER), (3, mac_of(1)), (ADD, mac_of(2)))
+    export = make()
+    answer = mask(export, (ADD, THEIRS), (ADD, STRANGER), (3, mac_of(1)), (ADD, mac_of(2)))
     assert (answer.error, answer.count) == (MaskError.BAD_DIRECTIVE, 2)
-    assert masked(machine) == [THEIRS, STRANGER]
+    assert masked(export) == [THEIRS, STRANGER]
 
 
 def test_a_full_mask_list_says_so_and_takes_what_it_has_already() -> None:
-    machine = make()
-    mask(machine, (ADD, THEIRS), *((ADD, mac_of(number)) for number in range(MAX_MACS - 1)))
-    answer = mask(machine, (ADD, THEIRS), (ADD, STRANGER))
+    export = make()
+    mask(export, (ADD, THEIRS), *((ADD, mac_of(number)) for number in range(MAX_MACS - 1)))
+    answer = mask(export, (ADD, THEIRS), (ADD, STRANGER))
     assert (answer.error, answer.count) == (MaskError.LIST_FULL, 1)
-    mask(machine, (DELETE, mac_of(5)), (ADD, STRANGER))
-    assert len(masked(machine)) == MAX_MACS
+    mask(export, (DELETE, mac_of(5)), (ADD, STRANGER))
+    assert len(masked(export)) == MAX_MACS
     smallest_frame = 14 + 36 + 512  # the smallest MTU that carries a sector
-    assert len(ask(machine, encode_mask(header(AoeCommand.MASK), MaskArgument()))) <= smallest_frame
+    assert len(ask(export, encode_mask(header(AoeCommand.MASK), MaskArgument()))) <= smallest_frame
 
 
 @pytest.mark.parametrize("count", [2, 3, 255])
 def test_a_directive_count_beyond_the_frame_is_a_bad_argument_and_void_in_a_read(count: int) -> None:
-    machine = make()
+    export = make()
     for command, expected in ((MaskCommand.EDIT, ErrorCode.BAD_ARGUMENT), (MaskCommand.READ, 0)):
         frame = bytearray(encode_mask(header(AoeCommand.MASK), MaskArgument(command, ((ADD, STRANGER),), count=count)))
-        assert aoe_error(ask(machine, bytes(frame[:36]))) == expected
-    assert masked(machine) == []
+        assert aoe_error(ask(export, bytes(frame[:36]))) == expected
+    assert masked(export) == []
 
 
 @pytest.mark.parametrize("argument", [MaskArgument(2), MaskArgument(255), MaskArgument(MaskCommand.EDIT, (), error=2)])
@@ -178,33 +178,33 @@ def test_an_unknown_mask_command_and_an_edit_with_an_error_are_bad_arguments(arg
 
 
 def test_the_allow_list_is_told_to_its_hosts_only_and_cannot_be_widened_from_the_wire() -> None:
-    machine = make(access=Access([THEIRS, mac_of(1)]))
-    told = [decode_header_untrusted(frame) for frame in machine.announcements(mac=OURS, max_sectors=2)]
+    export = make(access=Access([THEIRS, mac_of(1)]))
+    told = [decode_header_untrusted(frame) for frame in export.announcements(mac=OURS, max_sectors=2)]
     assert [head.destination for head in told] == [THEIRS, mac_of(1)]
-    assert is_silent(machine, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
-    assert masked(machine) == []
-    mask(machine, (ADD, THEIRS), (ADD, STRANGER))
-    assert is_silent(machine, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
-    assert [decode_header_untrusted(frame).destination for frame in machine.announcements(mac=OURS, max_sectors=2)] == [
+    assert is_silent(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
+    assert masked(export) == []
+    mask(export, (ADD, THEIRS), (ADD, STRANGER))
+    assert is_silent(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
+    assert [decode_header_untrusted(frame).destination for frame in export.announcements(mac=OURS, max_sectors=2)] == [
         THEIRS
     ]
-    mask(machine, (DELETE, THEIRS), (DELETE, STRANGER))
-    assert is_silent(machine, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
-    assert registers(ask(machine, encode_ata(header(), READ))) == (Status.DRDY, 0, 0)
+    mask(export, (DELETE, THEIRS), (DELETE, STRANGER))
+    assert is_silent(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
+    assert registers(ask(export, encode_ata(header(), READ))) == (Status.DRDY, 0, 0)
 
 
 def test_a_reserved_target_refuses_every_ata_command_of_others_but_identify() -> None:
-    machine = make()
-    assert isinstance(machine.store, MemoryStore)
-    before = bytes(machine.store.data)
-    assert reserve(machine, ReserveCommand.SET, THEIRS) == (0, (THEIRS,))
+    export = make()
+    assert isinstance(export.store, MemoryStore)
+    before = bytes(export.store.data)
+    assert reserve(export, ReserveCommand.SET, THEIRS) == (0, (THEIRS,))
     for ata in (READ, WRITE, flush_registers(Opcode.FLUSH_EXT), smart_registers(Feature.RETURN_STATUS)):
-        answer = answer_to_stranger(machine, encode_ata(from_stranger(), ata, b"x" * 1024))
+        answer = answer_to_stranger(export, encode_ata(from_stranger(), ata, b"x" * 1024))
         assert answer is not None
         assert aoe_error(answer) == ErrorCode.TARGET_RESERVED
         assert decode_ata_untrusted(answer) == ata
-    assert machine.store.data == before
-    answer = answer_to_stranger(machine, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
+    assert export.store.data == before
+    answer = answer_to_stranger(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
     assert answer is not None
     assert decode_identify_untrusted(answer[36:]).sectors == SECTORS
     for frame in (
@@ -212,37 +212,37 @@ def test_a_reserved_target_refuses_every_ata_command_of_others_but_identify() ->
         encode_mask(from_stranger(AoeCommand.MASK), MaskArgument()),
         encode_reserve(from_stranger(AoeCommand.RESERVE), ReserveArgument()),
     ):
-        answer = answer_to_stranger(machine, frame)
+        answer = answer_to_stranger(export, frame)
         assert answer is not None
         assert aoe_error(answer) == 0
-    assert registers(ask(machine, encode_ata(header(), WRITE, b"x" * 1024))) == (Status.DRDY, 0, 0)
+    assert registers(ask(export, encode_ata(header(), WRITE, b"x" * 1024))) == (Status.DRDY, 0, 0)
 
 
 def test_a_reservation_is_changed_by_its_holders_and_by_force_only() -> None:
-    machine = make()
-    assert reserve(machine, ReserveCommand.READ) == (0, ())
-    assert reserve(machine, ReserveCommand.SET, STRANGER, STRANGER) == (0, (STRANGER,))  # for somebody else: allowed
-    assert reserve(machine, ReserveCommand.SET, THEIRS) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
-    assert reserve(machine, ReserveCommand.SET) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
-    assert reserve(machine, ReserveCommand.FORCE_SET, THEIRS, mac_of(1)) == (0, (THEIRS, mac_of(1)))
-    assert reserve(machine, ReserveCommand.SET, THEIRS) == (0, (THEIRS,))
-    assert reserve(machine, ReserveCommand.SET) == (0, ())
-    assert reserve(machine, ReserveCommand.SET) == (0, ())  # as when the first answer was lost
-    reserve(machine, ReserveCommand.SET, STRANGER)
-    assert reserve(machine, ReserveCommand.FORCE_SET) == (0, ())
+    export = make()
+    assert reserve(export, ReserveCommand.READ) == (0, ())
+    assert reserve(export, ReserveCommand.SET, STRANGER, STRANGER) == (0, (STRANGER,))  # for somebody else: allowed
+    assert reserve(export, ReserveCommand.SET, THEIRS) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
+    assert reserve(export, ReserveCommand.SET) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
+    assert reserve(export, ReserveCommand.FORCE_SET, THEIRS, mac_of(1)) == (0, (THEIRS, mac_of(1)))
+    assert reserve(export, ReserveCommand.SET, THEIRS) == (0, (THEIRS,))
+    assert reserve(export, ReserveCommand.SET) == (0, ())
+    assert reserve(export, ReserveCommand.SET) == (0, ())  # as when the first answer was lost
+    reserve(export, ReserveCommand.SET, STRANGER)
+    assert reserve(export, ReserveCommand.FORCE_SET) == (0, ())
 
 
 @pytest.mark.parametrize("command", [ReserveCommand.SET, ReserveCommand.FORCE_SET])
 def test_a_count_beyond_the_frame_or_the_list_is_a_bad_argument_and_changes_nothing(command: int) -> None:
-    machine = make()
-    reserve(machine, ReserveCommand.SET, THEIRS)
+    export = make()
+    reserve(export, ReserveCommand.SET, THEIRS)
     frame = encode_reserve(header(AoeCommand.RESERVE), ReserveArgument(command, (STRANGER,)))[:32]
-    assert aoe_error(ask(machine, frame[:25] + b"\x02" + frame[26:])) == ErrorCode.BAD_ARGUMENT
+    assert aoe_error(ask(export, frame[:25] + b"\x02" + frame[26:])) == ErrorCode.BAD_ARGUMENT
     many = ReserveArgument(command, tuple(mac_of(number) for number in range(MAX_MACS + 1)))
-    assert aoe_error(ask(machine, encode_reserve(header(AoeCommand.RESERVE), many))) == ErrorCode.BAD_ARGUMENT
-    assert reserve(machine, ReserveCommand.READ) == (0, (THEIRS,))
+    assert aoe_error(ask(export, encode_reserve(header(AoeCommand.RESERVE), many))) == ErrorCode.BAD_ARGUMENT
+    assert reserve(export, ReserveCommand.READ) == (0, (THEIRS,))
     read_with_count = frame[:24] + b"\x00\xff"
-    assert aoe_error(ask(machine, read_with_count)) == 0
+    assert aoe_error(ask(export, read_with_count)) == 0
 
 
 @pytest.mark.parametrize("command", [3, 4, 255])
@@ -252,9 +252,9 @@ def test_an_unknown_reserve_command_is_a_bad_argument(command: int) -> None:
 
 
 def test_mask_and_reserve_commands_shorter_than_their_header_are_ignored() -> None:
-    machine = make()
-    assert is_silent(machine, encode_mask(header(AoeCommand.MASK), MaskArgument())[:27])
-    assert is_silent(machine, encode_reserve(header(AoeCommand.RESERVE), ReserveArgument())[:25])
+    export = make()
+    assert is_silent(export, encode_mask(header(AoeCommand.MASK), MaskArgument())[:27])
+    assert is_silent(export, encode_reserve(header(AoeCommand.RESERVE), ReserveArgument())[:25])
 
 
 # ── any bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -289,12 +289,12 @@ any_lists = st.lists(
 def test_whatever_mask_and_reserve_commands_come_the_lists_stay_bounded_and_mean_what_they_say(
     frames: list[bytes], allow: tuple[bytes, ...]
 ) -> None:
-    machine = make(64, access=Access(allow))
-    access = machine.access
+    export = make(64, access=Access(allow))
+    access = export.access
     for frame in frames:
         before = (access.mask, access.holders)
         heard = access.hears(THEIRS)
-        answer = machine.answer(frame, mac=OURS, max_sectors=2)
+        answer = export.answer(frame, mac=OURS, max_sectors=2)
         if answer is None:
             assert (access.mask, access.holders) == before
         else:

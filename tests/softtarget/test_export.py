@@ -1,4 +1,4 @@
-"""The target machine: golden frames, every command, and bytes that are no frames at all."""
+"""The target export: golden frames, every command, and bytes that are no frames at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from aoefs.protocol.wire import (
     encode_config,
     encode_header,
 )
-from aoefs.softtarget.export import FlushRequest, MemoryStore, TargetMachine
+from aoefs.softtarget.export import Export, FlushRequest, MemoryStore
 
 OURS = bytes.fromhex("020000000001")
 THEIRS = bytes.fromhex("020000000002")
@@ -50,10 +50,10 @@ TAG = 0x8000_1234
 SECTORS = 1000
 
 
-def make(sectors: int = SECTORS, **options: Any) -> TargetMachine:
+def make(sectors: int = SECTORS, **options: Any) -> Export:
     store = MemoryStore(sectors, read_only=bool(options.pop("read_only", False)))
     store.data[:] = bytes(index * 7 & 0xFF for index in range(512)) * sectors
-    return TargetMachine(ADDRESS, store, serial="0123456789", **options)
+    return Export(ADDRESS, store, serial="0123456789", **options)
 
 
 def header(command: int = AoeCommand.ATA, **changes: Any) -> Header:
@@ -67,8 +67,8 @@ def header(command: int = AoeCommand.ATA, **changes: Any) -> Header:
     return Header(**fields)
 
 
-def ask(machine: TargetMachine, frame: bytes, max_sectors: int = 2) -> bytes:
-    answer = machine.answer(frame, mac=OURS, max_sectors=max_sectors)
+def ask(export: Export, frame: bytes, max_sectors: int = 2) -> bytes:
+    answer = export.answer(frame, mac=OURS, max_sectors=max_sectors)
     assert answer is not None
     return check_answer(answer)
 
@@ -84,8 +84,8 @@ def check_answer(answer: bytes) -> bytes:
     return answer
 
 
-def is_silent(machine: TargetMachine, frame: bytes) -> bool:
-    return machine.handle_untrusted(frame, mac=OURS, max_sectors=2) is None
+def is_silent(export: Export, frame: bytes) -> bool:
+    return export.handle_untrusted(frame, mac=OURS, max_sectors=2) is None
 
 
 def aoe_error(answer: bytes) -> int:
@@ -108,39 +108,39 @@ WRITE = transfer_registers(8, 2, write=True, lba48=True)
 
 
 def test_golden_read() -> None:
-    machine = make()
+    export = make()
     request = bytes.fromhex(
         "020000000001 020000000002 88a2 10 00 0007 03 00 80001234 40 00 01 24 0900000000000000".replace(" ", "")
     ).ljust(60, b"\0")
     expected = bytes.fromhex(
         "020000000002 020000000001 88a2 18 00 0007 03 00 80001234 40 00 00 40 0900000000000000".replace(" ", "")
     )
-    assert ask(machine, request) == expected + bytes(index * 7 & 0xFF for index in range(512))
+    assert ask(export, request) == expected + bytes(index * 7 & 0xFF for index in range(512))
 
 
 def test_golden_write_is_answered_with_60_bytes() -> None:
-    machine = make()
+    export = make()
     request = bytes.fromhex(
         "020000000001 020000000002 88a2 10 00 0007 03 00 80001234 41 00 01 34 0900000000000000".replace(" ", "")
     )
     expected = bytes.fromhex(
         "020000000002 020000000001 88a2 18 00 0007 03 00 80001234 41 00 00 40 0900000000000000".replace(" ", "")
     )
-    assert ask(machine, request + b"\xa5" * 512) == expected.ljust(60, b"\0")
-    assert isinstance(machine.store, MemoryStore)
-    assert machine.store.data[9 * 512 : 10 * 512] == b"\xa5" * 512
-    assert machine.store.data[10 * 512] == 0
+    assert ask(export, request + b"\xa5" * 512) == expected.ljust(60, b"\0")
+    assert isinstance(export.store, MemoryStore)
+    assert export.store.data[9 * 512 : 10 * 512] == b"\xa5" * 512
+    assert export.store.data[10 * 512] == 0
 
 
 def test_golden_config() -> None:
-    machine = make(config_string=b"hi", buffer_count=16)
+    export = make(config_string=b"hi", buffer_count=16)
     request = bytes.fromhex(
         "ffffffffffff 020000000002 88a2 10 00 ffff ff 01 80001234 0000 0000 00 00 0000".replace(" ", "")
     )
     expected = bytes.fromhex(
         "020000000002 020000000001 88a2 18 00 0007 03 01 80001234 0010 0100 02 10 0002 6869".replace(" ", "")
     )
-    assert ask(machine, request) == expected.ljust(60, b"\0")
+    assert ask(export, request) == expected.ljust(60, b"\0")
 
 
 def test_golden_announcement() -> None:
@@ -169,11 +169,11 @@ def test_golden_announcement() -> None:
 )
 @pytest.mark.parametrize("command", [0, 1, 2, 3, 4, 0xF0])
 def test_frames_that_are_not_for_us_get_no_answer(command: int, changes: dict[str, Any]) -> None:
-    machine = make()
+    export = make()
     head = header(command, **changes)
-    assert is_silent(machine, encode_config(head, ConfigArgument()))
-    assert is_silent(machine, encode_ata(head, IDENTIFY_REGISTERS))
-    assert machine.counters.ignored == 2
+    assert is_silent(export, encode_config(head, ConfigArgument()))
+    assert is_silent(export, encode_ata(head, IDENTIFY_REGISTERS))
+    assert export.counters.ignored == 2
 
 
 BROADCASTS: Sequence[dict[str, Any]] = [
@@ -187,21 +187,21 @@ BROADCASTS: Sequence[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", BROADCASTS)
 def test_a_broadcast_may_ask_who_is_there_and_what_it_is(changes: dict[str, Any]) -> None:
-    machine = make()
-    ask(machine, encode_config(header(AoeCommand.CONFIG, **changes), ConfigArgument()))
-    ask(machine, encode_ata(header(**changes), IDENTIFY_REGISTERS))
+    export = make()
+    ask(export, encode_config(header(AoeCommand.CONFIG, **changes), ConfigArgument()))
+    ask(export, encode_ata(header(**changes), IDENTIFY_REGISTERS))
 
 
 @pytest.mark.parametrize("changes", BROADCASTS)
 def test_a_broadcast_never_reads_writes_or_flushes(changes: dict[str, Any]) -> None:
-    machine = make()
-    assert isinstance(machine.store, MemoryStore)
-    before = bytes(machine.store.data)
+    export = make()
+    assert isinstance(export.store, MemoryStore)
+    before = bytes(export.store.data)
     for ata in (READ, WRITE, flush_registers(Opcode.FLUSH_EXT), AtaArgument(0, 0, 0, 0x99, 0)):
-        assert is_silent(machine, encode_ata(header(**changes), ata, b"x" * 1024))
+        assert is_silent(export, encode_ata(header(**changes), ata, b"x" * 1024))
     for command in (2, 3, 4):
-        assert is_silent(machine, encode_ata(header(command, **changes), READ))
-    assert machine.store.data == before
+        assert is_silent(export, encode_ata(header(command, **changes), READ))
+    assert export.store.data == before
 
 
 @pytest.mark.parametrize("version", [0, 2, 15])
@@ -226,19 +226,19 @@ def test_a_frame_shorter_than_its_header_is_ignored(length: int) -> None:
 
 
 def test_a_frame_shorter_than_its_command_is_ignored() -> None:
-    machine = make()
-    assert is_silent(machine, encode_ata(header(), IDENTIFY_REGISTERS)[:35])
-    assert is_silent(machine, encode_config(header(AoeCommand.CONFIG), ConfigArgument())[:31])
-    ask(machine, encode_ata(header(), IDENTIFY_REGISTERS)[:36])
-    ask(machine, encode_config(header(AoeCommand.CONFIG), ConfigArgument())[:32])
+    export = make()
+    assert is_silent(export, encode_ata(header(), IDENTIFY_REGISTERS)[:35])
+    assert is_silent(export, encode_config(header(AoeCommand.CONFIG), ConfigArgument())[:31])
+    ask(export, encode_ata(header(), IDENTIFY_REGISTERS)[:36])
+    ask(export, encode_config(header(AoeCommand.CONFIG), ConfigArgument())[:32])
 
 
 # ── config query ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def config(machine: TargetMachine, command: int, string: bytes = b"") -> ConfigArgument | None:
+def config(export: Export, command: int, string: bytes = b"") -> ConfigArgument | None:
     frame = encode_config(header(AoeCommand.CONFIG), ConfigArgument(command, string))
-    answer = machine.answer(frame, mac=OURS, max_sectors=2)
+    answer = export.answer(frame, mac=OURS, max_sectors=2)
     if answer is None:
         return None
     check_answer(answer)
@@ -247,38 +247,38 @@ def config(machine: TargetMachine, command: int, string: bytes = b"") -> ConfigA
     return found
 
 
-def config_error(machine: TargetMachine, command: int, string: bytes = b"") -> int:
+def config_error(export: Export, command: int, string: bytes = b"") -> int:
     frame = encode_config(header(AoeCommand.CONFIG), ConfigArgument(command, string))
-    return aoe_error(ask(machine, frame))
+    return aoe_error(ask(export, frame))
 
 
 def test_config_test_and_prefix_answer_only_on_a_match() -> None:
-    machine = make(config_string=b"database")
-    assert config(machine, ConfigCommand.TEST, b"database") is not None
-    assert config(machine, ConfigCommand.TEST, b"data") is None
-    assert config(machine, ConfigCommand.TEST) is None
-    assert config(machine, ConfigCommand.PREFIX, b"data") is not None
-    assert config(machine, ConfigCommand.PREFIX) is not None
-    assert config(machine, ConfigCommand.PREFIX, b"database2") is None
+    export = make(config_string=b"database")
+    assert config(export, ConfigCommand.TEST, b"database") is not None
+    assert config(export, ConfigCommand.TEST, b"data") is None
+    assert config(export, ConfigCommand.TEST) is None
+    assert config(export, ConfigCommand.PREFIX, b"data") is not None
+    assert config(export, ConfigCommand.PREFIX) is not None
+    assert config(export, ConfigCommand.PREFIX, b"database2") is None
 
 
 def test_config_set_stores_once_and_force_set_always() -> None:
-    machine = make()
-    assert config_error(machine, ConfigCommand.SET, b"one") == 0
-    assert config_error(machine, ConfigCommand.SET, b"one") == 0
-    assert config_error(machine, ConfigCommand.SET, b"two") == ErrorCode.CONFIG_STRING_PRESENT
-    found = config(machine, ConfigCommand.READ)
+    export = make()
+    assert config_error(export, ConfigCommand.SET, b"one") == 0
+    assert config_error(export, ConfigCommand.SET, b"one") == 0
+    assert config_error(export, ConfigCommand.SET, b"two") == ErrorCode.CONFIG_STRING_PRESENT
+    found = config(export, ConfigCommand.READ)
     assert found is not None
     assert found.string == b"one"
-    assert config_error(machine, ConfigCommand.FORCE_SET, b"t" * MAX_CONFIG_BYTES) == 0
-    assert machine.config_string == b"t" * MAX_CONFIG_BYTES
-    assert config_error(machine, ConfigCommand.FORCE_SET) == 0
-    assert machine.config_string == b""
+    assert config_error(export, ConfigCommand.FORCE_SET, b"t" * MAX_CONFIG_BYTES) == 0
+    assert export.config_string == b"t" * MAX_CONFIG_BYTES
+    assert config_error(export, ConfigCommand.FORCE_SET) == 0
+    assert export.config_string == b""
 
 
 def test_a_refused_set_shows_the_present_string() -> None:
-    machine = make(config_string=b"one")
-    answer = ask(machine, encode_config(header(AoeCommand.CONFIG), ConfigArgument(ConfigCommand.SET, b"two")))
+    export = make(config_string=b"one")
+    answer = ask(export, encode_config(header(AoeCommand.CONFIG), ConfigArgument(ConfigCommand.SET, b"two")))
     assert decode_config_untrusted(answer).string == b"one"
 
 
@@ -289,12 +289,12 @@ def test_an_unknown_config_command_is_a_bad_argument(command: int) -> None:
 
 @pytest.mark.parametrize("length", [29, 1024, 1025, 0xFFFF])
 def test_a_config_string_longer_than_the_frame_is_a_bad_argument_and_void_in_a_read(length: int) -> None:
-    machine = make(config_string=b"kept")
+    export = make(config_string=b"kept")
     for command, expected in ((ConfigCommand.FORCE_SET, ErrorCode.BAD_ARGUMENT), (ConfigCommand.READ, 0)):
         frame = bytearray(encode_config(header(AoeCommand.CONFIG), ConfigArgument(command)))
         frame[30:32] = length.to_bytes(2, "big")
-        assert aoe_error(ask(machine, bytes(frame))) == expected
-    assert machine.config_string == b"kept"
+        assert aoe_error(ask(export, bytes(frame))) == expected
+    assert export.config_string == b"kept"
 
 
 # ── ATA ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -316,43 +316,41 @@ def test_identify_describes_the_export_whatever_the_count(count: int) -> None:
 
 def test_a_store_that_is_never_dirty_announces_no_write_cache() -> None:
     for store in (MemoryStore(8, volatile=False), MemoryStore(8, read_only=True)):
-        machine = TargetMachine(ADDRESS, store, serial="1")
-        assert not machine.identity.write_cache
-        assert machine.identity.flush_ext
+        export = Export(ADDRESS, store, serial="1")
+        assert not export.identity.write_cache
+        assert export.identity.flush_ext
 
 
 @pytest.mark.parametrize("lba48", [False, True])
 def test_what_was_written_is_read(lba48: bool) -> None:
-    machine = make()
+    export = make()
     data = bytes(range(256)) * 4
     write = transfer_registers(998, 2, write=True, lba48=lba48)
-    assert registers(ask(machine, encode_ata(header(), write, data))) == (Status.DRDY, 0, 0)
-    answer = ask(machine, encode_ata(header(), transfer_registers(998, 2, write=False, lba48=lba48)))
+    assert registers(ask(export, encode_ata(header(), write, data))) == (Status.DRDY, 0, 0)
+    answer = ask(export, encode_ata(header(), transfer_registers(998, 2, write=False, lba48=lba48)))
     assert answer[36:] == data
-    counters = machine.counters
+    counters = export.counters
     assert (counters.reads, counters.writes, counters.read_sectors, counters.written_sectors) == (1, 1, 2, 2)
 
 
 def test_the_opcode_decides_the_width_of_the_lba_and_the_flags_nothing() -> None:
-    machine = make()
+    export = make()
     for flags in (0, 0x40, 0x01, 0x53):
-        answer = ask(
-            machine, encode_ata(header(), AtaArgument(flags, 0, 1, Opcode.READ, 5 | 0xE0 << 24 | 0xFFFF << 32))
-        )
+        answer = ask(export, encode_ata(header(), AtaArgument(flags, 0, 1, Opcode.READ, 5 | 0xE0 << 24 | 0xFFFF << 32)))
         assert registers(answer) == (Status.DRDY, 0, 0)
-        answer = ask(machine, encode_ata(header(), AtaArgument(flags, 0, 1, Opcode.READ_EXT, 5 | 0xE0 << 24)))
+        answer = ask(export, encode_ata(header(), AtaArgument(flags, 0, 1, Opcode.READ_EXT, 5 | 0xE0 << 24)))
         assert registers(answer) == (Status.DRDY | Status.ERR, ErrorBit.IDNF, 1)
 
 
 @pytest.mark.parametrize(("lba", "count"), [(999, 2), (1000, 1), (1 << 40, 1), ((1 << 48) - 1, 2)])
 @pytest.mark.parametrize("write", [False, True])
 def test_past_the_end_is_idnf_and_moves_nothing(lba: int, count: int, write: bool) -> None:
-    machine = make()
+    export = make()
     ata = transfer_registers(lba, count, write=write, lba48=True)
-    answer = ask(machine, encode_ata(header(), ata, b"x" * 1024 if write else b""))
+    answer = ask(export, encode_ata(header(), ata, b"x" * 1024 if write else b""))
     assert registers(answer) == (Status.DRDY | Status.ERR, ErrorBit.IDNF, count)
     assert len(answer) == 60
-    assert machine.counters.written_sectors == 0
+    assert export.counters.written_sectors == 0
 
 
 @pytest.mark.parametrize("count", [0, 3, 255])
@@ -365,15 +363,15 @@ def test_no_sectors_or_more_than_a_frame_holds_is_a_bad_argument(base: AtaArgume
 
 
 def test_a_write_with_too_few_data_is_a_bad_argument_and_writes_nothing() -> None:
-    machine = make()
-    assert aoe_error(ask(machine, encode_ata(header(), WRITE, b"x" * 1023))) == ErrorCode.BAD_ARGUMENT
-    assert machine.counters.writes == 0
-    assert registers(ask(machine, encode_ata(header(), WRITE, b"x" * 1030))) == (Status.DRDY, 0, 0)
+    export = make()
+    assert aoe_error(ask(export, encode_ata(header(), WRITE, b"x" * 1023))) == ErrorCode.BAD_ARGUMENT
+    assert export.counters.writes == 0
+    assert registers(ask(export, encode_ata(header(), WRITE, b"x" * 1030))) == (Status.DRDY, 0, 0)
 
 
 def test_a_read_only_export_aborts_writes() -> None:
-    machine = make(read_only=True)
-    answer = ask(machine, encode_ata(header(), WRITE, b"x" * 1024))
+    export = make(read_only=True)
+    answer = ask(export, encode_ata(header(), WRITE, b"x" * 1024))
     assert registers(answer) == (0x41, ErrorBit.ABRT, 2)
     with pytest.raises(AtaError):
         check_result(decode_ata_untrusted(answer))
@@ -394,23 +392,23 @@ def test_check_power_mode_says_active() -> None:
 
 
 def test_smart_tells_what_the_machine_knows_of_its_store() -> None:
-    machine = make()
-    ask(machine, encode_ata(header(), WRITE, b"x" * 1024))
-    ask(machine, encode_ata(header(), READ))
-    ask(machine, encode_ata(header(), READ))
-    answer = ask(machine, encode_ata(header(), smart_registers(Feature.READ_DATA)))
+    export = make()
+    ask(export, encode_ata(header(), WRITE, b"x" * 1024))
+    ask(export, encode_ata(header(), READ))
+    ask(export, encode_ata(header(), READ))
+    answer = ask(export, encode_ata(header(), smart_registers(Feature.READ_DATA)))
     assert registers(answer) == (Status.DRDY, 0, 0)
     raw = {attribute.number: attribute.raw for attribute in decode_smart_untrusted(answer[36:])}
     assert raw == {187: 0, 241: 2, 242: 4}
-    status = ask(machine, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
+    status = ask(export, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
     assert not is_failing_untrusted(decode_ata_untrusted(status))
 
 
 def test_smart_fails_after_a_failed_sync() -> None:
     store = BrokenStore(SECTORS)
-    machine = TargetMachine(ADDRESS, store, serial="1")
-    ask(machine, encode_ata(header(), flush_registers(Opcode.FLUSH_EXT)))
-    status = ask(machine, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
+    export = Export(ADDRESS, store, serial="1")
+    ask(export, encode_ata(header(), flush_registers(Opcode.FLUSH_EXT)))
+    status = ask(export, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
     assert is_failing_untrusted(decode_ata_untrusted(status))
 
 
@@ -425,15 +423,15 @@ def test_other_smart_commands_are_aborted(change: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("opcode", [Opcode.FLUSH, Opcode.FLUSH_EXT])
 def test_a_flush_waits_for_the_store(opcode: int) -> None:
-    machine = make()
-    assert isinstance(machine.store, MemoryStore)
-    request = machine.handle_untrusted(encode_ata(header(), flush_registers(opcode)), mac=OURS, max_sectors=2)
+    export = make()
+    assert isinstance(export.store, MemoryStore)
+    request = export.handle_untrusted(encode_ata(header(), flush_registers(opcode)), mac=OURS, max_sectors=2)
     assert isinstance(request, FlushRequest)
-    assert machine.store.syncs == 0
-    assert registers(check_answer(machine.finish_flush(request, None))) == (Status.DRDY, 0, 0)
-    assert registers(ask(machine, encode_ata(header(), flush_registers(opcode)))) == (Status.DRDY, 0, 0)
-    assert machine.store.syncs == 1
-    assert machine.counters.flushes == 2
+    assert export.store.syncs == 0
+    assert registers(check_answer(export.finish_flush(request, None))) == (Status.DRDY, 0, 0)
+    assert registers(ask(export, encode_ata(header(), flush_registers(opcode)))) == (Status.DRDY, 0, 0)
+    assert export.store.syncs == 1
+    assert export.counters.flushes == 2
 
 
 class BrokenStore(MemoryStore):
@@ -468,31 +466,31 @@ def test_a_failing_store_is_an_ata_error_that_nobody_takes_for_read_only(short: 
     reports: list[str] = []
     store = BrokenStore(SECTORS)
     store.short = short
-    machine = TargetMachine(ADDRESS, store, serial="1", report=reports.append)
-    assert registers(ask(machine, encode_ata(header(), READ))) == (0x41, ErrorBit.UNC, 2)
-    status, error, count = registers(ask(machine, encode_ata(header(), WRITE, b"x" * 1024)))
+    export = Export(ADDRESS, store, serial="1", report=reports.append)
+    assert registers(ask(export, encode_ata(header(), READ))) == (0x41, ErrorBit.UNC, 2)
+    status, error, count = registers(ask(export, encode_ata(header(), WRITE, b"x" * 1024)))
     assert status == Status.DRDY | Status.DF | Status.ERR
     assert not error & ErrorBit.ABRT
     assert count == 2
     assert [line.split(" failed")[0] for line in reports] == ["e7.3: read at sector 8", "e7.3: write at sector 8"]
-    assert machine.counters.store_errors == 2
+    assert export.counters.store_errors == 2
 
 
 def test_after_a_failed_sync_no_flush_succeeds_any_more() -> None:
     store = BrokenStore(SECTORS)
-    machine = TargetMachine(ADDRESS, store, serial="1")
+    export = Export(ADDRESS, store, serial="1")
     flush = encode_ata(header(), flush_registers(Opcode.FLUSH_EXT))
     failed = (Status.DRDY | Status.DF | Status.ERR, 0, 0)
-    assert registers(ask(machine, flush)) == failed
+    assert registers(ask(export, flush)) == failed
     store.broken = False
-    assert registers(ask(machine, flush)) == failed
-    assert registers(ask(machine, encode_ata(header(), READ)))[0] == Status.DRDY
+    assert registers(ask(export, flush)) == failed
+    assert registers(ask(export, encode_ata(header(), READ)))[0] == Status.DRDY
 
 
 @pytest.mark.parametrize(("address", "buffer_count"), [(Address(0xFFFF, 0), 1), (Address(0, 0xFF), 1), (ADDRESS, 0)])
 def test_an_impossible_export_is_our_own_mistake(address: Address, buffer_count: int) -> None:
     with pytest.raises(ValueError, match=r"broadcast|buffer count"):
-        TargetMachine(address, MemoryStore(1), serial="1", buffer_count=buffer_count)
+        Export(address, MemoryStore(1), serial="1", buffer_count=buffer_count)
 
 
 # ── any bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -523,9 +521,9 @@ near_frames = st.builds(
 
 @given(st.lists(st.binary(max_size=80) | near_frames, max_size=20), st.integers(1, 17))
 def test_whatever_comes_is_answered_well_or_not_at_all(frames: list[bytes], max_sectors: int) -> None:
-    machine = make(64)
+    export = make(64)
     for frame in frames:
-        answer = machine.answer(frame, mac=OURS, max_sectors=max_sectors)
+        answer = export.answer(frame, mac=OURS, max_sectors=max_sectors)
         if answer is not None:
             check_answer(answer)
             assert len(answer) <= 36 + max(max_sectors * 512, MAX_CONFIG_BYTES)

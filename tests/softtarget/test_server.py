@@ -1,4 +1,4 @@
-"""The target in trio: batches answer as the machine alone does, syncs block nobody, interfaces come and go.
+"""The target in trio: batches answer as the export alone does, syncs block nobody, interfaces come and go.
 
 Most tests give the server a :class:`WireLink`, a link over a pair of datagram sockets: the batch code sees no
 difference to a packet socket, and no rights are needed.
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from aoefs.cli.commands.target import parse_export
 from aoefs.net.netlink import list_interfaces
-from aoefs.net.packetsocket import Link, Role
+from aoefs.net.packetsocket import PacketSocket, Role
 from aoefs.protocol.ata import Opcode, flush_registers, transfer_registers
 from aoefs.protocol.wire import (
     BROADCAST_MAC,
@@ -44,7 +44,7 @@ from aoefs.protocol.wire import (
     encode_config,
     encode_reserve,
 )
-from aoefs.softtarget.export import MemoryStore, TargetMachine
+from aoefs.softtarget.export import Export, MemoryStore
 from aoefs.softtarget.server import Server
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
 
@@ -71,7 +71,7 @@ def datagram_pair(family: socket.AddressFamily = socket.AF_INET) -> tuple[socket
     return left, right
 
 
-class WireLink(Link):
+class WireLink(PacketSocket):
     """A link over any datagram socket."""
 
     def __init__(self, sock: socket.socket, mtu: int = 1500) -> None:
@@ -85,18 +85,18 @@ class WireLink(Link):
         self.mtu = mtu
 
 
-def machine(address: Address = ADDRESSES[0], store: MemoryStore | None = None) -> TargetMachine:
+def make_export(address: Address = ADDRESSES[0], store: MemoryStore | None = None) -> Export:
     store = store if store is not None else MemoryStore(SECTORS)
     store.data[:] = os.urandom(len(store.data))
-    return TargetMachine(address, store, serial=str(address))
+    return Export(address, store, serial=str(address))
 
 
-def twin(original: TargetMachine) -> TargetMachine:
+def twin(original: Export) -> Export:
     """The same export on a store of its own."""
     assert isinstance(original.store, MemoryStore)
     store = MemoryStore(original.store.sectors, read_only=original.store.read_only)
     store.data[:] = original.store.data
-    return TargetMachine(original.address, store, serial=original.identity.serial)
+    return Export(original.address, store, serial=original.identity.serial)
 
 
 def request(
@@ -149,16 +149,16 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def serving(
-    *machines: TargetMachine, mtu: int = 1500, family: socket.AddressFamily = socket.AF_INET
+    *exports: Export, mtu: int = 1500, family: socket.AddressFamily = socket.AF_INET
 ) -> AsyncIterator[tuple[Server, Client]]:
     """A server over one wire, its announcements already taken off it."""
     theirs, ours = datagram_pair(family)
     with theirs:
-        server = Server(machines, [WireLink(ours, mtu)])
+        server = Server(exports, [WireLink(ours, mtu)])
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             client = Client(theirs)
-            for each in machines:
+            for each in exports:
                 await client.receive(len(each.announcements(mac=OURS, max_sectors=1)))
             yield server, client
             nursery.cancel_scope.cancel()
@@ -208,11 +208,11 @@ any_access = st.tuples(*[st.sampled_from([(), (), (THEIRS,), (STRANGER,), (THEIR
 def test_a_batch_answers_as_the_machine_alone_does(
     frames: list[bytes], read_only: bool, max_sectors: int, access: tuple[tuple[bytes, ...], tuple[bytes, ...]]
 ) -> None:
-    machines = [machine(ADDRESSES[0]), machine(ADDRESSES[1], MemoryStore(SECTORS, read_only=read_only))]
-    alone = [twin(each) for each in machines]
+    exports = [make_export(ADDRESSES[0]), make_export(ADDRESSES[1], MemoryStore(SECTORS, read_only=read_only))]
+    alone = [twin(each) for each in exports]
     frames.append(request(1, AtaArgument(0, 0, 1, Opcode.CHECK_POWER_MODE, 0), address=ADDRESSES[1]))
     mask, holders = access
-    for each in (machines[0], alone[0]):
+    for each in (exports[0], alone[0]):
         each.access.edit_mask([(MaskDirective.ADD, mac) for mac in mask])
         each.access.reserve(THEIRS, holders, force=True)
     expected = Counter(
@@ -223,7 +223,7 @@ def test_a_batch_answers_as_the_machine_alone_does(
     )
 
     async def main() -> None:
-        async with serving(*machines, mtu=36 + 512 * max_sectors) as (server, client):
+        async with serving(*exports, mtu=36 + 512 * max_sectors) as (server, client):
             client.send(*frames)
             assert Counter(await client.receive(expected.total())) == expected
             await trio.testing.wait_all_tasks_blocked(0.001)
@@ -232,7 +232,7 @@ def test_a_batch_answers_as_the_machine_alone_does(
             assert server.statistics()[0].rx_frames == len(frames)
 
     trio.run(main)
-    for each, other in zip(machines, alone, strict=True):
+    for each, other in zip(exports, alone, strict=True):
         assert isinstance(each.store, MemoryStore)
         assert isinstance(other.store, MemoryStore)
         assert each.store.data == other.store.data
@@ -254,7 +254,7 @@ async def test_consecutive_frames_become_few_calls_of_the_store(count: int, sect
             calls.append(offset)
             return super().writev(buffers, offset)  # type: ignore[arg-type]
 
-    export = machine(store=CountingStore(1024))
+    export = make_export(store=CountingStore(1024))
     data = os.urandom(count * sectors * 512)
     pieces = [data[at : at + sectors * 512] for at in range(0, len(data), sectors * 512)]
     async with serving(export) as (server, client):
@@ -277,7 +277,7 @@ async def test_consecutive_frames_become_few_calls_of_the_store(count: int, sect
 
 
 async def test_a_read_sees_each_write_before_it_and_none_after_it() -> None:
-    async with serving(machine()) as (_, client):
+    async with serving(make_export()) as (_, client):
         frames = []
         for round_ in range(20):
             frames += [write(round_ * 2, 5, bytes([round_]) * 512), read(round_ * 2 + 1, 5, 1)]
@@ -295,7 +295,7 @@ async def test_a_failing_run_is_answered_frame_by_frame() -> None:
                 raise OSError(5, "Input/output error")
             return super().readv(buffers, offset)
 
-    export = machine(store=HoleStore(SECTORS))
+    export = make_export(store=HoleStore(SECTORS))
     assert isinstance(export.store, MemoryStore)
     async with serving(export) as (_, client):
         client.send(*(read(lba, lba, 1) for lba in range(SECTORS)))
@@ -313,7 +313,7 @@ async def test_a_failing_run_is_answered_frame_by_frame() -> None:
 
 @pytest.mark.parametrize("count", [1, 6, 60])
 async def test_a_reservation_in_the_midst_of_a_batch_holds_for_the_frames_behind_it(count: int) -> None:
-    async with serving(machine()) as (server, client):
+    async with serving(make_export()) as (server, client):
         head = Header(OURS, STRANGER, ADDRESSES[0], AoeCommand.RESERVE, 0)
         client.send(
             *(write(1000 + lba, lba, b"a" * 512) for lba in range(count)),
@@ -329,14 +329,14 @@ async def test_a_reservation_in_the_midst_of_a_batch_holds_for_the_frames_behind
             **dict.fromkeys(range(1000, 1000 + count), 0),
             **dict.fromkeys(range(2000, 2000 + count), ErrorCode.TARGET_RESERVED),
         }
-        store = server.machines[ADDRESSES[0]].store
+        store = server.exports[ADDRESSES[0]].store
         assert isinstance(store, MemoryStore)
         assert store.data[: count * 512] == b"a" * 512 * count
 
 
 @pytest.mark.parametrize("count", [1, 6, 60])
 async def test_the_holder_of_a_reserved_export_keeps_its_batches(count: int) -> None:
-    export = machine()
+    export = make_export()
     export.access.reserve(THEIRS, [THEIRS], force=False)
     async with serving(export) as (server, client):
         client.send(*(read(lba, lba, 1) for lba in range(count)))
@@ -347,28 +347,28 @@ async def test_the_holder_of_a_reserved_export_keeps_its_batches(count: int) -> 
 
 
 async def test_many_exports_answer_one_broadcast() -> None:
-    machines = [machine(Address(shelf, slot)) for shelf in range(6) for slot in range(6)]
-    async with serving(*machines) as (_, client):
+    exports = [make_export(Address(shelf, slot)) for shelf in range(6) for slot in range(6)]
+    async with serving(*exports) as (_, client):
         query = Header(BROADCAST_MAC, THEIRS, Address(0xFFFF, 0xFF), AoeCommand.CONFIG, 9)
         client.send(encode_config(query, ConfigArgument()))
         found = {decode_header_untrusted(answer).address for answer in await client.receive(36)}
-    assert found == {each.address for each in machines}
+    assert found == {each.address for each in exports}
 
 
 async def test_interleaved_exports_are_not_mixed() -> None:
-    machines = [machine(address) for address in ADDRESSES]
-    async with serving(*machines) as (_, client):
+    exports = [make_export(address) for address in ADDRESSES]
+    async with serving(*exports) as (_, client):
         client.send(*(read(tag, tag // 2, 1, ADDRESSES[tag % 2]) for tag in range(100)))
         for answer in await client.receive(100):
             header = decode_header_untrusted(answer)
-            store = machines[header.tag % 2].store
+            store = exports[header.tag % 2].store
             assert isinstance(store, MemoryStore)
             assert header.address == ADDRESSES[header.tag % 2]
             assert answer[36:] == store.data[header.tag // 2 * 512 :][:512]
 
 
 async def test_answers_that_find_no_room_wait_and_are_then_dropped_and_counted() -> None:
-    async with serving(machine(), family=socket.AF_UNIX) as (server, client):
+    async with serving(make_export(), family=socket.AF_UNIX) as (server, client):
         # The short queue back to us fills up, since nobody reads; the server takes the next batch nevertheless.
         for tag in range(200):
             with contextlib.suppress(BlockingIOError):
@@ -413,7 +413,7 @@ async def until(predicate: Callable[[], bool]) -> None:
 
 async def test_a_slow_sync_stops_neither_its_own_export_nor_another() -> None:
     slow = SlowSync()
-    async with serving(machine(store=slow), machine(ADDRESSES[1])) as (_, client):
+    async with serving(make_export(store=slow), make_export(ADDRESSES[1])) as (_, client):
         client.send(request(1, FLUSH))
         await until(lambda: slow.begun == 1)
         assert decode_header_untrusted(await client.ask(read(2, 0))).tag == 2
@@ -425,7 +425,7 @@ async def test_a_slow_sync_stops_neither_its_own_export_nor_another() -> None:
 
 async def test_a_flush_during_a_sync_waits_for_the_next_one_and_shares_it() -> None:
     slow = SlowSync()
-    async with serving(machine(store=slow)) as (_, client):
+    async with serving(make_export(store=slow)) as (_, client):
         client.send(request(1, FLUSH))
         await until(lambda: slow.begun == 1)
         client.send(request(2, FLUSH), request(3, FLUSH))
@@ -444,7 +444,7 @@ async def test_a_failed_sync_fails_its_flushes() -> None:
     slow = SlowSync()
     slow.failure = OSError(5, "Input/output error")
     slow.go.release()
-    export = machine(store=slow)
+    export = make_export(store=slow)
     async with serving(export) as (server, client):
         assert decode_ata_untrusted(await client.ask(request(1, FLUSH))).command == 0x61
         assert export.sync_failed
@@ -454,7 +454,7 @@ async def test_a_failed_sync_fails_its_flushes() -> None:
 
 async def test_the_end_waits_for_a_running_sync() -> None:
     slow = SlowSync()
-    async with serving(machine(store=slow)) as (_, client):
+    async with serving(make_export(store=slow)) as (_, client):
         client.send(request(1, FLUSH))
         await until(lambda: slow.begun == 1)
         threading.Timer(0.05, slow.go.release).start()
@@ -463,7 +463,7 @@ async def test_the_end_waits_for_a_running_sync() -> None:
 
 def test_one_address_twice_is_our_own_mistake() -> None:
     with pytest.raises(ValueError, match="same address"):
-        Server([machine(), machine()], [])
+        Server([make_export(), make_export()], [])
 
 
 # ── real interfaces ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -487,9 +487,9 @@ async def announced(wire: socket.socket) -> tuple[Address, int, int]:
 async def test_exports_are_announced_at_the_start_and_when_an_interface_comes_back(
     lab: Lab, wire: socket.socket
 ) -> None:
-    export = machine()
+    export = make_export()
     with lab.inside(TARGET):
-        server = Server([export], [Link("aoe0", role=Role.TARGET)])
+        server = Server([export], [PacketSocket("aoe0", role=Role.TARGET)])
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             assert await announced(wire) == (export.address, 0, 2)
@@ -521,7 +521,7 @@ async def test_an_interface_without_carrier_hears_of_the_exports_when_it_gets_on
     with lab.inside(TARGET):
         # The kernel tells of a lost carrier up to a second later.
         await until(lambda: not any(each.running for each in list_interfaces() if each.name == "aoe0"))
-        server = Server([machine()], [Link("aoe0", role=Role.TARGET)])
+        server = Server([make_export()], [PacketSocket("aoe0", role=Role.TARGET)])
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             assert not server.statistics()[0].running
@@ -531,9 +531,9 @@ async def test_an_interface_without_carrier_hears_of_the_exports_when_it_gets_on
 
 
 async def test_an_interface_of_the_same_name_takes_the_place_of_one_that_went(lab: Lab) -> None:
-    export = machine()
+    export = make_export()
     with lab.inside(TARGET):
-        server = Server([export], [Link("aoe0", role=Role.TARGET)])
+        server = Server([export], [PacketSocket("aoe0", role=Role.TARGET)])
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             lab.ip(TARGET, "link", "del", "aoe0")

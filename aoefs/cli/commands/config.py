@@ -79,7 +79,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             verb = "begins otherwise" if kind is ConfigCommand.PREFIX else "is another one"
             print(f"aoefs: the config string of {address} {verb}: '{printable(_text(present))}'", file=sys.stderr)
             return 1
-    answer = await companion.command(engine, found.station, AoeCommand.CONFIG, encode, arguments.timeout)
+    answer = await companion.command(engine, found.endpoint, AoeCommand.CONFIG, encode, arguments.timeout)
     if answer.header.is_error and answer.header.error == ErrorCode.CONFIG_STRING_PRESENT:
         there = printable(_text(found.config.string))
         raise UserError(f"{address} has a config string already, '{there}': --force replaces it")

@@ -14,7 +14,7 @@ from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AtaArgument, decode_ata
 from aoefs.status.tables import format_size, print_table, printable
 
 if TYPE_CHECKING:
-    from aoefs.engine.conversation import Station
+    from aoefs.engine.conversation import Endpoint
     from aoefs.engine.engine import Engine
     from aoefs.protocol.ata import Identity
     from aoefs.protocol.smart import Attribute
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     found = await companion.find(engine, arguments.target, arguments.timeout)
     async with companion.patience(f"waiting for {arguments.target}"):
-        answers = await companion.identify_all(engine, found.station, arguments.timeout)
+        answers = await companion.identify_all(engine, found.endpoint, arguments.timeout)
     if not answers:
         raise UserError(f"{arguments.target} answers, but gives no IDENTIFY data that can be read")
     identity, block = answers[0]
@@ -53,7 +53,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     if not arguments.smart:
         print(json.dumps(report)) if arguments.json else _print_identity(report, identity)
         return 0
-    failing, attributes = await _smart(engine, found.station, identity, arguments.timeout)
+    failing, attributes = await _smart(engine, found.endpoint, identity, arguments.timeout)
     if arguments.json:
         listed = [
             {"id": a.number, "name": a.name, "value": a.value, "worst": a.worst, "raw": a.raw} for a in attributes
@@ -89,7 +89,7 @@ def _print_identity(report: dict[str, Any], identity: Identity) -> None:
 
 
 async def _smart(
-    engine: Engine, station: Station, identity: Identity, wait: float
+    engine: Engine, endpoint: Endpoint, identity: Identity, wait: float
 ) -> tuple[bool, tuple[Attribute, ...]]:
     """The verdict of the disk on itself, and its attributes (none when it tells none)."""
     from aoefs.engine import conversation
@@ -97,17 +97,17 @@ async def _smart(
     from aoefs.protocol.ata import check_result
 
     if not identity.smart:
-        raise UserError(f"{station.address} has no SMART, as its IDENTIFY data say")
+        raise UserError(f"{endpoint.address} has no SMART, as its IDENTIFY data say")
 
     async def ask(feature: smart.Feature, least_bytes: int = 0) -> tuple[AtaArgument, bytes]:
         registers = smart.smart_registers(feature)
-        async with companion.patience(f"waiting for {station.address}"):
+        async with companion.patience(f"waiting for {endpoint.address}"):
             answers = await conversation.ask_ata(
-                engine, station, registers, conversation.waits(wait), least_bytes=ATA_BYTES + least_bytes
+                engine, endpoint, registers, conversation.waits(wait), least_bytes=ATA_BYTES + least_bytes
             )
         what = f"SMART {feature.name.replace('_', ' ')}"
         if not answers:
-            raise UserError(f"{station.address} does not answer {what}")
+            raise UserError(f"{endpoint.address} does not answer {what}")
         companion.require_success(answers[0], what)
         ata = decode_ata_untrusted(answers[0].frame)
         check_result(ata)
@@ -118,4 +118,4 @@ async def _smart(
         _, data = await ask(smart.Feature.READ_DATA, SECTOR_BYTES)
         return smart.is_failing_untrusted(status), smart.decode_smart_untrusted(data)
     except (AtaError, FrameError, TargetError) as error:
-        raise UserError(f"{station.address} does not tell its SMART data: {error}") from None
+        raise UserError(f"{endpoint.address} does not tell its SMART data: {error}") from None

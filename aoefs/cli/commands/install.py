@@ -49,13 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Install or remove; the exit code."""
     if not os.path.isabs(arguments.prefix):
         raise UserError(f"--prefix {arguments.prefix} is not an absolute path", exit_code=2)
-    place = Place(Path(arguments.destdir), Path(arguments.prefix), arguments.dry_run)
+    installation = Installation(Path(arguments.destdir), Path(arguments.prefix), arguments.dry_run)
     if arguments.remove:
-        return place.remove()
+        return installation.remove()
     command = arguments.command or _this_command()
     if not os.path.isabs(command):
         raise UserError(f"--command {command} is not an absolute path", exit_code=2)
-    place.install(plan(Path(arguments.prefix), command, arguments.all_parsers()))
+    installation.install(plan(Path(arguments.prefix), command, arguments.all_parsers()))
     return 0
 
 
@@ -133,7 +133,7 @@ def _completion(shell: str, parsers: Parsers) -> str:
 
 
 @dataclass
-class Place:
+class Installation:
     """A root, a prefix in it, and what an earlier run recorded there."""
 
     root: Path

@@ -72,7 +72,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         def encode(header: Header) -> bytes:
             return encode_mask(header, argument)
 
-        answer = await companion.command(engine, found.station, AoeCommand.MASK, encode, arguments.timeout)
+        answer = await companion.command(engine, found.endpoint, AoeCommand.MASK, encode, arguments.timeout)
         companion.require_success(answer, "the mask command")
         told = decode_mask_untrusted(answer.frame)
         if told.error:
@@ -89,7 +89,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         before = dict.fromkeys(await ask(MaskArgument()))
         wanted = [mac for mac in before if action == "add" or mac not in arguments.macs]
         wanted += [mac for mac in dict.fromkeys(arguments.macs) if action == "add" and mac not in before]
-        ours = found.station.port.mac
+        ours = found.endpoint.link.mac
         if wanted and ours not in wanted and not arguments.force:
             raise UserError(f"{address} would not answer this host ({format_mac(ours)}) any more: --force does it")
         directives = tuple((int(_DIRECTIVES[action]), mac) for mac in arguments.macs)
@@ -106,8 +106,8 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
 
 
 async def _require_no_vblade(engine: Engine, found: companion.Found, wait: float) -> None:
-    address = found.station.address
-    identities = await companion.identify_all(engine, found.station, wait)
+    address = found.endpoint.address
+    identities = await companion.identify_all(engine, found.endpoint, wait)
     if not identities:
         raise UserError(f"{address} does not tell what it is, and a vblade would die of a mask delete")
     if any("vblade" in identity.model for identity, _ in identities):

@@ -91,10 +91,10 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             answers = await conversation.find(engine, address, conversation.waits(arguments.timeout))
             if not answers and address != BROADCAST_ADDRESS:
                 raise companion.nobody(engine, address, arguments.timeout)
-            found += {answer.station: answer for answer in answers}.values()
+            found += {answer.endpoint: answer for answer in answers}.values()
     if not found:
-        raise UserError(f"no target answered on {', '.join(engine.ports)} within {arguments.timeout:g} s")
-    found.sort(key=lambda answer: (answer.station.address, answer.station.port.interface, answer.station.mac))
+        raise UserError(f"no target answered on {', '.join(engine.links)} within {arguments.timeout:g} s")
+    found.sort(key=lambda answer: (answer.endpoint.address, answer.endpoint.link.interface, answer.endpoint.mac))
     results = []
     with _progress(len(found)) as advance:
         for answer in found:
@@ -157,22 +157,22 @@ async def _measure(engine: Engine, answer: Answer) -> PathResult:
     from aoefs.engine import conversation
     from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, transfer_registers
 
-    station = answer.station
-    identities = await companion.identify_all(engine, station, sum(PAUSES))
+    endpoint = answer.endpoint
+    identities = await companion.identify_all(engine, endpoint, sum(PAUSES))
     target_sectors = decode_config_untrusted(answer.frame).sectors or 2  # 0 means 2 (AoEr11 section 3.2)
-    local_sectors = station.port.max_sectors
+    local_sectors = endpoint.link.max_sectors
     limit = min(local_sectors, target_sectors)
     refused = False
 
     async def reaches(sectors: int) -> bool:
         data = bytes(sectors * SECTOR_BYTES)
-        return bool(await conversation.ask_ata(engine, station, IDENTIFY_REGISTERS, PAUSES, data))
+        return bool(await conversation.ask_ata(engine, endpoint, IDENTIFY_REGISTERS, PAUSES, data))
 
     async def comes_back(sectors: int) -> bool:
         nonlocal refused
         registers = transfer_registers(0, sectors, write=False, lba48=False)
         answers = await conversation.ask_ata(
-            engine, station, registers, PAUSES, least_bytes=ATA_BYTES + sectors * SECTOR_BYTES
+            engine, endpoint, registers, PAUSES, least_bytes=ATA_BYTES + sectors * SECTOR_BYTES
         )
         refused = any(each.header.is_error or each.frame[27] & FAILED for each in answers)
         return bool(answers) and not refused
@@ -182,11 +182,11 @@ async def _measure(engine: Engine, answer: Answer) -> PathResult:
     from_target = await largest(comes_back, min(limit, sectors))
     if from_target == min(limit, sectors):
         from_target = limit  # a disk of a few sectors
-    statistics = station.port.statistics()
+    statistics = endpoint.link.statistics()
     return PathResult(
-        name=str(station.address),
-        interface=station.port.interface,
-        mac=format_mac(station.mac),
+        name=str(endpoint.address),
+        interface=endpoint.link.interface,
+        mac=format_mac(endpoint.mac),
         mtu=statistics.mtu,
         local_sectors=local_sectors,
         target_sectors=target_sectors,

@@ -24,7 +24,7 @@ from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AoeCommand, decode_ata_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aoefs.engine.conversation import Answer, Station
+    from aoefs.engine.conversation import Answer, Endpoint
     from aoefs.engine.engine import Engine
 
 
@@ -46,7 +46,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     import trio
 
     what = "reads of a sector" if arguments.read else "config queries"
-    print(f"PING {arguments.target} on {', '.join(engine.ports)}: {what}", flush=True)
+    print(f"PING {arguments.target} on {', '.join(engine.links)}: {what}", flush=True)
     pinger = _Pinger(engine, arguments)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
@@ -90,7 +90,7 @@ class _Pinger:
         self.tally = Tally()
         self._engine = engine
         self._arguments = arguments
-        self._stations: tuple[Station, ...] = ()
+        self._endpoints: tuple[Endpoint, ...] = ()
         self._last_heard = 0  # the newest round that was answered
 
     async def rounds(self) -> None:
@@ -114,21 +114,21 @@ class _Pinger:
         from aoefs.engine import conversation
 
         wait = (self._arguments.timeout,)
-        stations = self._stations
-        if not stations:
+        endpoints = self._endpoints
+        if not endpoints:
             answers = await conversation.find(self._engine, self._arguments.target, wait)
-            stations = self._stations = tuple(dict.fromkeys(answer.station for answer in answers))
-            if not (self._arguments.read and stations):
-                for station in stations or (None,):
-                    self._account(number, [answer for answer in answers if answer.station == station])
+            endpoints = self._endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
+            if not (self._arguments.read and endpoints):
+                for endpoint in endpoints or (None,):
+                    self._account(number, [answer for answer in answers if answer.endpoint == endpoint])
                 return
         async with trio.open_nursery() as nursery:
-            for station in stations:
-                nursery.start_soon(self._probe, number, station)
-        if self._last_heard < number and self._stations == stations:
-            self._stations = ()  # it may have another MAC now
+            for endpoint in endpoints:
+                nursery.start_soon(self._probe, number, endpoint)
+        if self._last_heard < number and self._endpoints == endpoints:
+            self._endpoints = ()  # it may have another MAC now
 
-    async def _probe(self, number: int, station: Station) -> None:
+    async def _probe(self, number: int, endpoint: Endpoint) -> None:
         from aoefs.engine import conversation
         from aoefs.protocol.ata import transfer_registers
 
@@ -136,15 +136,15 @@ class _Pinger:
         if self._arguments.read:
             registers = transfer_registers(0, 1, write=False, lba48=False)  # LBA28: every target knows it
             least = ATA_BYTES + SECTOR_BYTES
-            answers = await conversation.ask_ata(self._engine, station, registers, wait, least_bytes=least)
+            answers = await conversation.ask_ata(self._engine, endpoint, registers, wait, least_bytes=least)
         else:
             answers = await conversation.ask(
-                self._engine, [station], AoeCommand.CONFIG, conversation.encode_query, wait
+                self._engine, [endpoint], AoeCommand.CONFIG, conversation.encode_query, wait
             )
         self._account(number, answers)
 
     def _account(self, number: int, answers: Sequence[Answer]) -> None:
-        """One probe to one station is over."""
+        """One probe to one endpoint is over."""
         tally = self.tally
         tally.sent += 1
         for index, answer in enumerate(answers):
@@ -157,7 +157,7 @@ class _Pinger:
             else:
                 tally.times.append(answer.seconds)
             end = f"time={1000 * answer.seconds:.3f} ms" if failure is None else str(failure)
-            where = f"{answer.header.address} from {companion.place(answer.station)}"
+            where = f"{answer.header.address} from {companion.place(answer.endpoint)}"
             print(f"{where}: seq={number} {end}{' (DUP!)' if index else ''}", flush=True)
 
 

@@ -73,7 +73,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     def encode(header: Header) -> bytes:
         return encode_reserve(header, ReserveArgument(_ACTIONS[action], macs))
 
-    answer = await companion.command(engine, found.station, AoeCommand.RESERVE, encode, arguments.timeout)
+    answer = await companion.command(engine, found.endpoint, AoeCommand.RESERVE, encode, arguments.timeout)
     if answer.header.is_error and answer.header.error == ErrorCode.TARGET_RESERVED:
         raise UserError(f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over")
     companion.require_success(answer, f"to {'tell its reservation' if action == 'get' else action}")

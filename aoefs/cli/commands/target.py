@@ -21,7 +21,7 @@ from aoefs.net.netlink import choose, require_packet_socket
 from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
 
 if TYPE_CHECKING:
-    from aoefs.net.packetsocket import Link
+    from aoefs.net.packetsocket import PacketSocket
     from aoefs.softtarget.server import Server
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from aoefs import __version__
     from aoefs.softtarget.access import Access
-    from aoefs.softtarget.export import DEFAULT_BUFFER_COUNT, TargetMachine
+    from aoefs.softtarget.export import DEFAULT_BUFFER_COUNT, Export
     from aoefs.softtarget.server import Server
     from aoefs.softtarget.store import FileStore
 
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
                 log.warning("%s", store.warning)
         links = [stack.enter_context(_open_link(interface)) for interface in interfaces]
         machines = [
-            TargetMachine(
+            Export(
                 address,
                 store,
                 serial=store.serial,
@@ -136,14 +136,14 @@ async def _serve(server: Server, lines: Sequence[str]) -> int:
         failed = await server.sync_all()
     for machine, error in failed:
         log.error("%s: the last sync failed, written data may be lost: %s", machine.address, error.strerror)
-    return 1 if failed or any(machine.sync_failed for machine in server.machines.values()) else 0
+    return 1 if failed or any(machine.sync_failed for machine in server.exports.values()) else 0
 
 
-def _open_link(interface: str) -> Link:
+def _open_link(interface: str) -> PacketSocket:
     """A link for a target; UserError where it goes wrong after every check."""
-    from aoefs.net.packetsocket import Link, Role
+    from aoefs.net.packetsocket import PacketSocket, Role
 
     try:
-        return Link(interface, role=Role.TARGET)
+        return PacketSocket(interface, role=Role.TARGET)
     except OSError as error:
         raise UserError(f"cannot use interface {interface}: {error.strerror}") from error

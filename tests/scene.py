@@ -1,6 +1,6 @@
-"""A simulated Ethernet segment for the engine under trio's virtual clock: a wire, ports on it, targets on it.
+"""A simulated Ethernet segment for the engine under trio's virtual clock: a wire, links on it, targets on it.
 
-Owns nothing of aoefs: :class:`SegmentPort` is a second, plain implementation of ``net.link.Port`` that builds and
+Owns nothing of aoefs: :class:`SegmentLink` is a second, plain implementation of ``net.link.Link`` that builds and
 judges every frame with ``protocol.wire`` alone, so that it honestly checks the fast one.  Delivery is by a heap of
 (time, order) and one task, hence deterministic; ``Wire.route`` is the place for faults.
 """
@@ -19,7 +19,7 @@ import trio
 from aoefs.core.path import Path, Run
 from aoefs.core.request import Request
 from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Initiator
+from aoefs.core.target import Target
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
 from aoefs.engine.settings import Settings
@@ -42,7 +42,7 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_config,
 )
-from aoefs.softtarget.export import MemoryStore, TargetMachine
+from aoefs.softtarget.export import Export, MemoryStore
 
 OUR_MAC = bytes.fromhex("020000000001")
 DELAY = 0.0001  # seconds, one way
@@ -118,8 +118,8 @@ def run_frames(run: Run, ours: bytes) -> list[bytes]:
     return frames
 
 
-class SegmentPort:
-    """``net.link.Port`` on a :class:`Wire`.  ``room`` is how many frames the "socket" takes until it is full."""
+class SegmentLink:
+    """``net.link.Link`` on a :class:`Wire`.  ``room`` is how many frames the "socket" takes until it is full."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class SegmentPort:
         self.max_sectors = max_sectors
         self.room: float = float("inf")
         self.rx_frames = self.rx_unknown = self.tx_frames = self.tx_full = 0
-        self.descriptor = -1  # nobody waits in place for a simulated port
+        self.descriptor = -1  # nobody waits in place for a simulated link
         self.closed = False
         self.refreshed = 0
         self.failure: OSError | None = None  # what the next receive raises
@@ -265,23 +265,23 @@ class SegmentPort:
         self._changed.unpark_all()
 
 
-class Target:
+class SimulatedTarget:
     """A target on a wire.  ``answer(frame, reply)`` may be replaced: what is sent, and when, in place of ``reply``.
 
-    Several of them may share one ``machine``: one disk behind several MACs.
+    Several of them may share one ``export``: one disk behind several MACs.
     """
 
     def __init__(
         self,
         wire: Wire,
-        machine: TargetMachine,
+        export: Export,
         *,
         mac: bytes | None = None,
         max_sectors: int = 2,
     ) -> None:
         self.wire = wire
-        self.machine = machine
-        self.mac = mac or target_mac(machine.address.shelf << 8 | machine.address.slot)
+        self.export = export
+        self.mac = mac or target_mac(export.address.shelf << 8 | export.address.slot)
         self.max_sectors = max_sectors
         self.silent = False
         self.heard: list[tuple[float, Header, bytes]] = []
@@ -291,7 +291,7 @@ class Target:
 
     @property
     def data(self) -> bytearray:
-        store = self.machine.store
+        store = self.export.store
         assert isinstance(store, MemoryStore)
         return store.data
 
@@ -299,7 +299,7 @@ class Target:
         header = decode_header_untrusted(frame)
         if self.silent or header.is_response or header.destination not in (self.mac, BROADCAST_MAC):
             return
-        reply = self.machine.answer(frame, mac=self.mac, max_sectors=self.max_sectors)
+        reply = self.export.answer(frame, mac=self.mac, max_sectors=self.max_sectors)
         if reply is None:
             return
         self.heard.append((trio.current_time(), header, frame))
@@ -307,43 +307,43 @@ class Target:
             self.wire.send(answer, self._station, after=delay)
 
     def announce(self, version: int = VERSION) -> None:
-        header = Header(BROADCAST_MAC, self.mac, self.machine.address, AoeCommand.CONFIG, 0, Flag.RESPONSE)
-        argument = ConfigArgument(0, b"", self.machine.buffer_count, 0x14, self.max_sectors, 1)
+        header = Header(BROADCAST_MAC, self.mac, self.export.address, AoeCommand.CONFIG, 0, Flag.RESPONSE)
+        argument = ConfigArgument(0, b"", self.export.buffer_count, 0x14, self.max_sectors, 1)
         self.wire.send(encode_config(replace(header, version=version), argument), self._station)
 
     def unplug(self) -> None:
         self.wire.stations.remove(self._station)
 
     def resize(self, sectors: int) -> None:
-        store = self.machine.store
+        store = self.export.store
         assert isinstance(store, MemoryStore)
         size = sectors * SECTOR_BYTES
         store.data = store.data[:size].ljust(size, b"\0")
         store.sectors = sectors
-        self.identify_as(replace(self.machine.identity, sectors=sectors))
+        self.identify_as(replace(self.export.identity, sectors=sectors))
 
     def identify_as(self, identity: Identity) -> None:
-        self.machine.identity = identity
-        self.machine._identify = encode_identify(identity)
+        self.export.identity = identity
+        self.export._identify = encode_identify(identity)
 
 
-def make_machine(address: Address, *, sectors: int = 256, serial: str | None = None, bufcnt: int = 16) -> TargetMachine:
-    """A target machine whose disk has another byte pattern in every sector."""
+def make_export(address: Address, *, sectors: int = 256, serial: str | None = None, bufcnt: int = 16) -> Export:
+    """A target export whose disk has another byte pattern in every sector."""
     store = MemoryStore(sectors)
     for sector in range(sectors):
         store.data[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES] = (
             (address.shelf * 31 + address.slot * 17 + sector + 1) & 0xFFFF_FFFF
         ).to_bytes(4, "big") * (SECTOR_BYTES // 4)
-    return TargetMachine(address, store, serial=serial or f"serial {address}", buffer_count=bufcnt)
+    return Export(address, store, serial=serial or f"serial {address}", buffer_count=bufcnt)
 
 
 class Scene:
-    """An engine, a wire, and a port that joins them; more of each on demand."""
+    """An engine, a wire, and a link that joins them; more of each on demand."""
 
-    def __init__(self, engine: Engine, wire: Wire, port: SegmentPort, nursery: trio.Nursery) -> None:
+    def __init__(self, engine: Engine, wire: Wire, link: SegmentLink, nursery: trio.Nursery) -> None:
         self.engine = engine
         self.wire = wire
-        self.port = port
+        self.link = link
         self.nursery = nursery
 
     def add_target(
@@ -356,20 +356,20 @@ class Scene:
         bufcnt: int = 16,
         mac: bytes | None = None,
         max_sectors: int = 2,
-    ) -> Target:
-        machine = make_machine(Address(shelf, slot), sectors=sectors, serial=serial, bufcnt=bufcnt)
-        return Target(self.wire, machine, mac=mac, max_sectors=max_sectors)
+    ) -> SimulatedTarget:
+        export = make_export(Address(shelf, slot), sectors=sectors, serial=serial, bufcnt=bufcnt)
+        return SimulatedTarget(self.wire, export, mac=mac, max_sectors=max_sectors)
 
     def add_wire(
         self, interface: str = "seg1", max_sectors: int = 2, *, discover: bool = True
-    ) -> tuple[Wire, SegmentPort]:
-        """A second segment with a port of the engine on it."""
+    ) -> tuple[Wire, SegmentLink]:
+        """A second segment with a link of the engine on it."""
         wire = Wire()
         self.nursery.start_soon(wire.run)
-        mac = OUR_MAC[:-1] + bytes([len(self.engine.ports) + 1])
-        port = SegmentPort(wire, self.engine.tags, interface, mac, max_sectors)
-        self.engine.add_port(port, discover=discover)
-        return wire, port
+        mac = OUR_MAC[:-1] + bytes([len(self.engine.links) + 1])
+        link = SegmentLink(wire, self.engine.tags, interface, mac, max_sectors)
+        self.engine.add_link(link, discover=discover)
+        return wire, link
 
     async def disk(self, shelf: int = 0, slot: int = 0) -> Disk:
         """The disk of this address, once it was discovered."""
@@ -389,15 +389,15 @@ async def open_scene(
         wire = Wire()
         nursery.start_soon(wire.run)
         async with open_engine([], settings) as engine:
-            port = SegmentPort(wire, engine.tags, max_sectors=max_sectors)
-            engine.add_port(port, discover=discover)
-            yield Scene(engine, wire, port, nursery)
+            link = SegmentLink(wire, engine.tags, max_sectors=max_sectors)
+            engine.add_link(link, discover=discover)
+            yield Scene(engine, wire, link, nursery)
         nursery.cancel_scope.cancel()
 
 
-def nothing_is_left(target: Initiator) -> bool:
+def nothing_is_left(target: Target) -> bool:
     """No request, claim, run or command of a target is under way or remembered as such."""
-    queues = (target._fresh, target._again, target._waiting, target._quarantine)
+    queues = (target._fresh, target._retransmit, target._waiting, target._quarantine)
     runs = [run for path in target.paths for run in path.runs]
     flying = sum(path.in_flight for path in target.paths)
     return not any(queues) and target.order.idle and not runs and target.in_flight == flying == 0
@@ -409,5 +409,5 @@ def live_tags(engine: Engine) -> list[Run | Exchange]:
     return [owner for block, owner in table._owners.items() if block not in table._remembered]
 
 
-def requests_of(target: Initiator) -> list[Request]:
+def requests_of(target: Target) -> list[Request]:
     return [*target._waiting, *target._fresh]
