@@ -24,8 +24,8 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from aoefs.cli.options import MountOptions
 from aoefs.errors import UserError
+from aoefs.fuse.options import MountOptions
 from aoefs.host.background import Ready
 from aoefs.host.mountpoint import unmount
 

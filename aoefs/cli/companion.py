@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from aoefs.cli.options import add_interface_argument, argument_type, seconds
 from aoefs.errors import FrameError, TargetError, UserError
-from aoefs.net import netlink
+from aoefs.host import interfaces
 from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
     """Run ``face(engine, arguments)`` on the interfaces that were asked for; its exit code."""
     if not arguments.timeout:
         raise UserError("--timeout 0 waits for no answer: give some seconds", exit_code=2)
-    netlink.require_packet_socket()
-    names = [interface.name for interface in netlink.choose(arguments.interface or ())]
+    interfaces.require_packet_socket()
+    names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
 
     import trio
 

@@ -1,6 +1,6 @@
 """What a mount can be told, and how people write it: long options, the ``-o`` list of mount(8) and fstab, and a file.
 
-Owns :class:`MountOptions`, the one record that the mount takes, and the only parser that makes it.  Every long option
+Owns the only parser that makes a ``fuse.options.MountOptions``, the one record that the mount takes.  Every long option
 may also be written as a word of ``-o`` (``-o deadsecs=30,read_only``, with ``-`` or ``_``) or as a key of the
 configuration file (TOML: ``deadsecs = 30``, ``read-only = true``): both are turned into the long option and read by
 the same parser, so that the three can never differ.
@@ -22,10 +22,11 @@ import math
 import os
 import pwd
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 from aoefs.errors import UserError
+from aoefs.fuse.options import MountOptions
 from aoefs.protocol.wire import parse_mac
 
 _Value = TypeVar("_Value")
@@ -41,40 +42,6 @@ _STANDARD_WORDS = frozenset(
 _ALIASES = {"ro": "read-only"}
 
 MAX_TARGETS = 0xFFFF * 0xFF  # as many as there are addresses
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountOptions:
-    """Everything that a mount is told.
-
-    ``mountpoint`` is an absolute path; ``interfaces`` are names, none meaning every usable one; ``shards`` is None for
-    as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
-    flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``umask`` is
-    taken from mode 0666 of the files; ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path;
-    ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
-    """
-
-    mountpoint: str
-    interfaces: tuple[str, ...] = ()
-    foreground: bool = False
-    console: bool = False
-    read_only: bool = False
-    shards: int | None = None
-    deadsecs: float = 180.0
-    maxout: int = 64
-    direct: bool = False
-    sync: bool = False
-    allow_mac: tuple[bytes, ...] = ()
-    uid: int
-    gid: int
-    umask: int = 0o077
-    allow_other: bool = False
-    max_targets: int = 1024
-    reserve: bool = False
-    plain_loop: bool = False
-    pid_file: str | None = None
-    metrics: tuple[str, int] | None = None
-    verbose: int = 0
 
 
 class Parser(argparse.ArgumentParser):

@@ -164,9 +164,9 @@ class Disk:
         """Write ``data`` at ``offset`` (bytes, any alignment); returns when the target acknowledged all of it.
 
         ``behind``: whole sectors of up to 1 MiB may be acknowledged later, once all of their frames are sent, and an
-        error is then in ``self.write_behind``.  Writes that overlap are carried out one after the other; a partial sector
-        is read, changed and written back with its range held.  RequestError as for :meth:`read`; what was written before
-        an error is not known.
+        error is then in ``self.write_behind``.  Writes that overlap are carried out one after the other; a partial
+        sector is read, changed and written back with its range held.  RequestError as for :meth:`read`; what was
+        written before an error is not known.
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)
         self._check_range(first, end)

@@ -291,8 +291,8 @@ async def open_engine(
 
     Without ``discover`` nothing asks who is there: for lone commands (``engine.conversation``).
 
-    OSError as ``net.packetsocket.PacketSocket`` for the first interface that cannot be used.  An exception of the block's
-    own leaves it as it is, not wrapped in a group.
+    OSError as ``net.packetsocket.PacketSocket`` for the first interface that cannot be used.  An exception of the
+    block's own leaves it as it is, not wrapped in a group.
     """
     tags: TagTable[Run | Exchange] = TagTable(secrets.randbits(31))
     links: list[Link] = []

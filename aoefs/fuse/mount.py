@@ -26,7 +26,6 @@ import pyfuse3
 import trio
 
 from aoefs import __version__
-from aoefs.cli.options import MountOptions
 from aoefs.core.target import State
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
@@ -35,11 +34,11 @@ from aoefs.errors import ControlError, RequestError, UserError
 from aoefs.fuse import tuning, workerloop
 from aoefs.fuse.control import Control
 from aoefs.fuse.operations import AoeOperations
+from aoefs.fuse.options import MountOptions
 from aoefs.fuse.readahead import ReadAheads
-from aoefs.host import mountpoint
+from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import LogLimit, Ready
 from aoefs.host.service import PidFile, notify
-from aoefs.net import netlink
 from aoefs.net.netlink import Interface, InterfaceMonitor
 from aoefs.protocol.wire import format_mac, payload_sectors
 from aoefs.status.events import EventRing
@@ -77,7 +76,7 @@ class Mount:
         options = self._options
         self._events.addFilter(LogLimit())
         self._events.listen_to(log)
-        names = [interface.name for interface in netlink.choose(options.interfaces)]
+        names = [interface.name for interface in interfaces.choose(options.interfaces)]
         async with AsyncExitStack() as stack:
             pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
@@ -264,7 +263,7 @@ class Mount:
         """Speak on these interfaces from now on, on every usable one if none is named; all of them or ControlError."""
         opened: list[str] = []
         try:
-            chosen = [interface.name for interface in netlink.choose(names)]
+            chosen = [interface.name for interface in interfaces.choose(names)]
             for name in chosen:
                 if name not in engine.links:
                     engine.open_link(name)

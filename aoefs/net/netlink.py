@@ -1,7 +1,7 @@
 """The network interfaces of this host, asked from the kernel over rtnetlink: which there are, and what changes.
 
-Owns the rtnetlink wire format (RTM_GETLINK, RTM_NEWLINK, RTM_DELLINK and four attributes) and the rule which
-interfaces can speak AoE.  Packet sockets are ``net.packetsocket``'s.
+Owns the rtnetlink wire format (RTM_GETLINK, RTM_NEWLINK, RTM_DELLINK and four attributes).  Which of the interfaces
+are spoken on is chosen in ``host.interfaces``.
 
 What holds always: an unreadable piece of a netlink message ends its own message and raises nothing; an
 :class:`InterfaceMonitor` yields only what differs from what its user knows, so that after lost messages (ENOBUFS) one
@@ -18,12 +18,9 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-
-from aoefs.errors import UserError
-from aoefs.protocol.wire import payload_sectors
 
 _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, ARPHRD type, index, IFF flags, change mask
@@ -156,61 +153,6 @@ def _receive_listing(sock: socket.socket) -> list[Interface] | None:
                 raise OSError(code, "listing the network interfaces failed")
             if kind == _RTM_NEWLINK and (interface := parse_link(body)):
                 found[interface.index] = interface
-
-
-def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) -> list[Interface]:
-    """The interfaces to speak AoE on: those named, in that order, or without names every usable one.
-
-    Usable is Ethernet, up, with an MTU that holds a sector, and no port of a bridge or bond (which takes the frames of
-    its ports).  ``interfaces`` is the listing to choose from, by default the present one.  Raises UserError when a
-    named interface cannot be used, or when nothing is left.
-    """
-    interfaces = list_interfaces() if interfaces is None else interfaces
-    if names:
-        by_name = {interface.name: interface for interface in interfaces}
-        return [_usable_by_name(name, by_name) for name in dict.fromkeys(names)]
-    masters = {interface.index: interface for interface in interfaces if interface.ethernet}
-    chosen = [interface for interface in interfaces if _objection(interface, masters) is None]
-    if not chosen:
-        raise UserError("no usable Ethernet interface is up: bring one up with 'ip link set IF up', or name one by -i")
-    return chosen
-
-
-def _usable_by_name(name: str, by_name: dict[str, Interface]) -> Interface:
-    interface = by_name.get(name)
-    if interface is None:
-        there = ", ".join(other.name for other in by_name.values() if other.ethernet) or "no Ethernet interface"
-        raise UserError(f"interface {name} does not exist: there is {there}")
-    masters = {other.index: other for other in by_name.values() if other.ethernet}
-    objection = _objection(interface, masters)
-    if objection is not None:
-        raise UserError(objection)
-    return interface
-
-
-def _objection(interface: Interface, masters: dict[int, Interface]) -> str | None:
-    """Why AoE cannot be spoken on this interface, and what to do; None when it can."""
-    name = interface.name
-    if not interface.ethernet:
-        return f"interface {name} is not Ethernet: AoE needs an Ethernet interface"
-    if interface.master in masters:
-        master = masters[interface.master].name
-        return f"interface {name} is a port of {master}, which receives for it: use -i {master}"
-    if not interface.up:
-        return f"interface {name} is down: bring it up with 'ip link set {name} up'"
-    if payload_sectors(interface.mtu) < 1:
-        return f"interface {name}: MTU {interface.mtu} is too small for one sector: 'ip link set {name} mtu 1500'"
-    return None
-
-
-def require_packet_socket() -> None:
-    """UserError unless this process may open packet sockets."""
-    try:
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
-    except PermissionError:
-        raise UserError("no permission for raw Ethernet: run as root, or with the capability CAP_NET_RAW") from None
-    except OSError as error:
-        raise UserError(f"raw Ethernet does not work here: {error.strerror}") from None
 
 
 class InterfaceMonitor:

@@ -1,7 +1,8 @@
 """One local interface that we speak AoE on: a raw packet socket with its filter, buffers and counters.
 
 Owns the socket.  Frames in bulk go through ``net.landing`` and ``net.sending``, which use
-:attr:`PacketSocket.descriptor` with vectors of messages; this module keeps what both need and the plain way for a lone frame.
+:attr:`PacketSocket.descriptor` with vectors of messages; this module keeps what both need and the plain way for a
+lone frame.
 
 What holds always: the filter is attached before the socket is bound (no stray frame is ever queued); frames that
 this host sends are never received back (PACKET_IGNORE_OUTGOING); an initiator's link passes only answers to us, so

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aoefs.cli import options as options_module
-from aoefs.cli.options import MountOptions, Parser, add_arguments, known_words, mount_options
+from aoefs.cli.options import Parser, add_arguments, known_words, mount_options
 from aoefs.errors import UserError
+from aoefs.fuse.options import MountOptions
 
 
 @pytest.fixture(autouse=True)

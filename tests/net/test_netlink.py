@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aoefs.errors import UserError
+from aoefs.host.interfaces import choose
 from aoefs.net.netlink import (
     Interface,
     InterfaceGone,
     InterfaceMonitor,
-    choose,
     list_interfaces,
     parse_link,
     parse_messages,

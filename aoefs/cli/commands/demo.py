@@ -35,8 +35,7 @@ from types import FrameType
 from typing import NoReturn
 
 from aoefs.errors import UserError
-from aoefs.host import mountpoint
-from aoefs.net import netlink
+from aoefs.host import interfaces, mountpoint
 
 MIB = 1 << 20
 MTU = 9000
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         if _find(program) is None:
             raise UserError(f"the demo needs the command {program}: install the package {package}")
     mountpoint.require_fuse()
-    netlink.require_packet_socket()
+    interfaces.require_packet_socket()
     path = None if arguments.mountpoint is None else mountpoint.check(arguments.mountpoint)
     with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
         demo = _Demo(stack, interrupts, path, unprivileged=unprivileged)

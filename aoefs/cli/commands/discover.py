@@ -7,7 +7,7 @@ import json
 import sys
 
 from aoefs.cli.options import add_interface_argument, seconds
-from aoefs.net import netlink
+from aoefs.host import interfaces
 from aoefs.status.tables import print_table, printable, target_row
 
 _COLUMNS = ("name", "size", "model", "serial", "interfaces", "payload", "state", "config")
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    netlink.require_packet_socket()
-    names = [interface.name for interface in netlink.choose(arguments.interface or ())]
+    interfaces.require_packet_socket()
+    names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
     from aoefs.status.report import discover_once
 
     targets = discover_once(names, arguments.timeout)

@@ -20,7 +20,7 @@ from pathlib import Path
 from aoefs import is_compiled
 from aoefs.cli.options import add_interface_argument
 from aoefs.errors import UserError
-from aoefs.host import mountpoint
+from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import LOG_SOCKETS
 from aoefs.net import netlink
 from aoefs.protocol.wire import payload_sectors
@@ -158,7 +158,7 @@ def _capabilities() -> int:
 
 def _check_raw_ethernet() -> Iterator[Finding]:
     try:
-        netlink.require_packet_socket()
+        interfaces.require_packet_socket()
     except UserError as error:
         yield Finding("fail", "raw Ethernet", str(error))
     else:
@@ -181,7 +181,7 @@ def _check_interfaces(names: tuple[str, ...] | list[str]) -> Iterator[Finding]:
     usable = 0
     for name in wanted:
         try:
-            netlink.choose([name], listed)
+            interfaces.choose([name], listed)
         except UserError as error:
             yield Finding(
                 "fail" if names else "warn",

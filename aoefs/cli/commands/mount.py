@@ -11,11 +11,11 @@ import importlib.util
 import subprocess
 import sys
 
-from aoefs.cli.options import MountOptions, mount_options
+from aoefs.cli.options import mount_options
 from aoefs.errors import UserError
-from aoefs.host import mountpoint
+from aoefs.fuse.options import MountOptions
+from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import Ready, log, log_to_stderr, run_in_background, start_in_background
-from aoefs.net import netlink
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(options: MountOptions) -> None:
     mountpoint.check(options.mountpoint)
     mountpoint.require_fuse(allow_other=options.allow_other)
-    netlink.require_packet_socket()
-    netlink.choose(options.interfaces)
+    interfaces.require_packet_socket()
+    interfaces.choose(options.interfaces)
     if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
         raise UserError("--metrics needs the Python package prometheus_client: pip install 'aoefs[metrics]'")
 

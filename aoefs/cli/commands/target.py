@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from aoefs.cli.options import argument_type
 from aoefs.errors import UserError
-from aoefs.net.netlink import choose, require_packet_socket
+from aoefs.host.interfaces import choose, require_packet_socket
 from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
 
 if TYPE_CHECKING:

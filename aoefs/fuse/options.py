@@ -1,0 +1,39 @@
+"""What a mount is told: one record, which ``cli.options`` makes of the command line, ``-o`` and a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """Everything that a mount is told.
+
+    ``mountpoint`` is an absolute path; ``interfaces`` are names, none meaning every usable one; ``shards`` is None for
+    as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
+    flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``umask`` is
+    taken from mode 0666 of the files; ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path;
+    ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
+    """
+
+    mountpoint: str
+    interfaces: tuple[str, ...] = ()
+    foreground: bool = False
+    console: bool = False
+    read_only: bool = False
+    shards: int | None = None
+    deadsecs: float = 180.0
+    maxout: int = 64
+    direct: bool = False
+    sync: bool = False
+    allow_mac: tuple[bytes, ...] = ()
+    uid: int
+    gid: int
+    umask: int = 0o077
+    allow_other: bool = False
+    max_targets: int = 1024
+    reserve: bool = False
+    plain_loop: bool = False
+    pid_file: str | None = None
+    metrics: tuple[str, int] | None = None
+    verbose: int = 0

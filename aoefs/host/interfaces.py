@@ -1,0 +1,68 @@
+"""Which interfaces of this host to speak AoE on: those that were named, or every one that can, and why one cannot.
+
+Owns the choice and its error lines.  It only looks: the listing is the kernel's (``net.netlink``).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from aoefs.errors import UserError
+from aoefs.net.netlink import Interface, list_interfaces
+from aoefs.protocol.wire import payload_sectors
+
+
+def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) -> list[Interface]:
+    """The interfaces to speak AoE on: those named, in that order, or without names every usable one.
+
+    Usable is Ethernet, up, with an MTU that holds a sector, and no port of a bridge or bond (which takes the frames of
+    its ports).  ``interfaces`` is the listing to choose from, by default the present one.  Raises UserError when a
+    named interface cannot be used, or when nothing is left.
+    """
+    interfaces = list_interfaces() if interfaces is None else interfaces
+    if names:
+        by_name = {interface.name: interface for interface in interfaces}
+        return [_usable_by_name(name, by_name) for name in dict.fromkeys(names)]
+    masters = {interface.index: interface for interface in interfaces if interface.ethernet}
+    chosen = [interface for interface in interfaces if _objection(interface, masters) is None]
+    if not chosen:
+        raise UserError("no usable Ethernet interface is up: bring one up with 'ip link set IF up', or name one by -i")
+    return chosen
+
+
+def _usable_by_name(name: str, by_name: dict[str, Interface]) -> Interface:
+    interface = by_name.get(name)
+    if interface is None:
+        there = ", ".join(other.name for other in by_name.values() if other.ethernet) or "no Ethernet interface"
+        raise UserError(f"interface {name} does not exist: there is {there}")
+    masters = {other.index: other for other in by_name.values() if other.ethernet}
+    objection = _objection(interface, masters)
+    if objection is not None:
+        raise UserError(objection)
+    return interface
+
+
+def _objection(interface: Interface, masters: dict[int, Interface]) -> str | None:
+    """Why AoE cannot be spoken on this interface, and what to do; None when it can."""
+    name = interface.name
+    if not interface.ethernet:
+        return f"interface {name} is not Ethernet: AoE needs an Ethernet interface"
+    if interface.master in masters:
+        master = masters[interface.master].name
+        return f"interface {name} is a port of {master}, which receives for it: use -i {master}"
+    if not interface.up:
+        return f"interface {name} is down: bring it up with 'ip link set {name} up'"
+    if payload_sectors(interface.mtu) < 1:
+        return f"interface {name}: MTU {interface.mtu} is too small for one sector: 'ip link set {name} mtu 1500'"
+    return None
+
+
+def require_packet_socket() -> None:
+    """UserError unless this process may open packet sockets."""
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except PermissionError:
+        raise UserError("no permission for raw Ethernet: run as root, or with the capability CAP_NET_RAW") from None
+    except OSError as error:
+        raise UserError(f"raw Ethernet does not work here: {error.strerror}") from None
