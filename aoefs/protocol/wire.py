@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from aoefs.errors import FrameError
 
@@ -249,6 +250,9 @@ class ReserveArgument:
     macs: tuple[bytes, ...] = ()
 
 
+Argument: TypeAlias = AtaArgument | ConfigArgument | MaskArgument | ReserveArgument
+
+
 # ── encode ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -358,3 +362,19 @@ def decode_reserve_untrusted(frame: bytes | memoryview) -> ReserveArgument:
         raise FrameError(f"reserve list: {count} MACs do not fit into {len(frame)} bytes")
     macs = (bytes(frame[RESERVE_BYTES + index * 6 : RESERVE_BYTES + index * 6 + 6]) for index in range(count))
     return ReserveArgument(command, tuple(macs))
+
+
+_ARGUMENT_DECODERS: Final[dict[int, Callable[[bytes | memoryview], Argument]]] = {
+    AoeCommand.ATA: decode_ata_untrusted,
+    AoeCommand.CONFIG: decode_config_untrusted,
+    AoeCommand.MASK: decode_mask_untrusted,
+    AoeCommand.RESERVE: decode_reserve_untrusted,
+}
+
+
+def decode_argument_untrusted(command: int, frame: bytes | memoryview) -> Argument:
+    """The argument of a frame whose command byte is ``command``; FrameError also for a command that has no decoder."""
+    decode = _ARGUMENT_DECODERS.get(command)
+    if decode is None:
+        raise FrameError(f"command {command} is not one of AoE")
+    return decode(frame)
