@@ -33,7 +33,8 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
     encode_ata,
 )
-from aoefs.softtarget.export import Export, MemoryStore
+from aoefs.softtarget.export import Export
+from aoefs.softtarget.store import MemoryStore
 from tests.segment import Segment, is_answer
 
 LATENCY = 2.0**-13  # seconds one way; a power of two, so that sums are exact

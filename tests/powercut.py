@@ -35,8 +35,9 @@ from aoefs.protocol.wire import (
     decode_ata_untrusted,
     decode_header_untrusted,
 )
-from aoefs.softtarget.export import Export, FlushRequest, MemoryStore
+from aoefs.softtarget.export import Export, FlushRequest
 from aoefs.softtarget.server import Server
+from aoefs.softtarget.store import MemoryStore
 
 _RECORD = struct.Struct("<QI")  # offset and length in bytes, then the data; a flush has length 0
 _FLUSHED = 0

@@ -42,7 +42,8 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_config,
 )
-from aoefs.softtarget.export import Export, MemoryStore
+from aoefs.softtarget.export import Export
+from aoefs.softtarget.store import MemoryStore
 
 OUR_MAC = bytes.fromhex("020000000001")
 DELAY = 0.0001  # seconds, one way

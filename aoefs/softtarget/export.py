@@ -31,9 +31,8 @@ of an LBA (vblade and initiators in the field go by the opcode).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from aoefs.errors import FrameError
 from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status, encode_identify
@@ -74,6 +73,7 @@ from aoefs.protocol.wire import (
     pad,
 )
 from aoefs.softtarget.access import MAX_MACS, Access
+from aoefs.softtarget.store import Store
 
 #: Messages that a target says it queues.  The Linux driver uses at most 64 of them (aoe_maxout), and 64 jumbo frames
 #: of each of 24 exports fit into the receive buffer of a link; vblade's 16 carry 16 MB/s at MTU 1500 and 1 ms of delay.
@@ -86,58 +86,6 @@ _CONFIG_COMMAND_OFFSET = 29
 READ_OPCODES = frozenset({Opcode.READ, Opcode.READ_EXT})
 WRITE_OPCODES = frozenset({Opcode.WRITE, Opcode.WRITE_EXT})
 _EXTENDED = frozenset({Opcode.READ_EXT, Opcode.WRITE_EXT})
-
-
-class Store(Protocol):
-    """What is exported: ``sectors`` of 512 bytes.  Calls may block and raise OSError; offsets are in bytes.
-
-    ``volatile`` says that a written sector is safe only after :meth:`sync`.  ``readv`` and ``writev`` return the bytes
-    moved; fewer than asked for is a failure of the store.
-    """
-
-    @property
-    def sectors(self) -> int: ...
-
-    @property
-    def read_only(self) -> bool: ...
-
-    @property
-    def volatile(self) -> bool: ...
-
-    def readv(self, buffers: Sequence[memoryview | bytearray], offset: int) -> int: ...
-
-    def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int: ...
-
-    def sync(self) -> None: ...
-
-
-class MemoryStore:
-    """A disk in memory, for tests and demonstrations; ``data`` is the disk."""
-
-    def __init__(self, sectors: int, *, read_only: bool = False, volatile: bool = True) -> None:
-        self.data = bytearray(sectors * SECTOR_BYTES)
-        self.sectors = sectors
-        self.read_only = read_only
-        self.volatile = volatile
-        self.syncs = 0
-
-    def readv(self, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
-        start = offset
-        for buffer in buffers:
-            piece = self.data[offset : offset + len(buffer)]
-            buffer[: len(piece)] = piece
-            offset += len(piece)
-        return offset - start
-
-    def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int:
-        start = offset
-        for buffer in buffers:
-            self.data[offset : offset + len(buffer)] = buffer
-            offset += len(buffer)
-        return offset - start
-
-    def sync(self) -> None:
-        self.syncs += 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,65 @@ import stat
 import struct
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol
 
 from aoefs.errors import UserError
 from aoefs.protocol.ata import LBA48_SECTORS
 from aoefs.protocol.wire import SECTOR_BYTES
 
 _BLKROGET = 0x125E
+
+
+class Store(Protocol):
+    """What is exported: ``sectors`` of 512 bytes.  Calls may block and raise OSError; offsets are in bytes.
+
+    ``volatile`` says that a written sector is safe only after :meth:`sync`.  ``readv`` and ``writev`` return the bytes
+    moved; fewer than asked for is a failure of the store.
+    """
+
+    @property
+    def sectors(self) -> int: ...
+
+    @property
+    def read_only(self) -> bool: ...
+
+    @property
+    def volatile(self) -> bool: ...
+
+    def readv(self, buffers: Sequence[memoryview | bytearray], offset: int) -> int: ...
+
+    def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int: ...
+
+    def sync(self) -> None: ...
+
+
+class MemoryStore:
+    """A disk in memory, for tests and demonstrations; ``data`` is the disk."""
+
+    def __init__(self, sectors: int, *, read_only: bool = False, volatile: bool = True) -> None:
+        self.data = bytearray(sectors * SECTOR_BYTES)
+        self.sectors = sectors
+        self.read_only = read_only
+        self.volatile = volatile
+        self.syncs = 0
+
+    def readv(self, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
+        start = offset
+        for buffer in buffers:
+            piece = self.data[offset : offset + len(buffer)]
+            buffer[: len(piece)] = piece
+            offset += len(piece)
+        return offset - start
+
+    def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int:
+        start = offset
+        for buffer in buffers:
+            self.data[offset : offset + len(buffer)] = buffer
+            offset += len(buffer)
+        return offset - start
+
+    def sync(self) -> None:
+        self.syncs += 1
 
 
 class FileStore:

@@ -33,7 +33,8 @@ from aoefs.protocol.wire import (
     encode_reserve,
 )
 from aoefs.softtarget.access import MAX_MACS, Access
-from aoefs.softtarget.export import Export, MemoryStore
+from aoefs.softtarget.export import Export
+from aoefs.softtarget.store import MemoryStore
 from tests.softtarget.test_export import (
     OURS,
     READ,

@@ -41,7 +41,8 @@ from aoefs.protocol.wire import (
     encode_config,
     encode_header,
 )
-from aoefs.softtarget.export import Export, FlushRequest, MemoryStore
+from aoefs.softtarget.export import Export, FlushRequest
+from aoefs.softtarget.store import MemoryStore
 
 OURS = bytes.fromhex("020000000001")
 THEIRS = bytes.fromhex("020000000002")

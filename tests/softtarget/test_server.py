@@ -44,8 +44,9 @@ from aoefs.protocol.wire import (
     encode_config,
     encode_reserve,
 )
-from aoefs.softtarget.export import Export, MemoryStore
+from aoefs.softtarget.export import Export
 from aoefs.softtarget.server import Server
+from aoefs.softtarget.store import MemoryStore
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
 
 OURS = bytes.fromhex("020000000001")
