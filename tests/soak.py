@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire, python_module
+from tests.lab.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire, python_module
 from tests.segment import Faults
 
 if TYPE_CHECKING:

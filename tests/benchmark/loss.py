@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.live import mount_until, opened, read
-from tests.forwarder import Wire
 from tests.lab import INITIATOR, TARGET, Lab, Mount
+from tests.lab.forwarder import Wire
 
 LOSSES = (0.0, 0.01, 0.05, 0.2)  # of the frames of each direction
 DISK_MIB = 16

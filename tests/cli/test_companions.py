@@ -21,8 +21,8 @@ from aoefs.cli.commands.path_test import PathResult, advice, largest
 from aoefs.cli.commands.ping import Tally
 from aoefs.protocol.ata import decode_identify_untrusted
 from tests.cli.test_main import standin
-from tests.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, require, wait_until
+from tests.lab.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.segment import Faults
 
 MIB = 1 << 20

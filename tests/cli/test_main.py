@@ -38,7 +38,7 @@ def standin(path: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     require("/dev/fuse")
     path.mkdir(exist_ok=True)
     environment = {**os.environ, "STANDIN": " ".join(words)}
-    with subprocess.Popen([sys.executable, "-m", "tests.standin", path], env=environment) as process:
+    with subprocess.Popen([sys.executable, "-m", "tests.host.standin", path], env=environment) as process:
         try:
             wait_until(lambda: mountpoint.find_mount(str(path)), what="the stand-in is mounted")
             yield process

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.forwarder import Wire
 from tests.lab import INITIATOR, TARGET, Lab
+from tests.lab.forwarder import Wire
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from tests.forwarder import python_module
 from tests.lab import INITIATOR, TARGET, Lab, Mount, wait_until
+from tests.lab.forwarder import python_module
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
@@ -50,10 +50,11 @@ def path_of(mount: Mount, name: str = "e0.0", interface: str = "aoe0") -> dict[s
 
 
 def serve_journal(lab: Lab, image: Path, *faults: str) -> Path:
-    """The target of :mod:`tests.powercut` as e0.0, once it listens; its journal."""
+    """The target of :mod:`tests.faults.powercut` as e0.0, once it listens; its journal."""
     journal = lab.directory / f"{image.name}.journal"
     wanted = lab.sides[TARGET].packet_sockets() + 1
-    process = lab.popen(TARGET, python_module("tests.powercut", "aoe0", "0.0", str(image), str(journal), *faults))
+    command = python_module("tests.faults.powercut", "aoe0", "0.0", str(image), str(journal), *faults)
+    process = lab.popen(TARGET, command)
     wait_until(lambda: process.poll() is not None or lab.sides[TARGET].packet_sockets() >= wanted)
     assert process.poll() is None, process.output
     return journal

@@ -12,8 +12,8 @@ import pytest
 
 from aoefs.protocol.ata import Opcode
 from tests.faults.live import Worker, errno_of, log_of, mount_until, pattern, serve_journal, target_of
-from tests.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.lab import Lab, wait_until
+from tests.lab.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.segment import Faults
 
 SIZE = 64 << 20

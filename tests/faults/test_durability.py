@@ -12,9 +12,9 @@ import pytest
 
 from aoefs.protocol.ata import Opcode
 from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, serve_journal, target_of, write
-from tests.forwarder import BLACK_HOLE, Misdeeds, Wire
+from tests.faults.powercut import read_journal
 from tests.lab import COMMANDS, INITIATOR, Lab, wait_until
-from tests.powercut import read_journal
+from tests.lab.forwarder import BLACK_HOLE, Misdeeds, Wire
 
 SIZE = 4 << 20
 FLUSHES_LOST = Misdeeds(lost_opcodes=(Opcode.FLUSH, Opcode.FLUSH_EXT))

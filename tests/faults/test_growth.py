@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, target_of, write
-from tests.forwarder import Wire
 from tests.lab import INITIATOR, Lab, Process, wait_until
+from tests.lab.forwarder import Wire
 
 SIZE = 4 << 20
 

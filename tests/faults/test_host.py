@@ -27,8 +27,8 @@ from tests.faults.live import (
     target_of,
     write,
 )
-from tests.forwarder import BLACK_HOLE, Wire
 from tests.lab import INITIATOR, TARGET, Lab, Mount, open_packet_socket, require, wait_until
+from tests.lab.forwarder import BLACK_HOLE, Wire
 
 SIZE = 8 << 20
 

@@ -24,8 +24,8 @@ from aoefs.protocol.wire import (
     encode_config,
 )
 from tests.faults.live import Worker, log_of, mount_until, opened, pattern, read, status, target_of, write
-from tests.forwarder import Wire
 from tests.lab import INITIATOR, TARGET, Lab, Mount, open_packet_socket, wait_until
+from tests.lab.forwarder import Wire
 
 SIZE = 4 << 20
 FRAMES = 20_000

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, status, target_of, write
-from tests.forwarder import BLACK_HOLE, Wire
 from tests.lab import INITIATOR, TARGET, Lab, Process, wait_until
+from tests.lab.forwarder import BLACK_HOLE, Wire
 
 SIZE = 4 << 20
 NOTICED = 1.0  # seconds of silence after which a target gets nothing before it is identified again, and some more

@@ -7,8 +7,8 @@ import contextlib
 import pytest
 
 from tests.faults.live import Worker, log_of, mount_until, opened, path_of, pattern, read, target_of, write
-from tests.forwarder import Misdeeds, Wire
 from tests.lab import INITIATOR, TARGET, Lab, wait_until
+from tests.lab.forwarder import Misdeeds, Wire
 from tests.segment import Faults
 
 SIZE = 8 << 20

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.live import mount_until, opened, path_of, pattern, read, target_of, write
-from tests.forwarder import NOTHING_WRONG, Misdeeds, Wire
 from tests.lab import Lab, wait_until
+from tests.lab.forwarder import NOTHING_WRONG, Misdeeds, Wire
 
 SIZE = 1 << 20
 HELD = 0.4  # seconds; a frame may live for half a second (design, section 4)

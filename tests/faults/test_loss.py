@@ -9,8 +9,8 @@ import pytest
 
 from aoefs.protocol.ata import Opcode
 from tests.faults.live import mount_until, opened, path_of, read, target_of, verify_with_fio
-from tests.forwarder import Wire
 from tests.lab import Lab, both_mtus, require
+from tests.lab.forwarder import Wire
 from tests.segment import is_request, lba_of
 
 SIZE = 8 << 20

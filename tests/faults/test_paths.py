@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.faults.live import Worker, mount_until, opened, path_of, pattern, read, set_link, target_of, write
-from tests.forwarder import BLACK_HOLE, NOTHING_WRONG, Wire
 from tests.lab import INITIATOR, TARGET, Lab, wait_until
+from tests.lab.forwarder import BLACK_HOLE, NOTHING_WRONG, Wire
 
 SIZE = 8 << 20
 PIECE = 16384

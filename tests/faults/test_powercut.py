@@ -11,9 +11,9 @@ import random
 from pathlib import Path
 
 from tests.faults.live import mount_until, serve_journal
-from tests.forwarder import Wire
+from tests.faults.powercut import cut, read_journal
 from tests.lab import INITIATOR, Lab, Process, make_image, require
-from tests.powercut import cut, read_journal
+from tests.lab.forwarder import Wire
 
 SIZE = 24 << 20
 FILES = 40

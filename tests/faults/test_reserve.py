@@ -41,8 +41,8 @@ from tests.faults.live import (
     target_of,
     write,
 )
-from tests.forwarder import Misdeeds, Wire
 from tests.lab import INITIATOR, TARGET, Lab, Process, open_packet_socket, wait_until
+from tests.lab.forwarder import Misdeeds, Wire
 
 SIZE = 1 << 20
 STRANGER = bytes.fromhex("02ae000000ee")

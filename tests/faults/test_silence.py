@@ -22,8 +22,8 @@ from tests.faults.live import (
     target_of,
     write,
 )
-from tests.forwarder import BLACK_HOLE, Wire
 from tests.lab import INITIATOR, TARGET, Lab, Mount, Process, wait_until
+from tests.lab.forwarder import BLACK_HOLE, Wire
 
 SIZE = 8 << 20
 ASLEEP = 2.6  # seconds: above the silence after which a target must be identified again

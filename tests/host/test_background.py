@@ -17,7 +17,7 @@ import pytest
 
 from aoefs.host import background
 from aoefs.host.background import READY_VARIABLE, LogLimit, Ready, SyslogHandler
-from tests import standin
+from tests.host import standin
 from tests.lab import COMMANDS, INITIATOR, Lab, Process, require, wait_until
 
 

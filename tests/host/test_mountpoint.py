@@ -35,7 +35,7 @@ def standin(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     require("/dev/fuse")
     path = tmp_path / "mnt"
     path.mkdir()
-    with subprocess.Popen([sys.executable, "-m", "tests.standin", path]) as process:
+    with subprocess.Popen([sys.executable, "-m", "tests.host.standin", path]) as process:
         try:
             wait_until(lambda: find_mount(str(path)), what="the stand-in is mounted")
             yield process

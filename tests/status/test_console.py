@@ -14,7 +14,7 @@ from rich.console import Console
 
 from aoefs.status.console import SORTS, View, format_count, format_us, picture, plain, sparkline
 from aoefs.status.history import History
-from tests.records import statuses
+from tests.status.records import statuses
 
 SIZES = [(80, 24), (200, 50)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from aoefs.core.latency import bucket_of, lower_bound_us, percentile_us
 from aoefs.status.history import LENGTH, History
-from tests.records import PICTURES, statuses
+from tests.status.records import PICTURES, statuses
 
 
 def history_of(*pictures: dict[str, Any], seconds: float = 1.0) -> History:

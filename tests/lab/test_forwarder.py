@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
-from tests.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
+from tests.lab.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire
 from tests.segment import Faults
 
 COUNT = 200

@@ -253,7 +253,7 @@ class Wire:
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._control.bind(own)
         self._control.settimeout(10.0)
-        command = python_module("tests.forwarder", near, far, self._server, seed)
+        command = python_module("tests.lab.forwarder", near, far, self._server, seed)
         self.process: Process = lab.popen(side, command)
         from tests.lab import wait_until  # here: the process needs no test framework
 
@@ -285,7 +285,7 @@ class Wire:
 
 def python_module(module: str, *arguments: str | int) -> list[str]:
     """The command line that runs a module of this repository with the interpreter of the tests."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     return ["env", f"PYTHONPATH={root}", sys.executable, "-m", module, *map(str, arguments)]
 
 

@@ -1,8 +1,8 @@
 """A stand-in for ``fuse.mount``: a small file system without any network, for tests of what surrounds a mount.
 
 It has the type ``fuse.aoefs``, ``.aoefs/status.json`` with its pid, and two targets: ``e0.0`` is up; ``e0.1`` is down,
-has nothing to flush, and can not be flushed.  As a program: ``python -m tests.standin MOUNTPOINT``.  In place of the
-real module: :func:`environment`.  The variable ``STANDIN`` holds words that say how it behaves:
+has nothing to flush, and can not be flushed.  As a program: ``python -m tests.host.standin MOUNTPOINT``.  In place of
+the real module: :func:`environment`.  The variable ``STANDIN`` holds words that say how it behaves:
 
 - ``hint`` sends one; ``user-error``, ``defect``, ``silent-exit``, ``killed`` fail so before the mount is live;
 - ``hang`` never gets live, ``hang-mounted`` does so after mounting; ``stubborn`` ignores SIGTERM too;

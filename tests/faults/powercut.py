@@ -5,7 +5,7 @@ order in which they happened.  From the image and the journal, :func:`cut` build
 could hold after a power cut at any point: everything before the last flush that was answered by then, and of the
 later writes any.
 
-    python -m tests.powercut INTERFACE SHELF.SLOT IMAGE JOURNAL [fail|refuse]
+    python -m tests.faults.powercut INTERFACE SHELF.SLOT IMAGE JOURNAL [fail|refuse]
 
 With ``fail``, every sync fails; with ``refuse``, the disk does not know the flush commands (ABRT).
 """

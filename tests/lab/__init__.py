@@ -1,0 +1,43 @@
+"""Real networks for tests: see ``tests.lab.lab``."""
+
+from tests.lab.lab import (
+    COMMANDS,
+    ETHERTYPE,
+    INITIATOR,
+    TARGET,
+    Argument,
+    Capture,
+    Lab,
+    Mount,
+    Process,
+    Side,
+    both_mtus,
+    find_program,
+    make_image,
+    open_packet_socket,
+    require,
+    tshark,
+    wait_until,
+    write_pcap,
+)
+
+__all__ = [
+    "COMMANDS",
+    "ETHERTYPE",
+    "INITIATOR",
+    "TARGET",
+    "Argument",
+    "Capture",
+    "Lab",
+    "Mount",
+    "Process",
+    "Side",
+    "both_mtus",
+    "find_program",
+    "make_image",
+    "open_packet_socket",
+    "require",
+    "tshark",
+    "wait_until",
+    "write_pcap",
+]
