@@ -14,7 +14,7 @@ from hypothesis import settings
 from pytest_trio.enable_trio_mode import *  # type: ignore[import-untyped]  # noqa: F403 (async tests run in trio)
 
 import aoefs
-from tests.lab import Lab
+from tests.lab.fixtures import lab as lab
 
 PACKAGE = Path(aoefs.__file__).parent
 
@@ -33,13 +33,6 @@ def pytest_sessionstart() -> None:
         source = built.with_name(f"{built.name.partition('.')[0]}.py")
         if source.exists() and source.stat().st_mtime > built.stat().st_mtime:
             pytest.exit(f"{source.name} is newer than what was compiled of it: pip install -e . (tests/run.sh does)", 4)
-
-
-@pytest.fixture
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab at MTU 1500; ``@both_mtus`` (tests.lab) runs a test at 1500 and at 9000."""
-    with Lab(mtu=getattr(request, "param", 1500)) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -25,13 +25,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tests.lab.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire, python_module
+from tests.faults.live import log_of, mount_until, status
+from tests.lab import INITIATOR, TARGET, Lab, Mount, Process, python_module, wait_until
+from tests.lab.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire
 from tests.segment import Faults
-
-if TYPE_CHECKING:
-    from tests.lab import Lab, Mount, Process
 
 SIZE = 16 << 20
 HALF = SIZE // 2  # below it fio writes, above it the writers
@@ -195,9 +193,9 @@ class Soak:
             path = mount.file(f"e0.{number}")
             seed = str(self.dice.randrange(1 << 30))
             self.jobs.append(
-                self.lab.popen("initiator", python_module("tests.soak", "--writer", str(path), str(seconds), seed))
+                self.lab.popen(INITIATOR, python_module("tests.soak", "--writer", str(path), str(seconds), seed))
             )
-            self.jobs.append(self.lab.popen("initiator", self._fio(path, seconds)))
+            self.jobs.append(self.lab.popen(INITIATOR, self._fio(path, seconds)))
 
     def _fio(self, path: Path, seconds: float) -> list[str]:
         """One pass of writing and verifying after another."""
@@ -213,7 +211,7 @@ class Soak:
         return ["sh", "-c", loop, "fio", str(int(seconds)), options]
 
     def _set_link(self, interface: str, *, up: bool) -> None:
-        self.lab.ip("initiator", "link", "set", interface, "up" if up else "down")
+        self.lab.ip(INITIATOR, "link", "set", interface, "up" if up else "down")
 
     def step(self) -> None:
         """Hurt something else."""
@@ -242,9 +240,9 @@ class Soak:
             time.sleep(self.dice.uniform(0.0, 1.0))
             self._set_link(wire.left, up=True)
         elif kind == "small mtu":
-            self.lab.ip("initiator", "link", "set", wire.left, "mtu", 1500)
+            self.lab.ip(INITIATOR, "link", "set", wire.left, "mtu", 1500)
             time.sleep(self.dice.uniform(0.2, 2.0))
-            self.lab.ip("initiator", "link", "set", wire.left, "mtu", self.lab.mtu)
+            self.lab.ip(INITIATOR, "link", "set", wire.left, "mtu", self.lab.mtu)
         else:
             number = self.dice.randrange(2)
             if kind == "asleep":
@@ -259,9 +257,6 @@ class Soak:
 
 def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = print) -> None:
     """Run it in a lab without cables; AssertionError for anything that went wrong."""
-    from tests.faults.live import log_of, mount_until, status
-    from tests.lab import INITIATOR, TARGET, wait_until
-
     dice = random.Random(seed)
     with contextlib.ExitStack() as stack:
         wires = [
@@ -313,8 +308,6 @@ def main(arguments: Sequence[str]) -> int:
     if given.writer:
         path, seconds, seed = given.writer
         return write_all(Path(path), float(seconds), int(seed))
-    from tests.lab import Lab
-
     with Lab(mtu=given.mtu, pairs=0) as lab:
         soak(lab, given.minutes * 60, given.seed)
     print("all of it was right")

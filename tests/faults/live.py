@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from tests.lab import INITIATOR, TARGET, Lab, Mount, wait_until
-from tests.lab.forwarder import python_module
+from tests.lab import INITIATOR, TARGET, Lab, Mount, python_module, wait_until
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 

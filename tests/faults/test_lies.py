@@ -7,8 +7,8 @@ import random
 import pytest
 
 from tests.faults.live import mount_until, status, target_of, verify_with_fio
-from tests.lab import INITIATOR, Lab, require, wait_until
-from tests.lab.forwarder import LIES, Misdeeds, Wire, lie, python_module
+from tests.lab import INITIATOR, Lab, python_module, require, wait_until
+from tests.lab.forwarder import LIES, Misdeeds, Wire, lie
 from tests.segment import Faults
 
 SIZE = 16 << 20  # as the writers of tests.soak expect

@@ -9,7 +9,8 @@ import pytest
 
 from aoefs.protocol.ata import Opcode
 from tests.faults.live import mount_until, opened, path_of, read, target_of, verify_with_fio
-from tests.lab import Lab, both_mtus, require
+from tests.lab import Lab, require
+from tests.lab.fixtures import both_mtus
 from tests.lab.forwarder import Wire
 from tests.segment import is_request, lba_of
 

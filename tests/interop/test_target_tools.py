@@ -38,7 +38,8 @@ from aoefs.protocol.wire import (
     encode_config,
     payload_sectors,
 )
-from tests.lab import INITIATOR, TARGET, Lab, Process, both_mtus, find_program, open_packet_socket, require
+from tests.lab import INITIATOR, TARGET, Lab, Process, find_program, open_packet_socket, require
+from tests.lab.fixtures import both_mtus
 
 SIZE = 4 << 20
 _SO_RCVBUFFORCE = 33

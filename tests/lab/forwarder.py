@@ -32,10 +32,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aoefs.protocol.wire import ATA_BYTES, ETHERTYPE, AoeCommand
+from tests.lab.process import Process, wait_until
+from tests.lab.programs import python_module
 from tests.segment import Faults, Injected, Segment, is_request, is_write
 
 if TYPE_CHECKING:
-    from tests.lab import Lab, Process
+    from tests.lab.lab import Lab
 
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC, _PACKET_IGNORE_OUTGOING = 263, 1, 1, 23
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
@@ -255,8 +257,6 @@ class Wire:
         self._control.settimeout(10.0)
         command = python_module("tests.lab.forwarder", near, far, self._server, seed)
         self.process: Process = lab.popen(side, command)
-        from tests.lab import wait_until  # here: the process needs no test framework
-
         wait_until(lambda: self.process.poll() is not None or Path(self._server).exists(), what="the forwarder listens")
         assert self.process.poll() is None, self.process.output
         self.report()
@@ -281,12 +281,6 @@ class Wire:
 
     def close(self) -> None:
         self._control.close()
-
-
-def python_module(module: str, *arguments: str | int) -> list[str]:
-    """The command line that runs a module of this repository with the interpreter of the tests."""
-    root = Path(__file__).resolve().parent.parent.parent
-    return ["env", f"PYTHONPATH={root}", sys.executable, "-m", module, *map(str, arguments)]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from aoefs.net.packetsocket import LINK_DOWN, PacketSocket, Role
 from aoefs.protocol.wire import BROADCAST_MAC, CLIENT_TAG_BIT, Address, AoeCommand, Flag, Header, encode_header, pad
-from tests.lab import INITIATOR, TARGET, Lab, both_mtus, open_packet_socket, wait_until
+from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
+from tests.lab.fixtures import both_mtus
 
 OURS = CLIENT_TAG_BIT | 0x1234  # a tag as user-space initiators make them
 KERNEL_DRIVERS = 0x1234
