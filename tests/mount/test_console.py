@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab import COMMANDS, INITIATOR, Lab, Mount, wait_until
+from tests.lab.tmux import Tmux, terminal
 from tests.mount.place import MIB, is_gone, pid_of
-from tests.mount.tmux import Tmux, terminal
 
 AOEFS = COMMANDS / "aoefs"
 FOOTER = "q quits  sort by Name"
