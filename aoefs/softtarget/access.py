@@ -1,19 +1,20 @@
-"""Who may talk to an export: the allow list, the MAC mask list and the reservation, as one question per frame.
+"""Which hosts may use an export: its allow list, its MAC mask list and its reservation.
 
-Owns the three lists of one export and the rules by which commands change two of them (AoEr11 sections 3.3 and 3.4).
-No frame, no socket: ``softtarget.export`` decodes and answers, ``softtarget.server`` asks :attr:`Access.admitted`.
+Owns these three lists and the rules by which commands change two of them (AoEr11 sections 3.3 and 3.4).  It sees no
+frame and no socket: ``softtarget.export`` decodes and answers, ``softtarget.server`` reads :attr:`Access.admitted`.
 
-- The *allow list* is the administrator's: given at the start, never changed.  The wire can narrow it, never widen it.
-- The *mask list* is edited over the wire.  Who is not on one of the two, where it is not empty, hears nothing at all.
-- The *reservation* is a list of MACs too.  While it is not empty, others get error 6 for ATA commands but IDENTIFY;
-  what is asked by config queries, mask and reserve commands is answered.
+- The *allow list* is the administrator's: given at the start, never changed.
+- The *mask list* is edited over the wire.  So the wire can narrow the allow list, but never widen it.  A host that is
+  missing on one of these two lists gets no answer at all; an empty list means all hosts.
+- The *reservation* is a list of MACs too.  While it is not empty, all other hosts get error 6 for every ATA command but
+  IDENTIFY.  Config queries, mask and reserve commands are answered to every host that is heard.
 
-What holds always: ``admitted`` is what the three lists say together, so that a batch of good frames costs one
+What holds always: ``admitted`` is what the three lists say together, so that checking a batch of good frames costs one
 comparison; a list has at most ``MAX_MACS`` entries, so that an answer with all of it fits into a frame on every link
-that can carry a sector; all of it is in memory and gone with the process.
+that can carry a sector; all lists are in memory and end with the process.
 
-Rejected: taking the allow list for the first content of the mask list, as vblade does (any host that is let in could
-let in others, and the last delete would open the disk to all).
+Rejected: taking the allow list as the first content of the mask list, as vblade does.  Any host that is let in could
+let in others, and the last delete would open the disk to all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ MAX_MACS = 64  # 8 bytes each: 540 bytes of a frame, and the smallest MTU for Ao
 
 
 class Access:
-    """The lists of one export.  ``allow`` are the only MACs (6 bytes each) that it ever listens to; none: all."""
+    """The lists of one export.  ``allow`` are the only MACs (6 bytes each) that it ever hears; none means all.
+
+    ``mask`` and ``holders`` (of the reservation) are the other two lists.  ATA commands are executed for the MACs in
+    ``admitted``; None means for all.
+    """
 
     def __init__(self, allow: Iterable[bytes] = ()) -> None:
         self._allow = frozenset(allow)
@@ -41,11 +46,11 @@ class Access:
         self._heard = frozenset.intersection(*lists) if lists else None
         if self.holders:
             lists.append(frozenset(self.holders))
-        self.admitted = frozenset.intersection(*lists) if lists else None  # whose data commands are served; None: all
+        self.admitted = frozenset.intersection(*lists) if lists else None
 
     @property
     def audience(self) -> tuple[bytes, ...] | None:
-        """Whom to tell that the export is there; None for everybody."""
+        """The hosts that the export is announced to; None for all."""
         return None if self._heard is None else tuple(sorted(self._heard))
 
     def hears(self, mac: bytes) -> bool:
@@ -53,13 +58,14 @@ class Access:
         return self._heard is None or mac in self._heard
 
     def admits(self, mac: bytes) -> bool:
-        """Whether ATA commands from ``mac``, which is heard, are carried out."""
+        """Whether ATA commands from ``mac``, which is heard, are executed."""
         return self.admitted is None or mac in self.admitted
 
     def edit_mask(self, directives: Sequence[tuple[int, bytes]]) -> tuple[MaskError, int]:
-        """Follow (directive, MAC) pairs in their order; the error, and which one failed.  Those before it hold.
+        """Apply (directive, MAC) pairs in their order; the error, and the index of the pair that failed.  The pairs
+        before it are kept.
 
-        To add what is on the list and to delete what is not changes nothing and is no error.
+        Adding a MAC that is on the list, or deleting one that is not, changes nothing and is no error.
         """
         wanted = dict.fromkeys(self.mask)
         failed = (MaskError.NONE, 0)
@@ -76,10 +82,10 @@ class Access:
         return failed
 
     def reserve(self, source: bytes, macs: Iterable[bytes], *, force: bool) -> bool:
-        """Let ``macs`` (none: nobody) hold the export; False when somebody else does and ``force`` is not set.
+        """Reserve the export for ``macs``; without any, release it.  ``source`` sent the command.
 
-        ``source`` asks for it; whoever is on the list may replace it, also by one without himself.  ValueError for
-        more than ``MAX_MACS``.
+        False when the export is reserved, not for ``source``, and ``force`` is not set.  A holder may replace the list
+        with any other, even one without itself.  ValueError for more than ``MAX_MACS``.
         """
         wanted = tuple(dict.fromkeys(macs))
         if len(wanted) > MAX_MACS:

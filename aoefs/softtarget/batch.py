@@ -1,33 +1,40 @@
-"""A batch of the target: the memory that one recvmmsg fills and one sendmmsg empties, and its way to a store.
+"""A batch of the software target: the memory that one recvmmsg fills and one sendmmsg empties.
 
-Owned by one port of ``softtarget.server``, which finds the runs in it.  The header of each message lies in a row of one
-numpy table, its payload in a row of a second one as wide as the largest data, so that the data of a run of full
-frames are one piece of memory: one preadv or one pwritev.
+Owns that memory for one interface, and the way of a run's data between it and a store.  ``softtarget.server`` receives
+into a batch, finds the runs in it and sends from it.
+
+Each slot holds one frame.  Its headers lie in a row of one numpy table, its payload in a row of a second table.  A
+payload row is as wide as the largest data of a frame, so the data of a run of full frames are one piece of memory, for
+one preadv or one pwritev.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import struct
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aoefs.net.mmsg import MessageVector, address_of
 from aoefs.protocol.wire import ATA_BYTES, MAX_CONFIG_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
-from aoefs.softtarget.export import LBA28_MASK, READ_OPCODES, WRITE_OPCODES, Export
+from aoefs.softtarget.export import EXTENDED_OPCODES, LBA28_MASK, READ_OPCODES, WRITE_OPCODES, Export
 
-SLOTS = 64  # frames in a batch; as many as an initiator may have on its way by our default buffer count
-ROW_BYTES = 64  # bytes per header in the table: 36 used, 8 words of 8 bytes
-EXTENDED_BIT = 0x04
+SLOTS = 64  # frames in a batch: as many as an initiator has in flight with our default buffer count
+ROW_BYTES = 64  # of a row of headers: 36 are used
+_COUNT_OFFSET, _COMMAND_OFFSET = 26, 27
+_unpack_command = struct.Struct("<BQ").unpack_from  # opcode; 48-bit LBA and 2 reserved bytes
+LBA48_MASK = (1 << 48) - 1
 
 
 class Batch:
-    """The memory of one link's batches, laid out for frames of ``max_sectors``."""
+    """The memory of one interface's batches, for frames of at most ``max_sectors`` sectors.
+
+    ``rows`` are the headers as 64-bit words (``row_bytes`` and ``row_words``: the same as bytes and as 32-bit words),
+    ``received`` the payloads.  ``to_send`` holds the data of the answers to READs, one after another.
+    """
 
     def __init__(self, max_sectors: int) -> None:
         self.max_sectors = max_sectors
-        # As wide as the largest data, so that full frames of a run lie one after another.
-        self.stride = max(max_sectors * SECTOR_BYTES, MAX_CONFIG_BYTES)
+        self.stride = max(max_sectors * SECTOR_BYTES, MAX_CONFIG_BYTES)  # bytes of a payload row
         self.rows = np.zeros((SLOTS, ROW_BYTES // 8), "<u8")
         self.row_bytes = self.rows.view(np.uint8)
         self.row_words = self.rows.view("<u4")
@@ -49,10 +56,13 @@ class Batch:
         self.input.base[:, 1] = address_of(received) + slots * self.stride
         self.input.size[:, 1] = self.stride
 
-        self.layout: tuple[int, bool] | None = None  # of the answers, by lay_out(); None: of another kind
+        #: What :meth:`lay_out` made ``output`` for; None when something else has written there since.
+        self.layout: tuple[int, bool] | None = None
 
     def lay_out(self, size: int, *, write: bool) -> None:
-        """Let every slot send an answer to a READ of ``size`` bytes, one after another in memory, or to a WRITE."""
+        """Let every slot send the answer to a WRITE, or to a READ of ``size`` bytes, whose data then lie in
+        ``to_send`` at the slot's number times ``size``.
+        """
         if self.layout != (size, write):
             self.layout = (size, write)
             if write:
@@ -69,55 +79,48 @@ class Batch:
         start = slot * self.stride
         return b"".join((header, self.received[start : start + max(0, length - ATA_BYTES)]))
 
+    def transfer(self, export: Export, first: int, end: int, start: int, stop: int) -> bool:
+        """Execute the run in the slots ``first`` to ``end``: READs into ``to_send`` from ``start`` to ``stop``, or
+        WRITEs of ``stop - start`` bytes in all.  The rows must still hold the requests.
 
-def transfer(
-    batch: Batch,
-    export: Export,
-    opcode: int,
-    lba: int,
-    first: int,
-    end: int,
-    start: int,
-    stop: int,
-    sizes: NDArray[Any] | None = None,
-) -> bool:
-    """Read into the send buffer from ``start`` to ``stop``, or write that many bytes out of the slots ``first`` to
-    ``end`` (``sizes``: what each holds, None when all hold the same).  False when the frames have to go to the export.
-
-    Not a word to anybody on failure: the export tries again, frame by frame, and reports.
-    """
-    store = export.store
-    limit = store.sectors
-    if not opcode & EXTENDED_BIT:
-        lba &= LBA28_MASK
-        limit = min(limit, LBA28_MASK + 1)
-    size = stop - start
-    if lba + size // SECTOR_BYTES > limit:
-        return False
-    counters = export.counters
-    if opcode in READ_OPCODES:
+        False when nothing was answered for: the run goes beyond the end, the store failed, the opcode is neither READ
+        nor WRITE.  The frames then have to go to the export one by one, which tries again and reports.
+        """
+        opcode, lba = _unpack_command(self.headers, first * ROW_BYTES + _COMMAND_OFFSET)
+        store = export.store
+        limit = store.sectors
+        if opcode in EXTENDED_OPCODES:
+            lba &= LBA48_MASK
+        else:
+            lba &= LBA28_MASK
+            limit = min(limit, LBA28_MASK + 1)
+        size = stop - start
+        if lba + size // SECTOR_BYTES > limit:
+            return False
+        counters = export.counters
+        if opcode in READ_OPCODES:
+            try:
+                if store.readv([self.to_send[start:stop]], lba * SECTOR_BYTES) != size:
+                    return False
+            except OSError:
+                return False
+            counters.reads += end - first
+            counters.read_sectors += size // SECTOR_BYTES
+            return True
+        if opcode not in WRITE_OPCODES or store.read_only:
+            return False
+        at = first * self.stride
+        if end - first == 1 or size == (end - first) * self.stride:
+            pieces = [self.received[at : at + size]]
+        else:
+            counts = self.headers[first * ROW_BYTES + _COUNT_OFFSET : end * ROW_BYTES : ROW_BYTES].tobytes()
+            offsets = range(at, end * self.stride, self.stride)
+            pieces = [self.received[at : at + count * SECTOR_BYTES] for at, count in zip(offsets, counts, strict=True)]
         try:
-            if store.readv([batch.to_send[start:stop]], lba * SECTOR_BYTES) != size:
+            if store.writev(pieces, lba * SECTOR_BYTES) != size:
                 return False
         except OSError:
             return False
-        counters.reads += end - first
-        counters.read_sectors += size // SECTOR_BYTES
+        counters.writes += end - first
+        counters.written_sectors += size // SECTOR_BYTES
         return True
-    if opcode not in WRITE_OPCODES or store.read_only:
-        return False
-    at = first * batch.stride
-    if end - first == 1 or size == (end - first) * batch.stride:
-        pieces = [batch.received[at : at + size]]
-    else:
-        lengths = [size // (end - first)] * (end - first) if sizes is None else sizes[first:end].tolist()
-        offsets = range(at, end * batch.stride, batch.stride)
-        pieces = [batch.received[at : at + length] for at, length in zip(offsets, lengths, strict=True)]
-    try:
-        if store.writev(pieces, lba * SECTOR_BYTES) != size:
-            return False
-    except OSError:
-        return False
-    counters.writes += end - first
-    counters.written_sectors += size // SECTOR_BYTES
-    return True

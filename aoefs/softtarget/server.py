@@ -1,34 +1,36 @@
-"""The software target on real links: many exports, each of them on every link, frames in batches.
+"""The software target on real interfaces: every export on every interface, frames in batches.
 
-Owns the links and the tasks; what an answer looks like belongs to ``softtarget.export``.  Tasks, all in the nursery of
-:meth:`Server.run`: one per link that receives, works and answers; one that hears of changes of interfaces (netlink)
-and announces the exports again; and one for each export that is being synced, whose fdatasync runs in a thread.
+Owns the packet sockets and the tasks.  What an answer looks like belongs to ``softtarget.export``.  The tasks, all in
+the nursery of :meth:`Server.run`:
 
-A batch is what one recvmmsg brought: the header of each message in a row of one numpy table, its payload in a row of
-a second one.  A few array expressions find the *runs*: consecutive frames that read (or write) consecutive sectors of
-one export and that the export would serve without a word.  A run is one preadv into the send buffer or one pwritev
-out of the receive buffer; then the request headers are turned into answer headers where they lie, and one sendmmsg
-sends them.  A batch that is one run and nothing else, as a fast initiator makes them, is recognised by comparing all
-rows with the first.  Every other frame goes to :meth:`Export.handle_untrusted`, alone, and so does each frame of
-a run whose transfer failed: only the export makes errors.  A few frames go a plain way, below what numpy costs.
+- one for each *service* (an interface that is served): it receives a batch, executes it and answers it;
+- one that listens for changes of interfaces (netlink) and announces the exports again;
+- one for each export that is being synced; its fdatasync runs in a thread.
+
+A few array expressions find the *runs* in a batch: consecutive frames that read (or write) consecutive sectors of one
+export, and that the export would serve without an error.  A run is one preadv into the send buffer or one pwritev out
+of the receive buffer.  Then the headers of the requests are turned into those of the answers in place, and one
+sendmmsg sends them.  A batch that is one run and nothing else, as a fast initiator makes it, is found by comparing all
+rows with the first.  Up to a few frames are served one by one, which is then faster than numpy.  Every other frame
+goes to :meth:`Export.handle_untrusted`, and so does each frame of a run whose transfer failed: only the export makes
+errors.
 
 What holds always:
 
-- Runs and lone frames of a batch are executed in the order in which they came, and a batch is answered before the
-  next one is received: a read sees every write before it, whoever sent it.
-- A FLUSH is answered after a sync that began after it came; those that wait for one export share the next sync.
-- Whom the export does not serve (``Export.access``) no fast way serves.  That costs one comparison for a
-  batch that is one run, and for any other run as long as no list is set.
-- A batch is bounded, and so is the time between two checkpoints.  After a batch the task waits for the next one in
-  place, for a fifth of a millisecond at most and not when another link has frames (about 10 % more frames/s for
-  most loads of 16 frames in flight, by noisy measurement; nothing clear for 64).
-- An answer that finds no room for ``_SEND_PATIENCE`` is dropped and counted, as the wire might have done.
+- The frames of a batch are executed in the order in which they came, and a batch is answered before the next one is
+  received: a read sees every write before it, whichever initiator sent it.
+- A FLUSH is answered after a sync that began after the FLUSH came.  FLUSHes that wait for one export share the next
+  sync.
+- A sender that ``Export.access`` does not admit is not served here either.  The check is one comparison for a batch
+  that is one run, and for any other run as long as no list is set.
+- A batch is bounded, and so is the time between two checkpoints.  After a batch the task waits for the next one
+  without a turn of trio's loop, for a fifth of a millisecond at most and not when another interface has frames (about
+  10 % more frames/s for most loads of 16 frames in flight, by noisy measurement; nothing clear for 64).
+- An answer that finds no room in the socket for ``_SEND_PATIENCE`` is dropped and counted, like one lost on the wire.
 
-Reads and writes are made in the loop: they mostly meet the page cache, where a thread would cost several times the
-work.  The price: a read that has to wait for the disk, and any write with --sync, makes the other exports of this
-process wait as well.
-
-Rejected without measuring: a thread per export (one interpreter lock for all), io_uring (a large binding by ctypes).
+Stores are read and written in trio's thread: most calls only reach the page cache, where another thread would cost
+several times the work.  The price: a read that has to wait for the disk, or any write with --sync, makes the other
+exports of this process wait too.
 """
 
 from __future__ import annotations
@@ -49,43 +51,44 @@ from aoefs.net.netlink import Interface, InterfaceGone, InterfaceMonitor
 from aoefs.net.packetsocket import LINK_DOWN, PacketSocket, Role
 from aoefs.protocol.ata import Status
 from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
-from aoefs.softtarget.batch import ROW_BYTES, SLOTS, Batch, transfer
+from aoefs.softtarget.batch import LBA48_MASK, ROW_BYTES, SLOTS, Batch
 from aoefs.softtarget.export import Export, FlushRequest
 
 log = logging.getLogger(__name__)
 
-_PLAIN_FRAMES = 3  # up to here frame by frame beats numpy for a single run ...
-_MIXED_PLAIN_FRAMES = 8  # ... and up to here for anything else
+_FEW_FRAMES = 3  # up to here one by one is faster than numpy even for a single run ...
+_FEW_MIXED_FRAMES = 8  # ... and up to here for anything else
 _PART_FRAMES = 4  # of a run, at least, for one call of the store and one sendmmsg ...
 _PART_BYTES = 64 << 10  # ... and about so many bytes
 _BATCHES_PER_CHECKPOINT = 8
 _SEND_PATIENCE = 0.1  # seconds
-_PATIENCE = 0.0002  # seconds to wait in place for the next frame: what an initiator on a LAN needs to react
+_PATIENCE = 0.0002  # seconds to wait for the next frame outside of trio: the reaction time of an initiator on a LAN
 _SELECT_LIMIT = 1024  # descriptors that select(2) can take
 _MAX_WAITING_FLUSHES = 1024  # of one export; an initiator has one or two
 
-_ETHERTYPE_WORD = struct.unpack("<I", b"\x88\xa2" + bytes([VERSION << 4, 0]))[0]
-_REQUEST = struct.Struct("<6s6sIIIBBBBQ")  # a row: MACs, type to error, address and command, tag, registers
+# A row of headers: MACs, a word of ethertype, version, flags and error, a word of address and command, tag, registers.
+_ROW = struct.Struct("<6s6sIIIBBBBQ")
 _ANSWER = VERSION << 4 | Flag.RESPONSE
-_DONE = bytes([0, 0, Status.DRDY])  # error, sectors that are left, status
-_RESERVED = bytes(2)
 _ANSWER_START = b"\x88\xa2" + bytes([_ANSWER, 0])
-# What the rows of a run have in common, after the steps of their LBA were taken off: all but the tag and what lies
-# behind the registers.
+_ANSWER_WORD = int.from_bytes(_ANSWER_START, "little")
+_REQUEST_WORD = int.from_bytes(b"\x88\xa2" + bytes([VERSION << 4, 0]), "little")
+_DRDY = int(Status.DRDY)
+# What the rows of a run have in common once the steps of their LBA are subtracted: everything but the tag and what
+# follows the registers.
 _RUN_MASK = np.array([~0 & (1 << 64) - 1, ~0 & (1 << 64) - 1, 0xFFFF_FFFF, ~0 & (1 << 64) - 1, 0xFFFF_FFFF], "<u8")
-_WRITE_BIT = 0x10  # tells WRITE (EXT) from READ (EXT)
+_WRITE_BIT = 0x10  # of an opcode: tells WRITE (EXT) from READ (EXT)
 
 
 @functools.cache
 def _run_steps(sectors: int) -> NDArray[np.uint64]:
-    """What row i of a run has more than row 0, but for the tag: i times ``sectors`` in the low half of its LBA."""
+    """How row i of a run differs from row 0, except for the tag: i times ``sectors`` in the low half of its LBA."""
     steps = np.zeros((SLOTS, 5), "<u8")
     steps[:, 3] = np.arange(SLOTS, dtype=np.uint64) * (sectors << 32)
     return steps
 
 
 def _admits(export: Export, batch: Batch, first: int, end: int) -> bool:
-    """Whether the frames in these slots, of one run but perhaps not of one sender, may all be served."""
+    """Whether all senders of the frames in these slots may use the export; those of a run may be several."""
     admitted = export.access.admitted
     if admitted is None:
         return True
@@ -95,19 +98,22 @@ def _admits(export: Export, batch: Batch, first: int, end: int) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Service:
-    """One interface: its link, replaced when the interface was, and its batch memory, when the MTU changed."""
+    """One interface that is served.
+
+    ``socket`` is replaced when another interface takes the name, ``batch`` when the MTU changes.
+    """
 
     socket: PacketSocket
     batch: Batch
-    running: bool = False  # the exports were announced since it last came up
+    running: bool = False  # the exports were announced since the interface last came up
     batches: int = 0
-    plain: int = 0
+    lone: int = 0
     dropped: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Flushes:
-    """The FLUSHes of one export that wait for a sync, with the service to answer on."""
+    """The FLUSHes of one export that wait for a sync, each with the service to answer on."""
 
     waiting: list[tuple[_Service, FlushRequest]] = field(default_factory=list)
     active: bool = False
@@ -115,7 +121,7 @@ class _Flushes:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatistics:
-    """Counters of one interface; ``plain`` frames did not go in a batch, ``dropped`` answers found no room."""
+    """Counters of one service: ``lone`` frames were served one by one, ``dropped`` answers found no room."""
 
     interface: str
     running: bool
@@ -123,51 +129,33 @@ class ServiceStatistics:
     rx_dropped: int
     tx_frames: int
     batches: int
-    plain: int
+    lone: int
     dropped: int
 
 
 class Server:
-    """Serves ``exports`` on ``links`` (of ``Role.TARGET``) while :meth:`run` runs.  Closing the links is its work."""
+    """Serves ``exports`` on ``sockets`` (of ``Role.TARGET``) while :meth:`run` runs, which also closes the sockets.
+
+    ValueError for two exports of the same address.
+    """
 
     def __init__(self, exports: Sequence[Export], sockets: Sequence[PacketSocket]) -> None:
         self.exports = {export.address: export for export in exports}
         if len(self.exports) != len(exports):
             raise ValueError("two exports have the same address")
-        # As in a row: shelf, slot and the command ATA.
-        self._by_word = {self._word(address): export for address, export in self.exports.items()}
+        self._export_by_word = {_address_word(address): export for address, export in self.exports.items()}
         self._services = [_Service(socket, Batch(socket.max_sectors)) for socket in sockets]
         self._flushes = {address: _Flushes() for address in self.exports}
         self._limiter = trio.CapacityLimiter(max(1, len(exports)))  # no export waits for a thread
 
-    @staticmethod
-    def _word(address: Address) -> int:
-        word: int = struct.unpack("<I", struct.pack(">HBB", *address, 0))[0]
-        return word
-
     def statistics(self) -> list[ServiceStatistics]:
-        """A frozen picture of each interface."""
-        pictures = []
-        for service in self._services:
-            socket = service.socket.statistics()
-            pictures.append(
-                ServiceStatistics(
-                    interface=socket.interface,
-                    running=service.running,
-                    rx_frames=socket.rx_frames,
-                    rx_dropped=socket.rx_dropped,
-                    tx_frames=socket.tx_frames,
-                    batches=service.batches,
-                    plain=service.plain,
-                    dropped=service.dropped,
-                )
-            )
-        return pictures
+        """A snapshot of each service."""
+        return [_snapshot(service) for service in self._services]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Announce every export, then serve until cancelled.  Started when the announcements are out."""
+        """Announce every export, then serve until cancelled.  Started when the announcements were sent."""
         try:
-            # The monitor comes before the announcements: no change between the two is missed.
+            # The monitor comes before the announcements, so that no change between the two is missed.
             with InterfaceMonitor() as monitor:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
@@ -178,14 +166,14 @@ class Server:
                         else:
                             self._follow(service, interface)
                         nursery.start_soon(self._serve, service, name=f"target on {service.socket.interface}")
-                    nursery.start_soon(self._watch, monitor, name="target interfaces")
+                    nursery.start_soon(self._watch_interfaces, monitor, name="target interfaces")
                     task_status.started()
         finally:
             for service in self._services:
                 service.socket.close()
 
     async def sync_all(self) -> list[tuple[Export, OSError]]:
-        """Sync every store, one after another in a thread; those that failed."""
+        """Sync every store, one after another in a thread; the exports whose sync failed, with the error."""
         failed = []
         for export in self.exports.values():
             try:
@@ -202,24 +190,24 @@ class Server:
                 for frame in export.announcements(mac=service.socket.mac, max_sectors=service.socket.max_sectors):
                     service.socket.send(frame)
 
-    async def _watch(self, monitor: InterfaceMonitor) -> None:
-        async for news in monitor:
+    async def _watch_interfaces(self, monitor: InterfaceMonitor) -> None:
+        async for change in monitor:
             for service in self._services:
-                if news.name != service.socket.interface:
+                if change.name != service.socket.interface:
                     continue
-                if isinstance(news, InterfaceGone):
+                if isinstance(change, InterfaceGone):
                     service.running = service.socket.up = False
                 else:
-                    self._follow(service, news)
+                    self._follow(service, change)
 
     def _follow(self, service: _Service, interface: Interface) -> None:
-        """What an interface is now: its MTU, its end, its return, or another one that has taken its name."""
+        """Adopt the state of an interface: a new MTU, down, up again, or another interface under the same name."""
         old = service.socket
         replaced = (interface.index, interface.mac) != (old.index, old.mac)
         if replaced:
             try:
                 service.socket = PacketSocket(interface.name, role=Role.TARGET)
-            except OSError as error:  # changed again: the next news tells
+            except OSError as error:  # it changed again, which the monitor will report
                 log.warning("%s: %s", interface.name, error.strerror)
                 return
             trio.lowlevel.notify_closing(old.socket)
@@ -249,7 +237,7 @@ class Server:
             except OSError as error:
                 if error.errno not in LINK_DOWN:
                     raise
-                socket.up = False  # told once; then the queue is empty until the interface is back
+                socket.up = False  # reported once; then the queue is empty until the interface is back
                 continue
             if count:
                 batches += 1
@@ -260,13 +248,13 @@ class Server:
                 await trio.lowlevel.checkpoint()
             elif not self._wait_in_place(socket):
                 batches = 0
-                with contextlib.suppress(trio.ClosedResourceError):  # the link was replaced
+                with contextlib.suppress(trio.ClosedResourceError):  # the socket was replaced
                     await trio.lowlevel.wait_readable(socket.descriptor)
 
     def _wait_in_place(self, socket: PacketSocket) -> bool:
         """Wait a moment for the next frame without a turn of trio's loop.
 
-        True when this link has frames; False when another one has, or none in time: back to trio then.
+        True when this socket has frames; False when another one has, or none in time: trio should wait then.
         """
         descriptors = [service.socket.descriptor for service in self._services]
         if max(descriptors) >= _SELECT_LIMIT:
@@ -276,19 +264,19 @@ class Server:
     async def _answer_batch(self, service: _Service, count: int) -> None:
         service.socket.rx_frames += count
         if not service.batch.max_sectors:
-            return  # told by _follow
-        if count <= _PLAIN_FRAMES:
-            segments = self._work_plain(service, count)
+            return  # _follow has logged it
+        if count <= _FEW_FRAMES:
+            answers = self._execute_one_by_one(service, count)
         elif (export := self._find_run(service, count)) is not None:
             service.batches += 1
             await self._answer_run(service, export, count)
             return
-        elif count <= _MIXED_PLAIN_FRAMES:
-            segments = self._work_plain(service, count)
+        elif count <= _FEW_MIXED_FRAMES:
+            answers = self._execute_one_by_one(service, count)
         else:
             service.batches += 1
-            segments = self._work_batch(service, count)
-        for first, end in segments:
+            answers = self._execute_runs(service, count)
+        for first, end in answers:
             await self._send(service, first, end)
 
     async def _send(self, service: _Service, first: int, end: int) -> None:
@@ -312,17 +300,17 @@ class Server:
                 first += sent
 
     def _find_run(self, service: _Service, count: int) -> Export | None:
-        """Whose the whole batch is, if it is one run from one initiator: the common batch of a fast one.
+        """The export that the whole batch is for, if the batch is one run from one initiator.
 
-        The first frame is looked at closely; the others only have to differ from it by nothing but tag and LBA.
+        The first frame is checked closely; the others may differ from it by tag and LBA only.
         """
         batch = service.batch
-        to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(batch.headers)
-        export = self._by_word.get(word)
+        destination, sender, start, word, _, _, _, sectors, opcode, lba = _ROW.unpack_from(batch.headers)
+        export = self._export_by_word.get(word)
         if (
             export is None
-            or to != service.socket.mac
-            or kind != _ETHERTYPE_WORD
+            or destination != service.socket.mac
+            or start != _REQUEST_WORD
             or sender[0] & 1
             or ((admitted := export.access.admitted) is not None and sender not in admitted)
             or not 1 <= sectors <= batch.max_sectors
@@ -336,51 +324,49 @@ class Server:
         return export if int(batch.input.length[:count].min()) >= needed else None
 
     async def _answer_run(self, service: _Service, export: Export, count: int) -> None:
-        """Work and answer a run in parts, so that the initiator works on the first while we do the second."""
+        """Execute and answer a run in parts, so that the initiator works on one part while we do the next."""
         batch, mac = service.batch, service.socket.mac
-        _, sender, _, _, _, flags, _, sectors, opcode, lba = _REQUEST.unpack_from(batch.headers)
-        lba &= (1 << 48) - 1
+        _, sender, _, _, _, flags, _, sectors, opcode, _ = _ROW.unpack_from(batch.headers)
         size = sectors * SECTOR_BYTES
         batch.lay_out(size, write=bool(opcode & _WRITE_BIT))
         macs = np.frombuffer(sender + mac + _ANSWER_START, "<u8")
-        registers = Status.DRDY << 24 | flags  # no error, no sectors left
+        registers = _DRDY << 24 | flags  # no error, no sectors left
         part = max(_PART_FRAMES, _PART_BYTES // size)
         for first in range(0, count, part):
             end = min(first + part, count)
-            at = first * size
-            if not transfer(batch, export, opcode, lba + first * sectors, first, end, at, end * size):
+            if not batch.transfer(export, first, end, first * size, end * size):
                 for slot in range(first, count):
-                    self._handle(service, batch.frame(slot))
+                    self._handle_frame(service, batch.frame(slot))
                 return
             batch.rows[first:end, 0:2] = macs
             batch.row_words[first:end, 6] = registers
             await self._send(service, first, end)
 
-    def _work_plain(self, service: _Service, count: int) -> list[tuple[int, int]]:
-        """The work of a few frames, one by one; what is to be sent, as (first slot, end)."""
+    def _execute_one_by_one(self, service: _Service, count: int) -> list[tuple[int, int]]:
+        """Execute a batch of a few frames; what is to be sent, as (first slot, end)."""
         batch, mac = service.batch, service.socket.mac
         batch.layout = None
         headers = batch.headers
-        service.plain += count
-        position = 0
-        segments = []
+        service.lone += count
+        position = 0  # of the data of the next READ in the send buffer
+        answers = []
         for slot in range(count):
             row = slot * ROW_BYTES
             length = int(batch.input.length[slot])
-            to, sender, kind, word, _, _, _, sectors, opcode, lba = _REQUEST.unpack_from(headers, row)
+            destination, sender, start, word, tag, flags, _, sectors, opcode, lba = _ROW.unpack_from(headers, row)
             end = position + sectors * SECTOR_BYTES
-            export = self._by_word.get(word)
+            export = self._export_by_word.get(word)
             if (
                 export is None
-                or to != mac
-                or kind != _ETHERTYPE_WORD
+                or destination != mac
+                or start != _REQUEST_WORD
                 or sender[0] & 1
                 or ((admitted := export.access.admitted) is not None and sender not in admitted)
                 or not 1 <= sectors <= batch.max_sectors
                 or length < ATA_BYTES + (end - position if opcode & _WRITE_BIT else 0)
-                or not transfer(batch, export, opcode, lba, slot, slot + 1, position, end)
+                or not batch.transfer(export, slot, slot + 1, position, end)
             ):
-                self._handle(service, batch.frame(slot))
+                self._handle_frame(service, batch.frame(slot))
                 continue
             if opcode & _WRITE_BIT:
                 batch.output.base[slot, 1] = batch.padding_address
@@ -389,16 +375,12 @@ class Server:
                 batch.output.base[slot, 1] = batch.to_send_address + position
                 batch.output.size[slot, 1] = end - position
                 position = end
-            headers[row : row + 6] = sender
-            headers[row + 6 : row + 12] = mac
-            headers[row + 14] = _ANSWER
-            headers[row + 25 : row + 28] = _DONE
-            headers[row + 34 : row + 36] = _RESERVED
-            segments.append((slot, slot + 1))
-        return segments if len(segments) < count else [(0, count)]
+            _ROW.pack_into(headers, row, sender, mac, _ANSWER_WORD, word, tag, flags, 0, 0, _DRDY, lba & LBA48_MASK)
+            answers.append((slot, slot + 1))
+        return answers if len(answers) < count else [(0, count)]
 
-    def _work_batch(self, service: _Service, count: int) -> list[tuple[int, int]]:
-        """The work of a batch; what is to be sent, as (first slot, end)."""
+    def _execute_runs(self, service: _Service, count: int) -> list[tuple[int, int]]:
+        """Find and execute the runs of a batch; what is to be sent, as (first slot, end)."""
         batch = service.batch
         batch.layout = None
         rows = batch.rows[:count]
@@ -408,73 +390,63 @@ class Server:
         opcodes = registers >> 24 & 0xFF
         lbas = registers >> 32 | (rows[:, 4] & 0xFFFF) << 32
         sizes = sectors * SECTOR_BYTES
-        # Not zero where a frame is not plainly ours: another destination or a group address as the source (the
+        # Not zero where a frame cannot be part of a run: another destination or a group address as the source (the
         # lowest bit of byte 6), another version or flags, no or too many sectors, too short.
         odd = (rows[:, 0] & 0x1_FFFF_FFFF_FFFF) ^ int.from_bytes(service.socket.mac, "little")
-        odd |= rows[:, 1] >> 32 ^ _ETHERTYPE_WORD
+        odd |= rows[:, 1] >> 32 ^ _REQUEST_WORD
         odd |= sectors - 1 >= batch.max_sectors  # unsigned: 0 becomes the largest number
         odd |= batch.input.length[:count] < ATA_BYTES + sizes * (opcodes >> 4 & 1)
         # Not zero where a frame does not continue the one before it.
         change = (words[1:] ^ words[:-1]) | (opcodes[1:] ^ opcodes[:-1]) | (lbas[1:] - lbas[:-1] ^ sectors[:-1])
         change |= odd[1:] | odd[:-1]
 
-        ends = np.cumsum(sizes)
-        starts = ends - sizes
+        stops = np.cumsum(sizes)
+        starts = stops - sizes
         writes = opcodes & _WRITE_BIT
         batch.output.base[:count, 1] = np.where(writes, batch.padding_address, starts + batch.to_send_address)
         batch.output.size[:count, 1] = np.where(writes, MIN_FRAME_BYTES - ATA_BYTES, sizes)
 
-        boundaries = [*(np.flatnonzero(change) + 1).tolist(), count]
-        segments: list[tuple[int, int]] = []
-        segment = first = 0
-        for end in boundaries:
-            export = None if odd[first] else self._by_word.get(int(words[first]))
+        run_ends = [*(np.flatnonzero(change) + 1).tolist(), count]
+        answers: list[tuple[int, int]] = []
+        unsent = first = 0
+        for end in run_ends:
+            export = None if odd[first] else self._export_by_word.get(int(words[first]))
             if export is None or not (
                 _admits(export, batch, first, end)
-                and transfer(
-                    batch,
-                    export,
-                    int(opcodes[first]),
-                    int(lbas[first]),
-                    first,
-                    end,
-                    int(starts[first]),
-                    int(ends[end - 1]),
-                    sizes,
-                )
+                and batch.transfer(export, first, end, int(starts[first]), int(stops[end - 1]))
             ):
-                if segment < first:
-                    segments.append((segment, first))
-                segment = end
+                if unsent < first:
+                    answers.append((unsent, first))
+                unsent = end
                 for slot in range(first, end):
-                    self._handle(service, batch.frame(slot))
+                    self._handle_frame(service, batch.frame(slot))
             first = end
-        if segment < count:
-            segments.append((segment, count))
+        if unsent < count:
+            answers.append((unsent, count))
 
-        answers = batch.row_bytes[:count]
-        answers[:, 0:6] = answers[:, 6:12]
-        answers[:, 6:12] = np.frombuffer(service.socket.mac, np.uint8)
-        answers[:, 14] = _ANSWER
-        answers[:, 25:27] = 0
-        answers[:, 27] = Status.DRDY
-        answers[:, 34:36] = 0
-        return segments
+        headers = batch.row_bytes[:count]
+        headers[:, 0:6] = headers[:, 6:12]
+        headers[:, 6:12] = np.frombuffer(service.socket.mac, np.uint8)
+        headers[:, 14] = _ANSWER
+        headers[:, 25:27] = 0
+        headers[:, 27] = _DRDY
+        headers[:, 34:36] = 0
+        return answers
 
-    def _handle(self, service: _Service, frame: bytes) -> None:
-        """Any frame, by the exports that it concerns."""
+    def _handle_frame(self, service: _Service, frame: bytes) -> None:
+        """Let the exports answer any frame: the one that it addresses, or all of them."""
         socket = service.socket
         export = self.exports.get(Address(int.from_bytes(frame[16:18], "big"), frame[18])) if len(frame) > 18 else None
         for each in (export,) if export is not None else tuple(self.exports.values()):
             answer = each.handle_untrusted(frame, mac=socket.mac, max_sectors=socket.max_sectors)
             if isinstance(answer, FlushRequest):
-                self._flush(each, service, answer)
+                self._queue_flush(each, service, answer)
             elif answer is not None and not socket.send(answer):
                 service.dropped += 1
 
     # ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _flush(self, export: Export, service: _Service, request: FlushRequest) -> None:
+    def _queue_flush(self, export: Export, service: _Service, request: FlushRequest) -> None:
         flushes = self._flushes[export.address]
         if len(flushes.waiting) >= _MAX_WAITING_FLUSHES:
             service.dropped += 1
@@ -485,7 +457,9 @@ class Server:
             self._nursery.start_soon(self._sync, export, flushes, name=f"sync {export.address}")
 
     async def _sync(self, export: Export, flushes: _Flushes) -> None:
-        """Sync until nobody waits.  Who comes during a sync waits for the next: his writes may have missed this one."""
+        """Sync until no FLUSH waits.  One that comes during a sync waits for the next: the writes before it may have
+        come too late for this one.
+        """
         while flushes.waiting:
             served, flushes.waiting = flushes.waiting, []
             failure = None
@@ -497,3 +471,23 @@ class Server:
                 if not service.socket.send(export.finish_flush(request, failure)):
                     service.dropped += 1
         flushes.active = False  # no await since the list was found empty
+
+
+def _address_word(address: Address) -> int:
+    """Shelf, slot and the command ATA as the 32-bit word that they are in a row of headers."""
+    word: int = struct.unpack("<I", struct.pack(">HBB", *address, 0))[0]
+    return word
+
+
+def _snapshot(service: _Service) -> ServiceStatistics:
+    socket = service.socket.statistics()
+    return ServiceStatistics(
+        interface=socket.interface,
+        running=service.running,
+        rx_frames=socket.rx_frames,
+        rx_dropped=socket.rx_dropped,
+        tx_frames=socket.tx_frames,
+        batches=service.batches,
+        lone=service.lone,
+        dropped=service.dropped,
+    )

@@ -1,15 +1,14 @@
-"""Files and block devices as the store of an export.
+"""Where the sectors of an export are: :class:`Store`, in memory, and in a file or on a block device.
 
-Owns the open descriptor and everything that can be wrong with a path before a target starts.  A :class:`FileStore`
-is blocking by nature: reads and writes mostly meet the page cache and are made in place, :meth:`FileStore.sync` takes
-as long as the disk does and belongs into a thread.
+Owns the open descriptor, and every check of a path before the target starts.
 
-What holds always: the size is taken once, at the open; a file that shrinks later makes reads fail (short reads), it
-never makes them return zeros.  A block device is opened exclusively for writing, so that a mounted one is refused.
+What holds always: the size of a :class:`FileStore` is read once, when it is opened.  A file that shrinks later makes
+reads fail (they are short); they never return zeros.  A block device is opened exclusively for writing, so that one
+that is mounted cannot be exported.
 
 Rejected: O_DIRECT (small frames make small transfers, and alignment would be the initiator's problem), mmap (a
-shrunken file would kill the process with SIGBUS), and a serial number of address and host name as vblade makes it:
-it stays the same when another file is exported under that address, and an initiator would then mix two disks.
+shrunken file would kill the process with SIGBUS), and a serial number made of address and host name, as vblade makes
+it: it stays the same when another file is exported under that address, and an initiator would then mix two disks.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _BLKROGET = 0x125E
 
 
 class Store(Protocol):
-    """What is exported: ``sectors`` of 512 bytes.  Calls may block and raise OSError; offsets are in bytes.
+    """A disk of ``sectors`` sectors (512 bytes).  Calls may block, and raise OSError; offsets are in bytes.
 
     ``volatile`` says that a written sector is safe only after :meth:`sync`.  ``readv`` and ``writev`` return the bytes
     moved; fewer than asked for is a failure of the store.
@@ -55,7 +54,7 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """A disk in memory, for tests and demonstrations; ``data`` is the disk."""
+    """A disk in memory, for tests: ``data``.  ``syncs`` counts the calls of :meth:`sync`."""
 
     def __init__(self, sectors: int, *, read_only: bool = False, volatile: bool = True) -> None:
         self.data = bytearray(sectors * SECTOR_BYTES)
@@ -84,9 +83,11 @@ class MemoryStore:
 
 
 class FileStore:
-    """An open file or block device of ``sectors`` sectors (512 bytes).
+    """An open file or block device.  Reads and writes mostly reach the page cache only; :meth:`sync` takes as long as
+    the disk does, and is made for a thread.
 
-    ``warning`` is a line for the person who started us, or empty.  Raises UserError when the path cannot be exported.
+    ``serial`` stays the same for the same disk; ``warning`` is a line for the user, or empty.  UserError when the path
+    cannot be exported.
     """
 
     def __init__(self, path: str, *, read_only: bool = False, synchronous: bool = False) -> None:
@@ -116,13 +117,13 @@ class FileStore:
             answer = fcntl.ioctl(self.descriptor, _BLKROGET, bytes(4))
             if struct.unpack("i", answer)[0]:
                 raise UserError(f"cannot export {self.path}: the device is read-only; export it with --read-only")
-        # A block device has no st_size.  The same way is right for a file.
+        # Not st_size, which a block device does not have.
         size = os.lseek(self.descriptor, 0, os.SEEK_END)
         if size < SECTOR_BYTES:
             what = "it is empty" if size == 0 else f"its {size} bytes are less than one sector of {SECTOR_BYTES}"
             raise UserError(f"cannot export {self.path}: {what}; make it larger, such as with 'truncate -s 1G'")
-        # What tells this disk from any other that could be exported in its place later.  A device number of the file
-        # system is not among it: for many file systems it changes with every boot.
+        # The serial is made of what distinguishes this disk from any other that could be exported in its place later.
+        # The device number of the file system is not part of it: for many file systems it changes with every boot.
         node = status.st_rdev if block_device else status.st_ino
         text = f"{os.uname().nodename}\0{os.path.realpath(self.path)}\0{node}"
         self.serial = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()

@@ -238,7 +238,7 @@ def test_a_batch_answers_as_the_machine_alone_does(
         assert isinstance(other.store, MemoryStore)
         assert each.store.data == other.store.data
         assert (each.counters.reads, each.counters.writes) == (other.counters.reads, other.counters.writes)
-        assert each.counters.refused == other.counters.refused
+        assert each.counters.errors == other.counters.errors
 
 
 @pytest.mark.parametrize("count", [1, 5, 60, 300])
@@ -274,7 +274,7 @@ async def test_consecutive_frames_become_few_calls_of_the_store(count: int, sect
         assert writes < count // 4
         assert len(calls) - writes < count // 4
     elif count == 1:
-        assert (statistics.plain, statistics.batches) == (2, 0)
+        assert (statistics.lone, statistics.batches) == (2, 0)
 
 
 async def test_a_read_sees_each_write_before_it_and_none_after_it() -> None:
