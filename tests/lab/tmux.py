@@ -1,36 +1,36 @@
 """A real terminal for tests: tmux, with a server of its own for each terminal.
 
-What a person would see is :meth:`Tmux.lines`; keys, sizes and the end of the program are tmux's.  The server is asked
-to end by its own socket, so that nobody else's tmux is touched.
+:meth:`Tmux.lines` is what a person would see.  All files, the server's socket among them, are in the directory that the
+test gives, so no other tmux is touched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.lab import require, wait_until
+from tests.lab.process import wait_until
+from tests.lab.programs import require
 
-_serial = itertools.count(1)
 _CONFIGURATION = "set -g remain-on-exit on\nset -g remain-on-exit-format ''\nset -g status off\nset -g escape-time 0\n"
 
 
 class Tmux:
     """A program in a terminal of ``size`` (columns, lines).
 
-    A shell tells its exit code in a file: tmux does not always know it.
+    A shell writes the exit code to a file, since tmux does not always know it.
     """
 
-    def __init__(self, name: str, directory: Path, command: Sequence[str], size: tuple[int, int]) -> None:
-        configuration, self._code = directory / f"{name}.conf", directory / f"{name}.code"
-        self._tmux = ["tmux", "-L", name, "-u", "-f", str(configuration)]
+    def __init__(self, directory: Path, command: Sequence[str], size: tuple[int, int]) -> None:
+        configuration, self._code = directory / "tmux.conf", directory / "exit-code"
+        self._tmux = ["tmux", "-S", str(directory / "tmux.socket"), "-u", "-f", str(configuration)]
         configuration.write_text(_CONFIGURATION)
-        environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+        environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "HISTFILE": ""}
         for variable in ("COLUMNS", "LINES", "TMUX", "NO_COLOR"):
             environment.pop(variable, None)
         columns, lines = map(str, size)
@@ -56,7 +56,7 @@ class Tmux:
         return self.lines()
 
     def wait_until(self, predicate: Callable[[], object], what: str) -> None:
-        """As ``wait_until`` of the lab; a failure shows the screen."""
+        """As ``wait_until`` of the lab, but a failure shows the screen."""
         try:
             wait_until(predicate, timeout=30, what=what)
         except AssertionError as error:
@@ -75,7 +75,7 @@ class Tmux:
         self._ask("resize-window", "-x", str(columns), "-y", str(lines))
 
     def is_full_screen(self) -> bool:
-        """Whether the program has taken the screen for itself, as editors do."""
+        """Whether the program uses the alternate screen, as editors do."""
         return self._ask("display", "-p", "#{alternate_on}") == "1"
 
     @property
@@ -89,7 +89,7 @@ class Tmux:
         return int(self._code.read_text())
 
     def record(self, file: Path) -> None:
-        """Write all that the program sends to the terminal from now on to a file too."""
+        """From now on, write to a file, too, what the program sends to the terminal."""
         self._ask("pipe-pane", f"cat > {file}")
 
     def close(self) -> None:
@@ -98,11 +98,11 @@ class Tmux:
 
 @contextlib.contextmanager
 def terminal(directory: Path, command: Sequence[str], size: tuple[int, int] = (80, 24)) -> Iterator[Tmux]:
-    """``command`` (a lab's, or any) in a terminal, which is gone afterwards; ``directory`` is for its files."""
+    """``command`` in a terminal, which is gone afterwards; its files are below ``directory``, and gone, too."""
     require("tmux")
-    name = f"aoefs-{os.getpid()}-{next(_serial)}"
-    tmux = Tmux(name, directory, command, size)
-    try:
-        yield tmux
-    finally:
-        tmux.close()
+    with tempfile.TemporaryDirectory(dir=directory, prefix="tmux-", ignore_cleanup_errors=True) as files:
+        tmux = Tmux(Path(files), command, size)
+        try:
+            yield tmux
+        finally:
+            tmux.close()
