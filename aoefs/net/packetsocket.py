@@ -127,7 +127,7 @@ class PacketSocket:
         self.rx_unknown = 0  # answers to nothing that we sent or still remember
         self.tx_frames = 0
         self.tx_full = 0  # how often the socket had no room
-        self._rx_dropped = 0
+        self.rx_dropped = 0  # for want of buffer, as of the last statistics()
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
             sock.setblocking(False)
@@ -199,14 +199,14 @@ class PacketSocket:
         """A frozen picture; asking the kernel for its drop counter resets that, so it is summed here."""
         with contextlib.suppress(OSError):
             answer = self.socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-            self._rx_dropped += struct.unpack("II", answer)[1]
+            self.rx_dropped += struct.unpack("II", answer)[1]
         return LinkStatistics(
             interface=self.interface,
             mac=self.mac,
             mtu=self.mtu,
             up=self.up,
             rx_frames=self.rx_frames,
-            rx_dropped=self._rx_dropped,
+            rx_dropped=self.rx_dropped,
             rx_unknown=self.rx_unknown,
             tx_frames=self.tx_frames,
             tx_full=self.tx_full,

@@ -1,4 +1,4 @@
-"""Who may: the mask list, the reservation and the allow list of the target export, on the wire and in effect."""
+"""Access: the mask list, the reservation and the allow list of an export, on the wire and in effect."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from aoefs.protocol.wire import (
 from aoefs.softtarget.access import MAX_MACS, Access
 from aoefs.softtarget.export import Export
 from aoefs.softtarget.store import MemoryStore
-from tests.softtarget.test_export import (
+from tests.softtarget.exports import (
     OURS,
     READ,
     SECTORS,
@@ -121,7 +121,7 @@ def test_the_mask_list_is_read_added_to_and_deleted_from() -> None:
     assert masked(export) == [THEIRS, mac_of(1), mac_of(2)]
 
 
-def test_who_is_not_on_the_mask_list_hears_nothing_not_even_an_error() -> None:
+def test_a_host_that_is_not_on_the_mask_list_gets_no_answer_not_even_an_error() -> None:
     export = make()
     mask(export, (ADD, THEIRS))
     for frame in (
@@ -178,10 +178,10 @@ def test_an_unknown_mask_command_and_an_edit_with_an_error_are_bad_arguments(arg
     assert aoe_error(answer) == ErrorCode.BAD_ARGUMENT
 
 
-def test_the_allow_list_is_told_to_its_hosts_only_and_cannot_be_widened_from_the_wire() -> None:
+def test_an_export_is_announced_to_its_allow_list_only_which_the_wire_cannot_widen() -> None:
     export = make(access=Access([THEIRS, mac_of(1)]))
-    told = [decode_header_untrusted(frame) for frame in export.announcements(mac=OURS, max_sectors=2)]
-    assert [head.destination for head in told] == [THEIRS, mac_of(1)]
+    announced = [decode_header_untrusted(frame) for frame in export.announcements(mac=OURS, max_sectors=2)]
+    assert [head.destination for head in announced] == [THEIRS, mac_of(1)]
     assert is_silent(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
     assert masked(export) == []
     mask(export, (ADD, THEIRS), (ADD, STRANGER))
@@ -194,7 +194,7 @@ def test_the_allow_list_is_told_to_its_hosts_only_and_cannot_be_widened_from_the
     assert registers(ask(export, encode_ata(header(), READ))) == (Status.DRDY, 0, 0)
 
 
-def test_a_reserved_target_refuses_every_ata_command_of_others_but_identify() -> None:
+def test_a_reserved_export_answers_every_ata_command_of_others_but_identify_with_an_error() -> None:
     export = make()
     assert isinstance(export.store, MemoryStore)
     before = bytes(export.store.data)
@@ -222,7 +222,7 @@ def test_a_reserved_target_refuses_every_ata_command_of_others_but_identify() ->
 def test_a_reservation_is_changed_by_its_holders_and_by_force_only() -> None:
     export = make()
     assert reserve(export, ReserveCommand.READ) == (0, ())
-    assert reserve(export, ReserveCommand.SET, STRANGER, STRANGER) == (0, (STRANGER,))  # for somebody else: allowed
+    assert reserve(export, ReserveCommand.SET, STRANGER, STRANGER) == (0, (STRANGER,))  # for another host: allowed
     assert reserve(export, ReserveCommand.SET, THEIRS) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
     assert reserve(export, ReserveCommand.SET) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
     assert reserve(export, ReserveCommand.FORCE_SET, THEIRS, mac_of(1)) == (0, (THEIRS, mac_of(1)))

@@ -1,4 +1,4 @@
-"""The target export: golden frames, every command, and bytes that are no frames at all."""
+"""The export: golden frames, every command, and bytes that are no frames at all."""
 
 from __future__ import annotations
 
@@ -36,74 +36,28 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_config_untrusted,
-    decode_header_untrusted,
     encode_ata,
     encode_config,
     encode_header,
 )
 from aoefs.softtarget.export import Export, FlushRequest
 from aoefs.softtarget.store import MemoryStore
-
-OURS = bytes.fromhex("020000000001")
-THEIRS = bytes.fromhex("020000000002")
-ADDRESS = Address(7, 3)
-TAG = 0x8000_1234
-SECTORS = 1000
-
-
-def make(sectors: int = SECTORS, **options: Any) -> Export:
-    store = MemoryStore(sectors, read_only=bool(options.pop("read_only", False)))
-    store.data[:] = bytes(index * 7 & 0xFF for index in range(512)) * sectors
-    return Export(ADDRESS, store, serial="0123456789", **options)
-
-
-def header(command: int = AoeCommand.ATA, **changes: Any) -> Header:
-    fields: dict[str, Any] = {
-        "destination": OURS,
-        "source": THEIRS,
-        "address": ADDRESS,
-        "command": command,
-        "tag": TAG,
-    } | changes
-    return Header(**fields)
-
-
-def ask(export: Export, frame: bytes, max_sectors: int = 2) -> bytes:
-    answer = export.answer(frame, mac=OURS, max_sectors=max_sectors)
-    assert answer is not None
-    return check_answer(answer)
-
-
-def check_answer(answer: bytes) -> bytes:
-    """What holds for every answer."""
-    head = decode_header_untrusted(answer)
-    assert len(answer) >= 60
-    assert (head.destination, head.source, head.address, head.tag) == (THEIRS, OURS, ADDRESS, TAG)
-    assert (head.version, head.is_response) == (1, True)
-    assert head.flags & 0x03 == 0
-    assert head.is_error == (head.error != 0)
-    return answer
-
-
-def is_silent(export: Export, frame: bytes) -> bool:
-    return export.handle_untrusted(frame, mac=OURS, max_sectors=2) is None
-
-
-def aoe_error(answer: bytes) -> int:
-    head = decode_header_untrusted(answer)
-    return head.error if head.is_error else 0
-
-
-def registers(answer: bytes) -> tuple[int, int, int]:
-    """Status, error, count; the AoE layer was content."""
-    assert aoe_error(answer) == 0
-    ata = decode_ata_untrusted(answer)
-    return ata.command, ata.feature, ata.count
-
-
-READ = transfer_registers(8, 2, write=False, lba48=True)
-WRITE = transfer_registers(8, 2, write=True, lba48=True)
-
+from tests.softtarget.exports import (
+    ADDRESS,
+    OURS,
+    READ,
+    SECTORS,
+    TAG,
+    THEIRS,
+    WRITE,
+    aoe_error,
+    ask,
+    check_answer,
+    header,
+    is_silent,
+    make,
+    registers,
+)
 
 # ── golden frames ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,7 +105,7 @@ def test_golden_announcement() -> None:
     assert make().announcements(mac=OURS, max_sectors=17) == [expected.ljust(60, b"\0")]
 
 
-# ── who is meant ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── addressing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -392,7 +346,7 @@ def test_check_power_mode_says_active() -> None:
 # ── SMART ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_smart_tells_what_the_machine_knows_of_its_store() -> None:
+def test_smart_says_what_the_export_knows_of_its_store() -> None:
     export = make()
     ask(export, encode_ata(header(), WRITE, b"x" * 1024))
     ask(export, encode_ata(header(), READ))
@@ -463,7 +417,7 @@ class BrokenStore(MemoryStore):
 
 
 @pytest.mark.parametrize("short", [False, True])
-def test_a_failing_store_is_an_ata_error_that_nobody_takes_for_read_only(short: bool) -> None:
+def test_a_failing_store_is_an_ata_error_that_does_not_mean_read_only(short: bool) -> None:
     reports: list[str] = []
     store = BrokenStore(SECTORS)
     store.short = short
