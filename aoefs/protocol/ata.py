@@ -1,8 +1,7 @@
-"""ATA as AoE carries it: opcodes, register bits, and the IDENTIFY DEVICE block read and made.
+"""ATA as AoE carries it: opcodes, register bits, and the 512 bytes of IDENTIFY DEVICE decoded and encoded.
 
-Used by both ends: the initiator reads IDENTIFY data and builds registers, the embedded target does the reverse, so
-that each honestly checks the other.  No I/O, no state.  Sources: ATA8-ACS for opcodes and words, AoEr11 section 3.1
-for how registers travel; what real targets put there is noted where it surprises.
+Used by both ends: the initiator decodes IDENTIFY data and makes registers, the software target does the reverse.
+Pure functions.  Sources: ATA8-ACS for opcodes and words, AoEr11 section 3.1 for the place of the registers in a frame.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument, AtaFlag
 LBA28_SECTORS: Final = 1 << 28
 LBA48_SECTORS: Final = 1 << 48
 IDENTIFY_BYTES: Final = 512
-DEVICE_LBA: Final = 0xE0 << 24  # LBA bit and the two obsolete bits, in lba3 of an LBA28 command
+DEVICE_LBA: Final = 0xE0 << 24  # the LBA bit and the two obsolete bits, in byte 3 of the LBA of an LBA28 command
 _DEVICE_IDENTIFY: Final = 0xA0 << 24
 
 
 class Opcode(IntEnum):
     """Command register values used or served here (ATA8-ACS, clause 7)."""
 
-    DATA_SET_MANAGEMENT = 0x06
     READ = 0x20
     READ_EXT = 0x24
     WRITE = 0x30
@@ -38,7 +36,7 @@ class Opcode(IntEnum):
 
 
 class Status(IntFlag):
-    """Status register.  Success is ``status & FAILED == 0``; DRDY is not asked for (vblade's FLUSH sends 0x00)."""
+    """Status register.  Success is ``status & FAILED == 0``; DRDY may be missing (vblade answers a FLUSH with 0x00)."""
 
     BSY = 0x80
     DRDY = 0x40
@@ -47,12 +45,12 @@ class Status(IntFlag):
     ERR = 0x01
 
 
-# A plain int: enum arithmetic costs a microsecond.
+# A plain int: arithmetic with enums costs a microsecond.
 FAILED: Final = int(Status.BSY | Status.DF | Status.DRQ | Status.ERR)
 
 
 class ErrorBit(IntFlag):
-    """Error register bits that block devices use."""
+    """Bits of the error register that block devices use."""
 
     ICRC = 0x80
     UNC = 0x40
@@ -63,7 +61,7 @@ class ErrorBit(IntFlag):
 def check_result(ata: AtaArgument, *, lba: int | None = None, write: bool = False) -> None:
     """Raise ``AtaError`` when the registers of an answer say that the command failed.
 
-    The sector count of an answer is not looked at: vblade returns what remains, ggaoed what was asked.
+    The sector count of an answer is ignored: vblade returns what remains, ggaoed what was requested.
     """
     if ata.command & FAILED:
         raise AtaError(ata.command, ata.feature, lba, write=write)
@@ -95,10 +93,10 @@ def flush_registers(opcode: int) -> AtaArgument:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What IDENTIFY DEVICE tells (ATA8-ACS 7.12).  ``sectors`` is the capacity in sectors of 512 bytes.
+    """What IDENTIFY DEVICE says (ATA8-ACS 7.12).  ``sectors`` is the capacity in sectors of 512 bytes.
 
     Two answers come from the same disk when ``serial``, ``model`` and ``sectors`` agree (:meth:`same_disk`).
-    ``block`` is the answer itself, 512 bytes, empty for an identity that nobody told.
+    ``block`` is the data that were decoded, 512 bytes, or empty.
     """
 
     sectors: int
@@ -121,13 +119,13 @@ class Identity:
 
     @property
     def flush_opcode(self) -> Opcode | None:
-        """The flush command that the disk announces: the EXT form if it can, None if it announces none."""
+        """The flush command that the disk supports, the EXT form if possible; None if it supports none."""
         if self.flush_ext and self.lba48:
             return Opcode.FLUSH_EXT
         return Opcode.FLUSH if self.flush else None
 
     def same_unit(self, other: Identity) -> bool:
-        """Serial and model agree; the capacity may have changed (a grown disk is still the same unit)."""
+        """Whether serial and model agree; the capacity may differ (a disk that grew is still the same unit)."""
         return (self.serial, self.model) == (other.serial, other.model)
 
     def same_disk(self, other: Identity) -> bool:
@@ -135,9 +133,9 @@ class Identity:
 
 
 def _string_untrusted(block: bytes, first_word: int, words: int) -> str:
-    """An ATA string: the two bytes of each word are swapped, padded with spaces.
+    """An ATA string: the two bytes of each word are swapped, and spaces fill the end.
 
-    Anything but printable ASCII becomes ``?``: the text ends up in terminals, JSON and log lines.
+    Anything but printable ASCII becomes ``?``, since the text is printed on terminals, in JSON and in log lines.
     """
     raw = bytearray(block[first_word * 2 : (first_word + words) * 2])
     raw[0::2], raw[1::2] = raw[1::2], raw[0::2]
@@ -146,13 +144,13 @@ def _string_untrusted(block: bytes, first_word: int, words: int) -> str:
 
 
 def decode_identify_untrusted(block: bytes | memoryview) -> Identity:
-    """Read the 512 bytes of an IDENTIFY DEVICE answer; FrameError when short or of no capacity."""
+    """Decode the 512 bytes of an IDENTIFY DEVICE answer; FrameError when they are short or the capacity is 0."""
     if len(block) < IDENTIFY_BYTES:
         raise FrameError(f"IDENTIFY data: {len(block)} bytes, {IDENTIFY_BYTES} needed")
     data = bytes(block[:IDENTIFY_BYTES])
     words = struct.unpack("<256H", data)
-    # Words 83 and 86 tell the same for a disk whose features are on; the Linux driver takes either, and so must we:
-    # targets fill one of them only.  Word 83 is valid only if its two top bits are 01, word 86 if those of 87 are.
+    # Words 83 and 86 say the same for a disk whose features are on.  Some targets fill only one of them, so either is
+    # accepted, as the Linux driver does.  Word 83 is valid if its two top bits are 01, word 86 if those of word 87 are.
     features = (words[83] if words[83] >> 14 == 1 else 0) | (words[86] if words[87] >> 14 == 1 else 0)
     lba48 = bool(features & 1 << 10)
     sectors28 = words[60] | words[61] << 16
@@ -179,7 +177,7 @@ def decode_identify_untrusted(block: bytes | memoryview) -> Identity:
 
 
 def encode_identify(identity: Identity) -> bytes:
-    """Make the 512 bytes that describe ``identity``; text is cut to its field, the checksum (word 255) is right."""
+    """The 512 bytes that describe ``identity``, with the checksum (word 255); text is cut to the size of its field."""
     words = [0] * 256
 
     def put_string(first_word: int, count: int, text: str) -> None:

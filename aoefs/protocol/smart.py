@@ -1,10 +1,10 @@
-"""SMART as AoE carries it: the registers of its two commands, and the 512 bytes of attributes read and made.
+"""SMART as AoE carries it: the registers of its two commands, and the 512 bytes of attributes decoded and encoded.
 
-Used by both ends, as ``protocol.ata`` is: ``aoefs identify --smart`` asks and decodes, the embedded target answers.  No
-I/O, no state.  Sources: ATA8-ACS 7.52 for RETURN STATUS; the layout of READ DATA is SFF-8035i, which every disk
-follows though ATA calls these bytes vendor specific.
+Used by both ends: ``aoefs identify --smart`` asks and decodes, the software target answers.  Pure functions.  Sources:
+ATA8-ACS 7.52 for RETURN STATUS; SFF-8035i for the layout of READ DATA, which every disk follows although ATA calls
+these bytes vendor specific.
 
-Rejected: thresholds (obsolete since ATA-4; whether the disk itself thinks that it fails is what RETURN STATUS says).
+Rejected: thresholds, obsolete since ATA-4.  RETURN STATUS says whether the disk itself expects to fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aoefs.errors import FrameError
 from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument
 
-_KEY = 0xC24F00  # LBA mid and high of every SMART command, and of the status of a disk that is well
+_KEY = 0xC24F00  # LBA mid and high of every SMART command, and of the status of a healthy disk
 _FAILING = 0x2CF400
 _KEY_MASK = 0xFFFF00
 _DEVICE = 0xA0 << 24
@@ -34,7 +34,7 @@ class Feature(IntEnum):
     RETURN_STATUS = 0xDA
 
 
-#: What the numbers of attributes mean on nearly all disks; vendors agree on little else.
+#: What an attribute's number means on nearly all disks; other numbers differ between vendors.
 NAMES = {
     1: "read error rate",
     3: "spin-up time",
@@ -84,7 +84,7 @@ def smart_registers(feature: Feature) -> AtaArgument:
 
 
 def is_smart_untrusted(ata: AtaArgument) -> bool:
-    """Whether the registers of a SMART command carry its key; a disk aborts others."""
+    """Whether the registers of a SMART command hold its key; a disk aborts a command without it."""
     return ata.lba & _KEY_MASK == _KEY
 
 
@@ -94,7 +94,7 @@ def status_lba(lba: int, *, failing: bool) -> int:
 
 
 def is_failing_untrusted(ata: AtaArgument) -> bool:
-    """What an answer to RETURN STATUS says; FrameError when it says neither."""
+    """Whether an answer to RETURN STATUS reports a failing disk; FrameError when it says neither yes nor no."""
     key = ata.lba & _KEY_MASK
     if key not in (_KEY, _FAILING):
         raise FrameError(f"SMART status: LBA registers 0x{key:06x} mean nothing")
@@ -102,7 +102,7 @@ def is_failing_untrusted(ata: AtaArgument) -> bool:
 
 
 def decode_smart_untrusted(block: bytes | memoryview) -> tuple[Attribute, ...]:
-    """The attributes in the data of READ DATA; FrameError when short or its checksum is wrong."""
+    """The attributes in the data of READ DATA; FrameError when they are short or the checksum is wrong."""
     if len(block) < SECTOR_BYTES:
         raise FrameError(f"SMART data: {len(block)} bytes, {SECTOR_BYTES} needed")
     block = bytes(block[:SECTOR_BYTES])
@@ -117,7 +117,7 @@ def decode_smart_untrusted(block: bytes | memoryview) -> tuple[Attribute, ...]:
 
 
 def encode_smart(attributes: Iterable[Attribute]) -> bytes:
-    """The 512 bytes of READ DATA with at most 30 attributes; the checksum is right."""
+    """The 512 bytes of READ DATA, with their checksum, for at most 30 attributes."""
     block = bytearray(SECTOR_BYTES)
     block[0:2] = _REVISION.to_bytes(2, "little")
     for index, each in enumerate(attributes):

@@ -1,14 +1,15 @@
 """AoE version 1 on the wire: every field, flag and error code of the four commands.
 
-Owns the layout and nothing else: no socket, no clock, no policy.  ``encode_*`` build bytes, ``decode_*_untrusted``
-read bytes that anybody may have sent and raise ``FrameError`` and no other exception, whatever the bytes.
+Owns the layout and nothing else: no socket, no clock, no policy.  ``encode_*`` build bytes.  ``decode_*_untrusted``
+read bytes from the network, and raise ``FrameError`` and no other exception, whatever the bytes.
 
 What holds always:
 
-- Frames that we encode are at least 60 bytes (zero padded: virtual interfaces do not pad), reserved bytes are zero.
-- Frames that we decode may be shorter than 60 bytes (vblade on veth sends 26 to 36) and may have any trailing
-  garbage; a length in the frame is compared with the frame before it is used; reserved bytes are ignored.
-- All fields are big-endian but the LBA, which is little-endian (AoEr11 section 3.1).
+- Frames that we encode have at least 60 bytes (zero padded, since virtual interfaces do not pad); reserved bytes are
+  zero.
+- Frames that we decode may be shorter than 60 bytes (vblade on veth sends 26 to 36) and may end in any garbage.  A
+  length in a frame is compared with the frame before it is used; reserved bytes are ignored.
+- All fields are big-endian, except the LBA, which is little-endian (AoEr11 section 3.1).
 
 Offsets (AoEr11 section 2; the Ethernet header is counted)::
 
@@ -17,8 +18,8 @@ Offsets (AoEr11 section 2; the Ethernet header is counted)::
     16  shelf, "major" (2)    18  slot, "minor" (1)        19  command
     20  tag (4)               24  argument of the command
 
-Rejected: decoding into one class for all commands with optional fields (a reader could not say what is present),
-and length checks by frame size alone (Ethernet padding makes every short frame look longer than it is).
+Rejected: checking lengths by the size of the frame alone (Ethernet padding makes every short frame look longer than
+it is).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ ETHERTYPE: Final = 0x88A2
 VERSION: Final = 1
 BROADCAST_MAC: Final = b"\xff" * 6
 MIN_FRAME_BYTES: Final = 60  # Ethernet minimum without the checksum
-SECTOR_BYTES: Final = 512  # AoE knows no other sector (AoEr11 section 3.1)
+SECTOR_BYTES: Final = 512  # the only size in AoE (AoEr11 section 3.1)
 MAX_SECTORS: Final = 255  # the sector count is one byte; 0 is never sent
 MAX_CONFIG_BYTES: Final = 1024  # AoEr11 section 3.2
 CLIENT_TAG_BIT: Final = 0x8000_0000  # set by user-space initiators: the Linux driver ignores answers that carry it
@@ -88,7 +89,7 @@ class AtaFlag(IntFlag):
     LBA48 = 0x40  # "E": an extended (48-bit) command
     DEVICE = 0x10  # "D": bit 4 of the device register
     ASYNC = 0x02  # "A": the target may answer before the write is done; never set here
-    WRITE = 0x01  # "W": data go to the device
+    WRITE = 0x01  # "W": the data go to the device
 
 
 class ConfigCommand(IntEnum):
@@ -149,7 +150,7 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``X.Y`` or ``eX.Y`` as a person or a file name gives it; ValueError says what is wrong."""
+        """Read ``X.Y`` or ``eX.Y``, as a user or a file name gives it; ValueError says what is wrong."""
         match = re.fullmatch(r"e?(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,3})", text, re.ASCII)
         if match is None:
             raise ValueError(f"'{text}' is not a target address: write shelf.slot, such as 0.1 or e0.1")
@@ -177,8 +178,8 @@ def parse_mac(text: str) -> bytes:
 def payload_sectors(mtu: int) -> int:
     """Sectors of data that a frame holds on a link of this MTU (bytes): ``(mtu - 36) / 512``, at most 255.
 
-    36 counts the Ethernet header, which an MTU does not; all initiators and targets use this formula, so both
-    ends agree (1500 gives 2, 9000 gives 17).  0 means that the MTU is too small for AoE.
+    The 36 bytes include the Ethernet header, which the MTU does not.  All initiators and targets use this formula, so
+    both ends agree (1500 gives 2, 9000 gives 17).  0 means that the MTU is too small for AoE.
     """
     return max(0, min(MAX_SECTORS, (mtu - ATA_BYTES) // SECTOR_BYTES))
 
@@ -207,10 +208,10 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class AtaArgument:
-    """Command 0, registers only; the data follow at offset 36.
+    """Command 0: the registers; the data follow at offset 36.
 
-    ``feature`` is the error register in an answer, ``command`` the status register.  ``lba`` holds the six bytes
-    as they are: for LBA28 the upper nibble of byte 3 belongs to the device register.
+    In an answer ``feature`` is the error register and ``command`` the status register.  ``lba`` holds the six bytes as
+    they are: for LBA28 the upper nibble of byte 3 belongs to the device register.
     """
 
     flags: int
@@ -222,7 +223,7 @@ class AtaArgument:
 
 @dataclass(frozen=True, slots=True)
 class ConfigArgument:
-    """Command 1.  ``buffer_count`` messages, ``sectors`` per command (0 means 2), the config string."""
+    """Command 1.  The target queues ``buffer_count`` messages and takes ``sectors`` per command (0 means 2)."""
 
     command: int = ConfigCommand.READ
     string: bytes = b""
@@ -234,7 +235,7 @@ class ConfigArgument:
 
 @dataclass(frozen=True, slots=True)
 class MaskArgument:
-    """Command 2.  On failure ``error`` is set and ``count`` is the index of the failed directive."""
+    """Command 2.  When an edit failed, ``error`` is set and ``count`` is the index of the directive that failed."""
 
     command: int = MaskCommand.READ
     directives: tuple[tuple[int, bytes], ...] = ()
@@ -244,7 +245,7 @@ class MaskArgument:
 
 @dataclass(frozen=True, slots=True)
 class ReserveArgument:
-    """Command 3.  No MACs with SET or FORCE_SET means release."""
+    """Command 3.  SET or FORCE_SET without MACs is a release."""
 
     command: int = ReserveCommand.READ
     macs: tuple[bytes, ...] = ()
@@ -314,7 +315,7 @@ def _fixed_untrusted(layout: struct.Struct, frame: bytes | memoryview, offset: i
 
 
 def decode_header_untrusted(frame: bytes | memoryview) -> Header:
-    """The header of any AoE frame; the version is reported, not judged (vblade announces itself with 0)."""
+    """The header of any AoE frame.  Any version is accepted (vblade announces itself with 0)."""
     if len(frame) < HEADER_BYTES:
         raise FrameError(f"header: {len(frame)} bytes, {HEADER_BYTES} needed")
     destination, source, ethertype, version_flags, error, shelf, slot, command, tag = _HEADER.unpack_from(frame)
@@ -325,7 +326,7 @@ def decode_header_untrusted(frame: bytes | memoryview) -> Header:
 
 
 def decode_ata_untrusted(frame: bytes | memoryview) -> AtaArgument:
-    """The registers of an ATA frame; the data are ``frame[36:]``, as many as the caller asked for."""
+    """The registers of an ATA frame.  The data are ``frame[36:]``; the caller checks their length."""
     flags, feature, count, command, lba = _fixed_untrusted(_ATA, frame, HEADER_BYTES, "ATA argument")
     return AtaArgument(flags, feature, count, command, lba & (1 << 48) - 1)
 
@@ -344,7 +345,7 @@ def decode_config_untrusted(frame: bytes | memoryview) -> ConfigArgument:
 def decode_mask_untrusted(frame: bytes | memoryview) -> MaskArgument:
     """The argument of a mask list command or answer.
 
-    With ``MError`` set the count is the index of a failed directive and no list follows.
+    With ``MError`` set, the count is the index of the directive that failed, and no list follows.
     """
     _, command, error, count = _fixed_untrusted(_MASK, frame, HEADER_BYTES, "mask argument")
     if error:

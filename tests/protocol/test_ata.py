@@ -80,7 +80,7 @@ def test_a_running_vblade_still_answers_what_the_table_says(lab: Lab) -> None:
     with open_packet_socket(lab, INITIATOR) as wire:
         wire.send(encode_ata(header, IDENTIFY_REGISTERS))
         while decode_header_untrusted(frame := wire.recv(2000)).tag != header.tag:
-            pass  # it announces itself when it begins
+            pass  # its announcement
         block = bytearray(frame[36:])
     block[0x14:0x28] = vblade_identify()[0x14:0x28]  # the serial number holds the name of the host
     assert block == vblade_identify()
@@ -96,7 +96,7 @@ def test_either_of_the_two_feature_words_announces_lba48() -> None:
     assert with_words(w83=0x4000).lba48
     assert with_words(w86=0).lba48
     assert not with_words(w83=0x4000, w86=0).lba48
-    assert not with_words(w83=0xFFFF, w86=0xFFFF, w87=0xFFFF).lba48, "words without a valid mark count for nothing"
+    assert not with_words(w83=0xFFFF, w86=0xFFFF, w87=0xFFFF).lba48, "words without a valid mark are ignored"
 
 
 def test_the_flush_command_is_the_extended_one_if_there_is_one() -> None:
