@@ -1,19 +1,19 @@
-"""Partition tables: MBR with its chain of logical partitions, and GPT, out of sectors that anybody may have written.
+"""Partition tables: MBR with its chain of logical partitions, and GPT, read from sectors that may hold anything.
 
-Pure.  ``read_table_untrusted`` is a generator that asks for the sectors it needs and gets their bytes, so that a disk
-of terabytes costs a few reads, and a test needs no disk at all.  Sources: UEFI 2.10 chapter 5 for GPT; for MBR what
-fdisk and the Linux kernel agree on.
+Pure.  ``read_table_untrusted`` is a generator: it yields the sectors that it needs and is sent their bytes.  So a disk
+of terabytes costs a few reads, and a test needs no disk.  Sources: UEFI 2.10 chapter 5 for GPT; for MBR what fdisk and
+the Linux kernel agree on.
 
 What holds always:
 
-- The result is sorted, within the disk, and no two partitions of it overlap; or FrameError says in a few words why
-  the table is broken, and then nothing of it is believed.
-- The boot sector of a file system (FAT, exFAT, NTFS end with 55AA too) is no table.
-- Whatever the bytes say, at most ``MAX_CHAIN`` sectors of a chain and three times ``MAX_ENTRIES_BYTES`` are asked for,
+- The partitions in a result are sorted, lie within the disk and do not overlap.  Otherwise FrameError says in a few
+  words why the table is broken, and no part of it is used.
+- The boot sector of a file system is no table (those of FAT, exFAT and NTFS end in 55AA too).
+- Whatever the bytes say, at most ``MAX_CHAIN`` sectors of a chain and three times ``MAX_ENTRIES_BYTES`` are requested,
   all of them within the disk.
 
-Rejected: believing the good entries of a broken table, as the kernel does (a file at the wrong place invites writing
-at the wrong place), and a GPT without its protective MBR (fdisk, parted and the kernel do not see it either).
+Rejected: using the good entries of a broken table, as the kernel does (a file at the wrong place invites writing at the
+wrong place), and a GPT without its protective MBR (fdisk, parted and the kernel do not see it either).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aoefs.errors import FrameError
 from aoefs.protocol.wire import SECTOR_BYTES
 
 MAX_PARTITIONS = 256  # of one disk, as the Linux kernel
-MAX_CHAIN = 128  # extended boot records of one disk; fdisk makes 60 at most
+MAX_CHAIN = 128  # extended boot records of one disk; fdisk makes at most 60
 MAX_ENTRIES_BYTES = 1 << 19  # of a GPT: 4096 entries of the usual size
 
 _ENTRY = struct.Struct("<B3xB3xII")  # of an MBR: status, type, first sector, sectors
@@ -54,13 +54,13 @@ class Partition:
         return self.first + self.sectors
 
 
-Extent = tuple[int, int]  # (first sector, how many) that the parser wants to see
+Extent = tuple[int, int]  # (first sector, how many) that the parser requests
 Reader = Generator[Extent, bytes, tuple[Partition, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """One entry of an MBR or of an extended boot record, as it stands there."""
+    """One entry of an MBR or of an extended boot record, unchecked."""
 
     status: int
     type: int
@@ -69,9 +69,9 @@ class _Slot:
 
 
 def read_table_untrusted(disk_sectors: int) -> Reader:
-    """The partitions of a disk; a disk without a table has none.  FrameError when the table is broken.
+    """The partitions of a disk, none without a table.  FrameError when the table is broken.
 
-    Yields extents within the disk; ``send`` it exactly the bytes of each.
+    Yields extents within the disk, and must be sent exactly the bytes of each.
     """
     boot = yield 0, 1
     slots = _slots(boot)
@@ -83,7 +83,7 @@ def read_table_untrusted(disk_sectors: int) -> Reader:
 
 
 def _checked(found: list[Partition]) -> tuple[Partition, ...]:
-    """Sorted by place for the check, by number for the caller."""
+    """Check the number and the overlap of partitions; the partitions sorted by number."""
     if len(found) > MAX_PARTITIONS:
         raise FrameError(f"{len(found)} partitions, {MAX_PARTITIONS} are the most")
     by_place = sorted(found, key=lambda partition: partition.first)
@@ -104,7 +104,7 @@ def _slots(sector: bytes) -> list[_Slot]:
 
 
 def _is_file_system(boot: bytes) -> bool:
-    """The boot sector of NTFS, exFAT or FAT (a jump, then a sensible BIOS parameter block), which has no table."""
+    """Whether this is the boot sector of NTFS, exFAT or FAT: a jump, then a plausible BIOS parameter block."""
     if boot[0] not in (0xE9, 0xEB):
         return False
     if boot[3:11] in (b"NTFS    ", b"EXFAT   "):
@@ -146,7 +146,7 @@ def _within(number: int, first: int, sectors: int, start: int, end: int) -> Part
 
 
 def _read_chain(area: Partition, logical: list[Partition], seen: set[int]) -> Generator[Extent, bytes, None]:
-    """Append the logical partitions of an extended one: each record holds one of them and the way to the next."""
+    """Append the logical partitions of an extended one: each record holds one and a link to the next record."""
     at: int | None = area.first
     while at is not None:
         if at in seen:
@@ -158,7 +158,7 @@ def _read_chain(area: Partition, logical: list[Partition], seen: set[int]) -> Ge
         slots = _slots(sector)
         if not slots:
             if at == area.first and not any(sector[_TABLE_OFFSET:]):
-                return  # just made, and nothing in it yet
+                return  # a new extended partition without logical ones
             raise FrameError(f"sector {at} holds no extended boot record")
         here, at = at, None
         for slot in slots[:2]:
@@ -194,7 +194,7 @@ class _Header:
 
 
 def _read_gpt(disk_sectors: int) -> Reader:
-    """By the primary header; else by the backup, where that header says or at the end of the disk."""
+    """Use the primary header, or else the backup: where the primary one says, then in the last sector of the disk."""
     complaint = ""
     places = [_PRIMARY_HEADER_LBA, disk_sectors - 1]
     tried: set[int] = set()
@@ -205,7 +205,7 @@ def _read_gpt(disk_sectors: int) -> Reader:
         tried.add(lba)
         try:
             header = _header_untrusted((yield lba, 1), lba, disk_sectors)
-            places.insert(0, header.alternate)  # nearer than the end of a disk that grew
+            places.insert(0, header.alternate)  # not in the last sector if the disk grew
             entries = yield header.entries_lba, header.entries_sectors
             return _entries_untrusted(entries, header)
         except FrameError as error:

@@ -1,7 +1,7 @@
-"""What the kernel lets us change for this mount and this process, where our rights allow it; the collector; malloc.
+"""Settings that make a mount fast, or safe when memory is short: of the kernel, Python's garbage collector and malloc.
 
-Each function that may be refused tries one thing and returns what it could not do, as a sentence for the log, or None;
-nothing here is needed for a mount to be right, only for it to be fast, or safe when memory is short.
+A mount is correct without all of them.  A function that our rights may forbid tries one thing; when that fails it
+returns a line for the log, otherwise None.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests of 1 MiB
 MAX_BACKGROUND = 32  # the kernel's default is 12; a write of 1 MiB takes two here
 MOST_BACKGROUND = 256  # with those that do not count, see engine.disk.Disk.exempt_calls
-GARBAGE_THRESHOLD = 50_000  # objects that were made and not let go; a few MiB
-KEPT_BYTES = 8 << 20  # of freed memory that are kept for the next buffer
+GARBAGE_THRESHOLD = 50_000  # objects allocated and not freed; a few MiB
+KEPT_BYTES = 8 << 20  # of freed memory that malloc keeps
 LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes object, but not libfuse's buffer for it
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_IO_FLUSHER = 57
@@ -36,9 +36,9 @@ def set_read_ahead(device: int) -> str | None:
 
 
 class Background:
-    """How many requests of direct I/O and of read-ahead the kernel lets be under way in the mount ``device``.
+    """How many requests of direct I/O and read-ahead the kernel sends to a mount at once.  ``device`` is its ``st_dev``.
 
-    All others wait in one queue, whichever file they are for.  ``complaint`` says why the bound cannot be changed.
+    All others wait in one queue, whichever file they are for.  ``complaint`` says why the limit cannot be changed.
     """
 
     def __init__(self, device: int) -> None:
@@ -57,7 +57,7 @@ class Background:
             self.complaint = f"max_background stays at the kernel's default: {reason} ({why})"
 
     def allow(self, requests: int) -> None:
-        """Let so many be under way; as many as before where that is more than the kernel grants to users."""
+        """Set the limit; it stays as it was when the kernel grants users less."""
         with contextlib.suppress(OSError):
             self._set(requests)
 
@@ -72,7 +72,7 @@ class Background:
 
 
 def _mounted_fusectl(cleanup: contextlib.ExitStack) -> Path:
-    """Containers often lack the control file system: mount it for a moment in a place of our own."""
+    """Mount fusectl for a moment, in a directory of our own: containers often lack it."""
     place = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="aoefs-fusectl-"))
     subprocess.run(["mount", "-t", "fusectl", "none", place], check=True, capture_output=True)
     cleanup.callback(subprocess.run, ["umount", "--lazy", place], check=False, capture_output=True)
@@ -80,9 +80,9 @@ def _mounted_fusectl(cleanup: contextlib.ExitStack) -> Path:
 
 
 def collect_garbage_rarely() -> None:
-    """Leave what was imported out of every collection, and look for cycles fifty times more rarely.
+    """Exclude imported modules from garbage collection, and collect fifty times more rarely.
 
-    Requests make none; with sixteen of them under way the collector cost the engine a tenth of its time for nothing.
+    Requests make no reference cycles.  With 16 requests under way the collector cost the engine a tenth of its time.
     """
     gc.collect()
     gc.freeze()
@@ -90,11 +90,11 @@ def collect_garbage_rarely() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc (glibc's) give the buffer of the last write to the next one, instead of giving it back to the kernel.
+    """Let glibc's malloc reuse the buffer of one write for the next, instead of returning it to the kernel.
 
     Fresh memory costs a page fault for each 4 KiB: 100 to 180 of them for a write of 1 MiB, a tenth of its time.
-    The buffers in which libfuse receives requests are a page larger; they live as long as a worker, and among those of
-    writes they would leave holes that fit neither.
+    The buffers in which libfuse receives requests are a page larger and live as long as a worker.  They keep their own
+    maps: among the buffers of writes they would leave holes that fit neither.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -103,9 +103,9 @@ def keep_freed_memory() -> None:
 
 
 def become_io_flusher() -> str | None:
-    """Let this process allocate memory while the kernel writes dirty pages back through it (Linux 5.6).
+    """Let this process allocate memory while the kernel writes dirty pages through it (PR_SET_IO_FLUSHER, Linux 5.6).
 
-    Without it a loop device on one of our files can deadlock when memory is short.
+    Without it, a loop device on one of our files can deadlock when memory is short.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
         reason = os.strerror(ctypes.get_errno())
@@ -114,7 +114,7 @@ def become_io_flusher() -> str | None:
 
 
 def avoid_oom_killer() -> str | None:
-    """Ask the OOM killer to look elsewhere: killing a disk frees little and breaks much."""
+    """Ask the OOM killer to spare this process: killing a mount frees little memory and breaks much."""
     try:
         Path("/proc/self/oom_score_adj").write_text("-1000\n")
     except OSError as error:
