@@ -36,7 +36,7 @@ def set_read_ahead(device: int) -> str | None:
 
 
 class Background:
-    """How many requests of direct I/O and read-ahead the kernel sends to a mount at once.  ``device`` is its ``st_dev``.
+    """How many requests of direct I/O and read-ahead the kernel sends a mount at once.  ``device`` is its ``st_dev``.
 
     All others wait in one queue, whichever file they are for.  ``complaint`` says why the limit cannot be changed.
     """
