@@ -1,15 +1,16 @@
-"""setuptools, and the modules of the hot path compiled by mypyc: the build backend that pyproject.toml names.
+"""The build backend that pyproject.toml names: setuptools, with the modules of the hot path compiled by mypyc.
 
-The Python source stays the only source and runs unchanged where nothing is compiled: without a compiler, on an
-interpreter that mypyc does not know, or with ``AOEFS_PURE=1`` in the environment of pip.  Whatever goes wrong with
-compiling is told in one line, and what gets installed then is pure Python.
+The Python sources run unchanged where nothing is compiled: without a compiler, on an interpreter that mypyc does not
+know, or with ``AOEFS_PURE=1`` in the environment of pip.  When compiling fails, one line says why, and pure Python is
+installed.
 
-What holds always: all compiled modules are in one library, ``aoefs/hot__mypyc``, built from one state of the sources
-and as old as that (tests/conftest.py refuses to test one that is older than a source); an sdist holds no C.
+What holds always: all compiled modules are in one library, ``aoefs/hot__mypyc``.  It is built from one state of the
+sources and carries the time of that state (tests/conftest.py does not test a library that is older than a source).  An
+sdist holds no C.
 
-Rejected: hatchling with hatch-mypyc (moves pyproject.toml away while it builds), a setup.py (all else is declared),
-a library per module (twice as long to build, and calls between modules cannot be direct), checking against numpy's
-and trio's types here (a new release of either would decide whether the build succeeds; ``mypy`` in tests/run.sh does).
+Rejected: hatchling with hatch-mypyc (it moves pyproject.toml away while it builds); a setup.py (everything else is
+declared); a library per module (twice the time to build, and no direct calls between modules); checking against the
+types of numpy and trio here (a new release of either could break the build; ``mypy`` in tests/run.sh checks them).
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from setuptools.build_meta import _BuildMetaBackend
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
-_STARTED_AT = time.time()  # what is built is as old as the sources that were read after this
+_STARTED_AT = time.time()  # the time of what is built: the sources are read after this
 
-#: What is compiled: what every request and every frame goes through.  Measured through the library, 4 KiB at MTU 9000
-#: from vblade, medians of 7 alternating turns: two thirds of the processor time, 1.35 times the IOPS of lone reads,
-#: 1.41 times with 16 at once, 1.29 times those of lone writes; 1 MiB writes 1.13 times as fast, reads the same.
-#: (``Final`` on the modules' constants is 1.09 times of that: others are looked up in a dictionary all the same.)
-#: ``inplace`` is 1.04 times the lone reads of a mount.
+#: The compiled modules: those that every request and every frame goes through.  Measured through the library, 4 KiB at
+#: MTU 9000 from vblade, medians of 7 alternating turns: two thirds of the processor time, 1.35 times the IOPS of lone
+#: reads, 1.41 times with 16 at once, 1.29 times those of lone writes; 1 MiB writes 1.13 times as fast, reads the same.
+#: (1.09 times of that comes from ``Final`` on the modules' constants: others are looked up in a dictionary.)
+#: ``engine/inplace`` gives 1.04 times the lone reads of a mount.
 #:
-#: Left out: ``engine`` (mypyc knows no async generators; 1.01 times), ``link`` (once per interface; it hands the kernel
-#: an address whose memory only a local variable holds, see ``aoefs.net.mmsg``), ``errors`` (``--help`` loads it), the
-#: target and the faces.
+#: Not compiled: ``engine/engine`` (mypyc cannot compile async generators; 1.01 times), ``net/packetsocket`` (called once
+#: per interface; it passes the kernel an address whose memory only a local variable holds, see ``net.mmsg``),
+#: ``errors`` (``--help`` loads it), the software target, and everything from ``status`` up.
 COMPILED = (
     "protocol/ata",
     "protocol/wire",
@@ -62,7 +63,7 @@ COMPILED = (
 
 
 def _extensions() -> list[setuptools.Extension]:
-    """The library and a module of one function for each name in it; none when that is not wanted or not possible."""
+    """The library, and a small module for each name in it; none when that is not wanted or not possible."""
     if os.environ.get("AOEFS_PURE", "0") != "0":
         return []
     options = ["--config-file=", "--no-site-packages", "--ignore-missing-imports"]
@@ -72,30 +73,30 @@ def _extensions() -> list[setuptools.Extension]:
         made = mypycify(
             [*options, *(f"aoefs/{name}.py" for name in COMPILED)],
             group_name="aoefs.hot",
-            opt_level="1",  # as fast as 3, and built in two thirds of the time
+            opt_level="1",  # as fast as 3, and takes two thirds of the time to build
         )
-    except (Exception, SystemExit) as failure:  # the latter is how mypyc says that it cannot
+    except (Exception, SystemExit) as failure:  # mypyc exits when it cannot compile something
         _stay_pure(failure)
         return []
     for extension in made:
-        extension.extra_compile_args.append("-Wno-error")  # a newer compiler may warn of what mypyc writes
+        extension.extra_compile_args.append("-Wno-error")  # a newer compiler may warn about mypyc's C
     return made
 
 
 def _stay_pure(reason: BaseException) -> None:
-    why = textwrap.shorten(str(reason), 200)  # some say with which hundred arguments
+    why = textwrap.shorten(str(reason), 200)  # some list a hundred arguments
     print(f"warning: aoefs is installed as pure Python, which is slower: {why}", file=sys.stderr)
 
 
 class BuildExtensions(build_ext):
-    """All of them, or none."""
+    """Builds all extensions, or none."""
 
     def run(self) -> None:
         places = [Path(self.build_lib), Path()] if self.editable_mode else [Path(self.build_lib)]
         _remove_built(*places)
         try:
             super().run()
-        except Exception as failure:  # of many kinds, for a compiler that is not there or does not know its work
+        except Exception as failure:  # of many kinds: the compiler is missing or fails
             _remove_built(*places)
             self.extensions = []
             _stay_pure(failure)
@@ -113,7 +114,7 @@ def _remove_built(*places: Path) -> None:
 
 
 class SourceDistribution(sdist):
-    """With this file."""
+    """An sdist that contains this file."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, [*files, os.path.relpath(__file__)])
@@ -123,7 +124,7 @@ class _Backend(_BuildMetaBackend):
     def run_setup(self, setup_script: str = "setup.py") -> None:
         builds = {"bdist_wheel", "editable_wheel"} & set(sys.argv)
         if "editable_wheel" in builds:
-            _remove_built(Path())  # whatever comes now: what an earlier installation left there is not of these sources
+            _remove_built(Path())  # in any case: those of an earlier installation are not of these sources
         commands: dict[str, Any] = {"build_ext": BuildExtensions, "sdist": SourceDistribution}
         setuptools.setup(ext_modules=_extensions() if builds else [], cmdclass=commands)
 
