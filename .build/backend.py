@@ -35,7 +35,7 @@ _STARTED_AT = time.time()  # the time of what is built: the sources are read aft
 #: (1.09 times of that comes from ``Final`` on the modules' constants: others are looked up in a dictionary.)
 #: ``engine/inplace`` gives 1.04 times the lone reads of a mount.
 #:
-#: Not compiled: ``engine/engine`` (mypyc cannot compile async generators; 1.01 times), ``net/packetsocket`` (called once
+#: Not compiled: ``engine/engine`` (mypyc cannot compile async generators; 1.01 times), ``net/packetsocket`` (used once
 #: per interface; it passes the kernel an address whose memory only a local variable holds, see ``net.mmsg``),
 #: ``errors`` (``--help`` loads it), the software target, and everything from ``status`` up.
 COMPILED = (
