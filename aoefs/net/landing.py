@@ -1,28 +1,30 @@
-"""Answers off the wire: many frames for one system call, each payload landed where the reader wants it.
+"""Answers off the wire: many frames per system call, each payload received where its reader wants it.
 
-Owns the receive memory of one link and the prediction of what comes next.  :meth:`Landing.receive` gives *entries*,
-(run, first, count): good answers whose data are in place; and *odd frames*: whole frames that want judging one by one
-(config answers, errors, other tags, damaged).  A good answer never costs an object of its own.
+Owns the receive memory of one link, and the prediction of which answers come next.  :meth:`Landing.receive` returns
+*entries*, (run, first, count): good answers whose data are in place; and *odd frames*: whole frames that have to be
+checked one by one (config answers, errors, unknown tags, damaged frames).  A good answer never costs an object of its
+own.
 
-**How.**  A ring of message slots.  Each has three pieces: the 36 bytes of headers, the *place*, and the spill.  When a
-run was sent, the places of the next slots are pointed, once, at where its answers belong, and what their headers will
-say is written down beside them.  A batch then takes the slots from the head of the ring, and one comparison of memory
-says that it is what was predicted.  A frame that is not lies in the wrong place (and may go on in the spill): it is
-copied out and, if good, moved; and the ring is laid out anew.
+**How.**  A ring of message slots.  Each slot has three pieces of memory: 36 bytes for the headers, the *place* for the
+payload, and the *spill* for the rest.  When a run was sent, the places of the next slots are pointed at the part of the
+reader's buffer where its answers belong, and the headers that they should have are noted.  A batch then takes the slots
+from the head of the ring, and one comparison of memory shows that it is what was predicted.  A frame that was not
+predicted lies in the wrong place (and may continue in the spill).  It is copied out and, if good, moved to its own
+place; then all slots are pointed again.
 
 What holds always:
 
-- A place belongs to a command that flies, of a request that has not ended, and to one slot only; this is looked at
-  before every batch, run by run.  So a wrong frame there is overwritten by the right one later, and never reaches a
-  reader.  A read of which a command was sent twice has no places: the late answer to the first sending may have
-  filled what the second one would spoil.
-- All wrong frames of a batch are copied out before one of them is moved to its place.
+- A place belongs to a command in flight, of a request that has not ended, and to one slot only.  This is checked before
+  every batch, run by run.  So the right frame overwrites a wrong one in its place, which never reaches a reader.
+- A read of which a command was sent twice has no places: the late answer to the first sending may have filled what a
+  frame in the place of the second one would spoil.
+- All wrong frames of a batch are copied out before the first of them is moved to its place.
 - An entry is made only of an answer on the link and from the MAC that the command was sent to, with its tag, shelf,
-  slot, command, and all of its data; everything else is an odd frame, for ``engine.receiver`` to judge.
+  slot and command, and with all of its data.  Every other frame is odd, and ``engine.receiver`` checks it.
 
-Rejected: predicting by address alone (targets answer out of order by nature: a run that was predicted in vain goes to
-the end of the order), landing all payloads in an arena (one copy more for every byte), and pointing the places before
-every batch (as dear as the batch).
+Rejected: a fixed order of prediction (targets answer out of order; so a run whose answers did not come goes to the end
+of the order), landing all payloads in an arena (one more copy of every byte), and pointing the places before every
+batch (costs as much as the batch itself).
 """
 
 from __future__ import annotations
@@ -44,20 +46,20 @@ from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES
 
 SLOTS: Final = 64  # frames per system call
 RING: Final = 4 * SLOTS  # slots that can be pointed ahead: a request of 1 MiB in jumbo frames takes half of them
-_WORTH_PREDICTING: Final = 3  # commands of a run from which pointing pays; below, a copy is cheaper
+_WORTH_PREDICTING: Final = 3  # commands of a run; below, a copy is cheaper than pointing
 _COMPARED: Final = 7  # words of the header: up to the tag (6), then flags, error, count and status
 _TAG: Final = struct.Struct("!I")
 _OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uintp)
-# On the wire, to be or'ed to the first tag of a block.
+# As on the wire, to be or'ed to the first tag of a block.
 _TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
 
 Entry = tuple[Run, int, int]  # run, first command, number of commands
 
 
 class _Expectation:
-    """What the good answers on a path look like: the words of their headers, and the length of those to writes.
+    """What good answers on a path look like: the words of their headers, and the length of answers to writes.
 
-    The last word and the length are learned from the last good ones, for targets differ in what they say there.
+    The last word and the length are learned from the last good answers, since they differ between targets.
     """
 
     __slots__ = ("length", "words")
@@ -75,12 +77,12 @@ class Landing:
         self._socket = socket
         self._tags = tags
         self._runs: dict[Run, None] = {}  # in flight and worth predicting, in the order in which answers should come
-        self._unpointed: deque[Run] = deque()  # those of them that have no slots yet
+        self._unpointed: deque[Run] = deque()  # the runs of these that have no slots yet
         self._pointed: deque[tuple[Run, int, int, int]] = deque()  # (run, first, count, mask) from the head slot on
         self._head = 0  # the next slot to fill
         self._tail = 0  # the first slot that is not pointed
-        self._placed = 0  # behind all slots that have a place
-        # The slots from ``_alike`` to ``_alike_end`` are laid out for such commands, and want but tags and addresses.
+        self._placed = 0  # the first slot behind all that have a place
+        # The slots from ``_alike`` to ``_alike_end`` are laid out for this shape, and lack only tags and addresses.
         self._shape: tuple[Path, bool, int] | None = None
         self._alike = self._alike_end = 0
         self._strides = _OFFSETS
@@ -90,8 +92,8 @@ class Landing:
         self._statuses = self._headers[:, 27]
         self._wanted = np.zeros((RING, _COMPARED), np.uint32)
         self._wanted_tags = self._wanted[:, 5]
-        self._lengths = np.zeros(RING, np.uint32)  # as the last good ones were
-        self._needed = np.zeros(RING, np.uint32)  # at least
+        self._lengths = np.zeros(RING, np.uint32)  # of the frames, as predicted
+        self._needed = np.zeros(RING, np.uint32)  # the least length of a good answer
         self._expectations: dict[tuple[Path, bool], _Expectation] = {}
         self._vector = MessageVector(RING, 3)
         self._vector.base[:, 0] = address_of(self._headers) + np.arange(RING, dtype=np.uintp) * ATA_BYTES
@@ -99,7 +101,7 @@ class Landing:
         self._allocate_spill()
 
     def _allocate_spill(self) -> None:
-        """A row for each slot of a batch; slots that are never in one batch share it."""
+        """A row for each slot of a batch; slots that are never in the same batch share a row."""
         self._spill_bytes = max(2048, self._socket.mtu + 64)
         self._spill = np.zeros((SLOTS, self._spill_bytes), np.uint8)
         self._spill_view = self._spill.data.cast("B")
@@ -146,11 +148,11 @@ class Landing:
         entries = _matched_slots(self._pointed, matched)
         strays = [slot for slot in range(head, head + received) if slot >= end or not matched[slot - head]]
         odd = self._take_strays(strays, end, entries)
-        self._start_anew(entries)
+        self._unpoint_all(entries)
         return received, entries, odd
 
     def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
-        """As :meth:`receive`, for one frame and without any array: a batch of one is not worth that."""
+        """As :meth:`receive`, for one frame and without arrays, which cost more than one frame."""
         if self._spill_bytes < self._socket.mtu:
             self._allocate_spill()
         try:
@@ -165,11 +167,11 @@ class Landing:
     # ── prediction ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _point_ahead(self) -> None:
-        """See that every pointed slot still has a right to its place, and point the next ones."""
+        """Check that every pointed slot may still use its place, and point the next ones."""
         for run, _, _, mask in self._pointed:
             request = run.request
             if run.flying & mask != mask or request.ended or (request.copies and not request.write):
-                self._start_anew([])
+                self._unpoint_all([])
                 break
         unpointed = self._unpointed
         while unpointed:
@@ -185,7 +187,7 @@ class Landing:
                 if self._tail + count > RING:
                     if self._head < RING // 2:
                         break
-                    self._start_anew([])
+                    self._unpoint_all([])
                     unpointed = self._unpointed
                     continue
                 self._point(run, first, count)
@@ -220,7 +222,7 @@ class Landing:
             self._alike_end = end - 1
 
     def _lay_out(self, run: Run, slot: int, end: int) -> None:
-        """What all answers to such commands have in common."""
+        """Write what all answers to commands of this shape have in common into the slots ``slot`` to ``end``."""
         write = run.request.write
         key = (run.path, write)
         expectation = self._expectations.get(key)
@@ -250,11 +252,11 @@ class Landing:
                 self._runs.pop(run, None)
             count -= commands
         if entries and not pointed:
-            self._start_anew([])
+            self._unpoint_all([])
         return entries
 
-    def _start_anew(self, entries: list[Entry]) -> None:
-        """Point no slot; all that flies gets new ones.  Runs predicted in vain go to the end of the order."""
+    def _unpoint_all(self, entries: list[Entry]) -> None:
+        """Point no slot; what is in flight gets new ones.  Runs that were predicted but did not come go to the end."""
         if entries:
             came = {run for run, _, _ in entries}
             for run in [run for run, *_ in self._pointed if run not in came]:
@@ -266,7 +268,7 @@ class Landing:
         self._unpointed = deque(self._runs)
 
     def _check_one_by_one(self, head: int, end: int) -> list[bool]:
-        """Which of the pointed slots hold what was predicted; what may differ is learned from those that do."""
+        """Which of the pointed slots hold what was predicted; the fields that may vary are learned from these."""
         good = self._statuses[head:end] & FAILED == 0
         good &= self._vector.length[head:end] >= self._needed[head:end]
         good &= (self._words[head:end, :6] == self._wanted[head:end, :6]).all(axis=1)
@@ -284,7 +286,7 @@ class Landing:
     # ── what was not predicted ────────────────────────────────────────────────────────────────────────────────────
 
     def _take_strays(self, strays: Sequence[int], pointed_end: int, entries: list[Entry]) -> list[bytes]:
-        """Judge frames one by one: good answers are moved to their place and become entries, others are odd."""
+        """Check frames one by one: good answers are moved to their place and become entries, others are odd."""
         frames = [self._pieces(slot, slot < pointed_end) for slot in strays]
         odd = []
         for head, data in frames:
@@ -296,7 +298,7 @@ class Landing:
         return odd
 
     def _pieces(self, slot: int, pointed: bool) -> tuple[bytes, bytes | memoryview]:
-        """The headers and the data of the frame in a slot; copied out if they lie in the place of another one."""
+        """The headers and the data of the frame in a slot.  Data that lie in another frame's place are copied out."""
         length = int(self._vector.length[slot])
         head = self._header_bytes[slot * ATA_BYTES : slot * ATA_BYTES + min(length, ATA_BYTES)].tobytes()
         rest = max(0, length - ATA_BYTES)
@@ -306,7 +308,7 @@ class Landing:
         return head, memory_at(int(self._vector.base[slot, 1]), placed) + spilled if pointed else spilled
 
     def _place(self, head: bytes, data: bytes | memoryview) -> Entry | None:
-        """Move a good answer to where it belongs; None when it is anything else."""
+        """Move a good answer to its place; None for any other frame."""
         if len(head) < ATA_BYTES or head[27] & FAILED:
             return None
         tag: int = _TAG.unpack_from(head, 20)[0]
@@ -327,7 +329,7 @@ class Landing:
 
 
 def _matched_slots(pointed: Iterable[tuple[Run, int, int, int]], matched: list[bool]) -> list[Entry]:
-    """The entries of the slots that hold what was predicted, joined where they follow one another."""
+    """The entries of the slots that hold what was predicted; consecutive ones are joined."""
     entries: list[Entry] = []
     slot = 0
     for run, first, count, _ in pointed:

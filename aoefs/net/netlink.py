@@ -1,14 +1,14 @@
-"""The network interfaces of this host, asked from the kernel over rtnetlink: which there are, and what changes.
+"""The network interfaces of this host, from the kernel over rtnetlink: a list, and every change.
 
-Owns the rtnetlink wire format (RTM_GETLINK, RTM_NEWLINK, RTM_DELLINK and four attributes).  Which of the interfaces
-are spoken on is chosen in ``host.interfaces``.
+Owns the rtnetlink wire format (RTM_GETLINK, RTM_NEWLINK, RTM_DELLINK and four attributes).  ``host.interfaces`` chooses
+which interfaces are used.
 
-What holds always: an unreadable piece of a netlink message ends its own message and raises nothing; an
-:class:`InterfaceMonitor` yields only what differs from what its user knows, so that after lost messages (ENOBUFS) one
-new listing puts everything right.
+What holds always: a part of a netlink message that cannot be read ends its own message and raises nothing; an
+:class:`InterfaceMonitor` yields only differences to what it has yielded before, so that one new list is enough after
+messages were lost (ENOBUFS).
 
-Rejected: /sys/class/net (belongs to the network namespace of whoever mounted sysfs, and cannot be waited for);
-libraries (one request and one message layout do not pay for a dependency).
+Rejected: /sys/class/net (it shows the network namespace in which sysfs was mounted, and cannot be waited for);
+libraries (one request and one message layout are not worth a dependency).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _ERROR = struct.Struct("=i")
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x001, 0x300
-_NLM_F_DUMP_INTR = 0x010  # links changed while the kernel listed them
+_NLM_F_DUMP_INTR = 0x010  # interfaces changed while the kernel listed them
 _RTMGRP_LINK = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING, _IFF_NOARP = 0x01, 0x08, 0x40, 0x80
 _ARPHRD_ETHER = 1
 
-_RECEIVE_BYTES = 65536  # the kernel fills at most 32 KiB per message of a listing
+_RECEIVE_BYTES = 65536  # the kernel sends a list in datagrams of at most 32 KiB
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface as the kernel described it last.
+    """One interface as the kernel last described it.
 
-    ``mtu`` is in bytes; ``up`` is the administrator's wish (IFF_UP), ``running`` says that there is a carrier too;
-    ``ethernet`` that frames to and from other machines make sense (no loopback, no NOARP dummy); ``master`` is the
-    index of the bridge or bond that this interface is a port of, 0 without one.
+    ``mtu`` is in bytes.  ``up`` is set by the administrator (IFF_UP); with ``running`` there is a carrier too.
+    ``ethernet`` interfaces can reach other machines (no loopback, no NOARP dummy).  ``master`` is the index of the
+    bridge or bond that this interface is a port of, or 0.
     """
 
     index: int
@@ -66,11 +66,11 @@ class InterfaceGone:
     name: str
 
 
-# ── bytes from the kernel ─────────────────────────────────────────────────────────────────────────────────────────
+# ── messages ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(type, flags, body) of each netlink message in a datagram; ends at the first that does not fit."""
+    """(type, flags, body) of each netlink message in a datagram, up to the first that does not fit."""
     offset = 0
     while offset + _MESSAGE.size <= len(data):
         length, kind, flags, _, _ = _MESSAGE.unpack_from(data, offset)
@@ -95,8 +95,8 @@ def _parse_attributes(data: bytes) -> dict[int, bytes]:
 def parse_link(body: bytes) -> Interface | None:
     """The interface that an RTM_NEWLINK or RTM_DELLINK is about.
 
-    None for what cannot be read, and for the messages of family AF_BRIDGE: their DELLINK means that a port left its
-    bridge, not that the interface is gone.
+    None for a message that cannot be read, and for family AF_BRIDGE: its DELLINK means that a port left its bridge, not
+    that the interface is gone.
     """
     if len(body) < _LINK.size:
         return None
@@ -123,7 +123,7 @@ def parse_link(body: bytes) -> Interface | None:
     )
 
 
-# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the kernel ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def list_interfaces() -> list[Interface]:
@@ -140,7 +140,7 @@ def list_interfaces() -> list[Interface]:
 
 
 def _receive_listing(sock: socket.socket) -> list[Interface] | None:
-    """The answer to a listing request; None when it was disturbed and must be asked again."""
+    """The answer to a request for the list; None when interfaces changed meanwhile and it must be requested again."""
     found: dict[int, Interface] = {}
     disturbed = False
     while True:
@@ -156,20 +156,20 @@ def _receive_listing(sock: socket.socket) -> list[Interface] | None:
 
 
 class InterfaceMonitor:
-    """An async iterator (trio) over what changes: an :class:`Interface` as it is now, or :class:`InterfaceGone`.
+    """An async iterator (trio) over changes: an :class:`Interface` as it is now, or :class:`InterfaceGone`.
 
-    ``interfaces`` is the listing at the start, by index, and is kept up to date; only differences to it are yielded.
-    A renamed interface is gone under its old name first.  To be closed after use (a context manager).
+    ``interfaces`` is the list at the start, by index, and is kept up to date; only differences to it are yielded.  A
+    renamed interface is first gone under its old name.  A context manager, which closes ``socket``.
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         try:
-            self._socket.setblocking(False)
-            self._socket.bind((0, _RTMGRP_LINK))  # before the listing, so that nothing falls between
+            self.socket.setblocking(False)
+            self.socket.bind((0, _RTMGRP_LINK))  # before the list, so that no change is missed
             self.interfaces = {interface.index: interface for interface in list_interfaces()}
         except BaseException:
-            self._socket.close()
+            self.socket.close()
             raise
         self._pending: deque[Interface | InterfaceGone] = deque()
 
@@ -180,29 +180,30 @@ class InterfaceMonitor:
         import trio  # here, since the command line imports this module before it knows whether it needs trio
 
         while not self._pending:
-            await trio.lowlevel.wait_readable(self._socket)
+            await trio.lowlevel.wait_readable(self.socket)
             self.receive_nowait()
         return self._pending.popleft()
 
-    def receive_nowait(self) -> None:
-        """Take in what the kernel has sent so far."""
+    def receive_nowait(self) -> int:
+        """Process what the kernel has sent so far; how many changes are to be yielded now."""
         lost = False
         while True:
             try:
-                data, (port, _) = self._socket.recvfrom(_RECEIVE_BYTES)
+                data, (port, _) = self.socket.recvfrom(_RECEIVE_BYTES)
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                lost = True  # what is still queued is older than what was lost: passed over, then listed anew
+                lost = True  # what is still queued is older than what was lost: skip it, then list again
                 continue
             if port == 0 and not lost:  # port 0 is the kernel
-                self._take(data)
+                self._process(data)
         if lost:
             self._resynchronise()
+        return len(self._pending)
 
-    def _take(self, data: bytes) -> None:
+    def _process(self, data: bytes) -> None:
         for kind, _, body in parse_messages(data):
             interface = parse_link(body) if kind in (_RTM_NEWLINK, _RTM_DELLINK) else None
             if interface is None:
@@ -234,7 +235,7 @@ class InterfaceMonitor:
             self._note(interface)
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
     def __enter__(self) -> InterfaceMonitor:
         return self

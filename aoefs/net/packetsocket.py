@@ -1,14 +1,13 @@
-"""One local interface that we speak AoE on: a raw packet socket with its filter, buffers and counters.
+"""A raw packet socket for AoE on one local interface, with its filter, its buffers and its counters.
 
-Owns the socket.  Frames in bulk go through ``net.landing`` and ``net.sending``, which use
-:attr:`PacketSocket.descriptor` with vectors of messages; this module keeps what both need and the plain way for a
-lone frame.
+Owns the socket, and sends lone frames.  Frames in bulk go through ``net.landing`` and ``net.sending``, which use
+:attr:`PacketSocket.descriptor` with vectors of messages.
 
-What holds always: the filter is attached before the socket is bound (no stray frame is ever queued); frames that
-this host sends are never received back (PACKET_IGNORE_OUTGOING); an initiator's link passes only answers to us, so
-that other initiators on the same wire cost nothing.
+What holds always: the filter is attached before the socket is bound, so no other frame is ever queued; frames that this
+host sends are never received (PACKET_IGNORE_OUTGOING); the filter of an initiator passes only answers to us, so that
+other initiators on the same wire cost nothing.
 
-Rejected: one socket for all interfaces (answers could not be tied to the link they came on before being read).
+Rejected: one socket for all interfaces (the link of an answer would be unknown until the answer was read).
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ _SO_RCVBUFFORCE = 33
 RECEIVE_BUFFER_BYTES = 16 << 20  # 64 jumbo frames of each of 24 targets; the kernel charges twice the bytes
 SEND_BUFFER_BYTES = 4 << 20
 
-#: errno values of a send or receive that mean "the interface is gone or down", not "try again later".
+#: errno values of a send or receive that mean "the interface is gone or down".
 LINK_DOWN = frozenset({errno.ENETDOWN, errno.ENXIO, errno.ENODEV})
-#: errno values of a send that mean "no room now".
+#: errno values of a send that mean "no room now, try again later".
 LINK_FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 _LD_B, _LD_H, _LD_W = 0x30, 0x28, 0x20  # BPF_LD | BPF_ABS of 1, 2, 4 bytes
@@ -46,7 +45,7 @@ _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
 
 
 class Role(Enum):
-    """Which side of AoE a link serves; decides the socket filter."""
+    """The side of AoE that a socket is for; decides its filter."""
 
     INITIATOR = "initiator"
     TARGET = "target"
@@ -56,7 +55,7 @@ def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
     """Classic BPF as (code, jump if true, jump if false, constant); the last two instructions accept and reject."""
     mac_high, mac_low = struct.unpack("!IH", mac)
     broadcast_high, broadcast_low = struct.unpack("!IH", BROADCAST_MAC)
-    # (code, constant, where to go if true, where to go if false): a name, or None for the next instruction
+    # (code, constant, label to jump to if true, if false); None for the next instruction
     steps: list[tuple[int, int, str | None, str | None]] = [
         (_LD_H, 12, None, None),
         (_JEQ, ETHERTYPE, None, "reject"),
@@ -75,7 +74,7 @@ def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
     else:
         steps += [
             (_JSET, 0x08, None, "reject"),
-            (_LD_B, 19, None, None),  # a config answer, or a tag that a user-space initiator made
+            (_LD_B, 19, None, None),  # a config answer, or the tag of a user-space initiator
             (_JEQ, 1, "accept", None),
             (_LD_B, 20, None, None),
             (_JSET, 0x80, "accept", "reject"),
@@ -91,7 +90,6 @@ def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
 
 def _attach_filter(sock: socket.socket, role: Role, mac: bytes) -> None:
     program = b"".join(struct.pack("HBBI", *instruction) for instruction in _filter_program(role, mac))
-
     memory = ctypes.create_string_buffer(program, len(program))
     sock.setsockopt(
         socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(memory))
@@ -124,16 +122,16 @@ class PacketSocket:
         self.interface = interface
         self.up = True
         self.rx_frames = 0
-        self.rx_unknown = 0  # answers to nothing that we sent or still remember
+        self.rx_unknown = 0  # answers to commands that we never sent or no longer remember
         self.tx_frames = 0
         self.tx_full = 0  # how often the socket had no room
-        self.rx_dropped = 0  # for want of buffer, as of the last statistics()
+        self.rx_dropped = 0  # frames lost because the buffer was full; counted by statistics()
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
             sock.setblocking(False)
             try:
                 self.index = socket.if_nametoindex(interface)
-            except OSError as error:  # it comes without an errno
+            except OSError as error:  # it has no errno
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), interface) from error
             self.mac = self._hardware_address(sock)
             _attach_filter(sock, role, self.mac)
@@ -163,7 +161,7 @@ class PacketSocket:
 
     @property
     def max_sectors(self) -> int:
-        """Sectors that a frame on this link can carry."""
+        """Sectors that a frame on this interface holds."""
         return payload_sectors(self.mtu)
 
     def refresh(self) -> None:
@@ -173,7 +171,7 @@ class PacketSocket:
     def send(self, *pieces: bytes | memoryview) -> bool:
         """Send one frame made of ``pieces``; False when there was no room or the interface is down.
 
-        A frame that did not go out is lost like one that the wire dropped: whoever sent it sends again.
+        A frame that did not go out is lost, like one that is lost on the wire: the sender sends it again later.
         """
         try:
             self.socket.sendmsg(pieces)
@@ -184,7 +182,7 @@ class PacketSocket:
         return True
 
     def on_send_error(self, error: OSError) -> None:
-        """Count a refused send; anything but "no room" and "down" is a defect and raised again."""
+        """Count a failed send.  An error other than "no room" or "down" is a defect of ours, and raised again."""
         if error.errno in LINK_FULL:
             self.tx_full += 1
         elif error.errno in LINK_DOWN:
@@ -196,7 +194,7 @@ class PacketSocket:
             raise error
 
     def statistics(self) -> LinkStatistics:
-        """A frozen picture; asking the kernel for its drop counter resets that, so it is summed here."""
+        """A snapshot.  Reading the kernel's drop counter resets it, so it is added up here."""
         with contextlib.suppress(OSError):
             answer = self.socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
             self.rx_dropped += struct.unpack("II", answer)[1]

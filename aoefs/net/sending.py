@@ -1,10 +1,10 @@
-"""Runs onto the wire: the headers of a whole batch built at once, the payload gathered from the writer's buffer.
+"""Runs onto the wire: the headers of a whole batch are made at once, the payload is sent from the writer's buffer.
 
-Owns the header memory of one link.  :meth:`Sending.send` puts a Run on the wire and says how much of it the socket
-took.  Runs of one or two commands go the plain way (``struct`` and ``send``): numpy and ``ctypes`` cost more than a
-microsecond a call, which only a batch earns back.
+Owns the header memory of one link.  :meth:`Sending.send` sends a run and returns how much of it the socket took.  Runs
+of one or two commands are sent one by one (``struct`` and ``send``): numpy and ``ctypes`` cost more than a microsecond
+a call, which only a batch earns back.
 
-What holds always: a header is padded to 60 bytes unless data follow; nothing is kept of a buffer after the call.
+What holds always: a header is padded to 60 bytes unless data follow; nothing of a buffer is kept after the call.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from aoefs.net.packetsocket import LINK_FULL, PacketSocket
 from aoefs.protocol.ata import DEVICE_LBA, TRANSFERS, transfer_registers
 from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES
 
-_PLAIN_COMMANDS: Final = 2  # up to so many, a plain send each is faster than a vector
+_FEW_COMMANDS: Final = 2  # up to here a system call each is faster than a vector
 _TAIL: Final = struct.Struct("!I4B")  # tag, AFlags, feature, count, command; the LBA follows
 _LBA: Final = struct.Struct("<Q")
 _PADDING: Final = bytes(MIN_FRAME_BYTES - ATA_BYTES)
 _OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uint64)
-# On the wire, to be or'ed to the first tag of a block.
+# As on the wire, to be or'ed to the first tag of a block.
 _TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
 
 
@@ -42,24 +42,24 @@ class Sending:
         self._tags = self._headers[:, 20:24].view(np.uint32)[:, 0]
         self._counts = self._headers[:, 26]
         self._lbas = self._headers[:, 28:36].view("<u8")[:, 0]
-        self._shape: tuple[Path, bool, int, bool] | None = None  # what the constant parts of the headers were made for
-        self._steps = _OFFSETS  # of the LBAs, and of the addresses
+        self._shape: tuple[Path, bool, int, bool] | None = None  # that the constant parts of the headers were made for
+        self._steps = _OFFSETS  # from one LBA to the next
         self._strides = _OFFSETS.astype(np.uintp)
 
     def send(self, run: Run) -> int:
-        """Put ``run`` on the wire; how many of its commands the socket took.
+        """Send ``run``; how many of its commands the socket took.
 
-        A link that is down takes all of them: they are lost, and recovery moves them to another path.
+        A link that is down takes all of them: they are lost, and recovery sends them on another path.
         """
         try:
-            sent = self._send_plain(run) if run.count <= _PLAIN_COMMANDS else self._send_vector(run)
+            sent = self._send_one_by_one(run) if run.count <= _FEW_COMMANDS else self._send_vector(run)
         except OSError as error:
             self._socket.on_send_error(error)
             return 0 if error.errno in LINK_FULL or error.errno == errno.EMSGSIZE else run.count
         self._socket.tx_frames += sent
         return sent
 
-    def _send_plain(self, run: Run) -> int:
+    def _send_one_by_one(self, run: Run) -> int:
         request, path, raw = run.request, run.path, self._socket.socket
         flags, opcode = TRANSFERS[request.write, path.lba48]
         device = 0 if path.lba48 else DEVICE_LBA
@@ -109,7 +109,7 @@ class Sending:
                 vector.size[count - 1, 1] = step * SECTOR_BYTES
 
     def _lay_out(self, path: Path, write: bool, step: int, lba48: bool) -> None:
-        """Fill what all headers of such runs have in common."""
+        """Write what all headers of such runs have in common."""
         registers = transfer_registers(0, step, write=write, lba48=lba48)
         head = path.request_head + _TAIL.pack(0, registers.flags, 0, step, registers.command)
         self._headers[:, : len(head)] = np.frombuffer(head, np.uint8)

@@ -160,7 +160,7 @@ def test_many_interfaces_need_several_answers_and_all_are_listed(lab: Lab) -> No
         assert sum(interface.name.startswith("d") for interface in list_interfaces()) == 100
 
 
-async def test_the_monitor_tells_each_change_once(lab: Lab) -> None:
+async def test_the_monitor_yields_each_change_once(lab: Lab) -> None:
     with lab.inside(INITIATOR), InterfaceMonitor() as monitor, trio.fail_after(10):
         aoe0 = next(interface for interface in monitor.interfaces.values() if interface.name == "aoe0")
         lab.ip(INITIATOR, "link", "set", "aoe0", "mtu", 1400)
@@ -192,7 +192,7 @@ async def test_leaving_a_bridge_is_not_going_away(lab: Lab) -> None:
 
 async def test_after_lost_messages_the_monitor_is_right_again(lab: Lab) -> None:
     with lab.inside(INITIATOR), InterfaceMonitor() as monitor, trio.fail_after(30):
-        monitor._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        monitor.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         script = "for n in $(seq 50); do echo link add d$n type bridge; done | ip -batch -; ip link del d50"
         lab.run(INITIATOR, ["sh", "-c", script])
         lab.ip(INITIATOR, "link", "set", "aoe0", "mtu", 1300)
@@ -202,7 +202,7 @@ async def test_after_lost_messages_the_monitor_is_right_again(lab: Lab) -> None:
         assert len(monitor.interfaces) == len(known) + 49
 
 
-async def test_messages_older_than_the_lost_ones_are_passed_over(lab: Lab) -> None:
+async def test_messages_older_than_the_lost_ones_are_skipped(lab: Lab) -> None:
     class Scripted:
         def __init__(self, *answers: bytes | OSError) -> None:
             self.answers = list(answers)
@@ -217,12 +217,11 @@ async def test_messages_older_than_the_lost_ones_are_passed_over(lab: Lab) -> No
         known = dict(monitor.interfaces)
         body = link_message(*NAMED)
         stale = struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body
-        with monitor._socket:
-            monitor._socket = Scripted(OSError(errno.ENOBUFS, "lost"), stale, BlockingIOError())  # type: ignore[assignment]
-            monitor.receive_nowait()
+        real = monitor.socket
+        monitor.socket = Scripted(OSError(errno.ENOBUFS, "lost"), stale, BlockingIOError())  # type: ignore[assignment]
+        assert monitor.receive_nowait() == 0, "no eth7 that came and went"
         assert monitor.interfaces == known
-        assert not monitor._pending  # no eth7 that came and went
-        monitor._socket = Scripted(stale, BlockingIOError())  # type: ignore[assignment]
-        monitor.receive_nowait()
+        monitor.socket = Scripted(stale, BlockingIOError())  # type: ignore[assignment]
+        assert monitor.receive_nowait() == 1
         assert monitor.interfaces[7].name == "eth7"
-        monitor._socket = socket.socket()
+        monitor.socket = real
