@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aoefs.status.console import View, picture
+from aoefs.status.console import View, draw
 from aoefs.status.history import History
 from tests.lab import INITIATOR, Lab, require, wait_until
 
@@ -69,7 +69,7 @@ def main() -> int:
     with Lab(mtu=9000, pairs=2) as lab:
         history = play(lab)
     console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
-    console.print(picture(history, View(), WIDTH, HEIGHT), end="")
+    console.print(draw(history, View(), WIDTH, HEIGHT), end="")
     file = Path(sys.argv[1]) if len(sys.argv) > 1 else FILE
     svg = console.export_svg(title=f"aoefs status {POINT}", unique_id="aoefs")
     file.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")

@@ -144,6 +144,11 @@ def add_interface_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
+    """``-v``, the same for all commands: ``arguments.verbose`` says how often it was given."""
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+
+
 def add_mount_options(parser: argparse.ArgumentParser) -> None:
     """The options of a mount; all are known to ``-o`` too, and all but ``config`` to the file."""
     add_interface_argument(parser)

@@ -85,7 +85,7 @@ class Control:
         }
 
     def _read_events(self) -> bytes:
-        return b"".join(format_event(event).encode() + b"\n" for event in self._events.picture())
+        return b"".join(format_event(event).encode() + b"\n" for event in self._events.snapshot())
 
     async def _discover(self, order: bytes) -> None:
         self._engine.roster.discover()

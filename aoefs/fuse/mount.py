@@ -37,8 +37,9 @@ from aoefs.fuse.operations import AoeOperations
 from aoefs.fuse.options import MountOptions
 from aoefs.fuse.readahead import ReadAheads
 from aoefs.host import interfaces, mountpoint
-from aoefs.host.background import LogLimit, Ready
+from aoefs.host.background import Ready
 from aoefs.host.service import PidFile, notify
+from aoefs.host.systemlog import LogLimit
 from aoefs.net.netlink import Interface, InterfaceMonitor
 from aoefs.protocol.wire import format_mac, payload_sectors
 from aoefs.status.events import EventRing
@@ -186,7 +187,7 @@ class Mount:
     def _status(self, engine: Engine) -> dict[str, object]:
         return status_report(
             engine.statistics(),
-            self._events.picture(),
+            self._events.snapshot(),
             mountpoint=self._options.mountpoint,
             pid=os.getpid(),
             version=__version__,

@@ -36,7 +36,7 @@ class EventRing(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._events.append(Event(record.created, record.levelname.lower(), " ".join(record.getMessage().split())))
 
-    def picture(self) -> tuple[Event, ...]:
+    def snapshot(self) -> tuple[Event, ...]:
         """What is in the ring, the oldest first."""
         return tuple(self._events)
 

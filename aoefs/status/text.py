@@ -1,18 +1,42 @@
-"""How targets are shown in a table, for every command that lists some.
+"""Text for people: what may reach a terminal or a log, and figures of a fixed width.
 
-What holds always: text that came from the network (config string, model, serial number) reaches a terminal only with
-its control characters made visible.
+What always holds: text of the network or the system (config strings, models, names of interfaces and processes) is
+shown only as :func:`printable` returns it.  Lines (:func:`to_stderr`), tables (``status.tables``), the console
+(``status.layout``) and the log (``host.systemlog``) see to that themselves; nothing else prints such text.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-Target = Mapping[str, Any]
+BARS = "▁▂▃▄▅▆▇█"
 
-_FOLDED = ("model", "serial", "config")  # on a narrow terminal
+
+def printable(value: object) -> str:
+    """The text without anything that a terminal would obey: control characters become ``\\x1b`` and the like."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one blank."""
+    return " ".join(text.split())
+
+
+def to_stderr(message: str) -> None:
+    """Print one line for a person: ``aoefs: message``."""
+    print(f"aoefs: {printable(one_line(message))}", file=sys.stderr)
+
+
+# ── figures ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def three_digits(value: float) -> str:
+    """A number below 999.5 with three significant digits, in at most four characters: ``1.00``, ``10.0``, ``999``."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def format_size(size: int) -> str:
@@ -26,58 +50,30 @@ def format_size(size: int) -> str:
     return f"{three_digits(value)} {units[0]}"
 
 
-def three_digits(value: float) -> str:
-    """A number below 999.5 with three significant digits, in at most four characters: ``1.00``, ``10.0``, ``999``."""
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+def format_count(count: float) -> str:
+    """At most five characters: ``0``, ``9999``, ``12.3k``, ``456M``."""
+    if count < 9999.5:
+        return f"{count:.0f}"
+    power = 1
+    while count >= 999.5 * 1000**power and power < 4:
+        power += 1
+    count /= 1000**power
+    return f"{count:.{1 if count < 99.95 else 0}f}{'kMGT'[power - 1]}"
 
 
-def printable(value: object) -> str:
-    """Text from the network without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(value))
+def format_us(microseconds: float | None) -> str:
+    """At most six characters: ``85µs``, ``1.23ms``, ``12.3s``, and ``-`` for what was not measured."""
+    if not microseconds:
+        return "-"
+    if microseconds < 999.5:
+        return f"{microseconds:.0f}µs"
+    value, unit = (microseconds / 1e3, "ms") if microseconds < 999.5e3 else (microseconds / 1e6, "s")
+    return f"{three_digits(value)}{unit}"
 
 
-def target_row(target: Target) -> list[str]:
-    """The cells of one target (a JSON object of ``discover`` or ``status``) under the columns of ``discover``."""
-    paths = target["paths"]
-    sectors = sorted({int(path["sectors"]) for path in paths})
-    cells = (
-        target["name"],
-        "" if target["size"] is None else format_size(target["size"]),
-        target["model"],
-        target["serial"],
-        ",".join(_interfaces(paths)),
-        "/".join(str(512 * count) for count in sectors),
-        target["state"],
-        target["config"] or "",
-    )
-    return [printable(cell) for cell in cells]
-
-
-def _interfaces(paths: Sequence[Target]) -> Iterator[str]:
-    """``aoe0``, or ``aoe0(dead)`` when nothing gets through there, or how many of its paths are dead."""
-    healthy: dict[str, list[bool]] = {}
-    for path in paths:
-        healthy.setdefault(str(path["interface"]), []).append(path.get("healthy", True))
-    for name, ways in healthy.items():
-        dead = ways.count(False)
-        share = f"{dead} of {len(ways)} " if dead < len(ways) else ""
-        yield f"{name}({share}dead)" if dead else name
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for a person; aligned plain text without any decoration when the output is not a terminal."""
-    if not sys.stdout.isatty():
-        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-        for row in (columns, *rows):
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last ``width`` values as bars.  The largest is full; zero, and nothing else, is the lowest."""
+    shown = list(values)[-width:] if width > 0 else []
+    top = max(shown, default=0.0)
+    bars = (BARS[max(1, round(value / top * (len(BARS) - 1)))] if value > 0 else BARS[0] for value in shown)
+    return "".join(bars).rjust(width)

@@ -1,6 +1,6 @@
 """Statuses of a mount for tests of what shows them: real statistics of a real engine on a simulated segment.
 
-:func:`statuses` plays ten seconds under the virtual clock and takes a picture after each: e0.0 is read, more every
+:func:`statuses` plays ten seconds under the virtual clock and takes a snapshot after each: e0.0 is read, more every
 second; e0.1 is written over two paths of which one falls silent; e0.2 dies; e5.14 idles.  The same every time.
 """
 
@@ -24,8 +24,8 @@ from tests.scene import SimulatedTarget, open_scene, target_mac
 
 DEADSECS = 3.0
 BEGAN = 1_700_000_000.0
-PICTURES = 11
-SILENT_AFTER = 5  # pictures: then e0.2 is dead, and one path of e0.1
+SNAPSHOTS = 11
+SILENT_AFTER = 5  # snapshots: then e0.2 is dead, and one path of e0.1
 
 
 class _Events(logging.Handler):
@@ -51,7 +51,7 @@ class _Events(logging.Handler):
         log.propagate = True
 
 
-def _picture(engine: Engine, events: _Events) -> dict[str, Any]:
+def _snapshot(engine: Engine, events: _Events) -> dict[str, Any]:
     """What a program reads from ``.aoefs/status.json``."""
     status = status_report(engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="1.0")
     copy: dict[str, Any] = json.loads(json.dumps({**status, "events": events.events}))
@@ -60,7 +60,7 @@ def _picture(engine: Engine, events: _Events) -> dict[str, Any]:
 
 @functools.cache
 def statuses() -> tuple[dict[str, Any], ...]:
-    """One picture a second; treat them as frozen."""
+    """One snapshot a second; treat them as frozen."""
     with _Events() as events:
         return tuple(trio.run(_play, events, clock=MockClock(autojump_threshold=0)))
 
@@ -69,17 +69,17 @@ async def _play(events: _Events) -> list[dict[str, Any]]:
     async with open_scene(Settings(deadsecs=DEADSECS, shards=2)) as scene:
         targets = [scene.add_target(shelf, slot, sectors=512) for shelf, slot in ((0, 0), (0, 1), (0, 2), (5, 14))]
         wire, _ = scene.add_wire()
-        second = SimulatedTarget(wire, targets[1].export, mac=target_mac(99))
+        backup = SimulatedTarget(wire, targets[1].export, mac=target_mac(99))
         await trio.sleep(1.0)
         disks = [await scene.disk(0, slot) for slot in range(3)]
-        found = [_picture(scene.engine, events)]
-        for picture in range(1, PICTURES):
-            scene.nursery.start_soon(_read, disks[0], picture, 128)
-            scene.nursery.start_soon(_write, disks[1], picture)
+        found = [_snapshot(scene.engine, events)]
+        for second in range(1, SNAPSHOTS):
+            scene.nursery.start_soon(_read, disks[0], second, 128)
+            scene.nursery.start_soon(_write, disks[1], second)
             scene.nursery.start_soon(_read, disks[2], 1, 1)
             await trio.sleep(1.0)
-            second.silent = targets[2].silent = picture >= SILENT_AFTER
-            found.append(_picture(scene.engine, events))
+            backup.silent = targets[2].silent = second >= SILENT_AFTER
+            found.append(_snapshot(scene.engine, events))
         return found
 
 

@@ -1,4 +1,4 @@
-"""The picture of a mount, drawn from the statistics of a real engine: what it shows, and that it always fits."""
+"""The console of a mount, drawn from the statistics of a real engine: what it shows, and that it always fits."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from aoefs.status.console import SORTS, View, format_count, format_us, picture, plain, sparkline
+from aoefs.status.console import SORTS, View, draw, plain
 from aoefs.status.history import History
 from tests.status.records import statuses
 
 SIZES = [(80, 24), (200, 50)]
 
 
-def history_of(pictures: Sequence[dict[str, Any]] | None = None) -> History:
+def history_of(snapshots: Sequence[dict[str, Any]] | None = None) -> History:
     history = History()
-    for number, status in enumerate(statuses() if pictures is None else pictures):
+    for number, status in enumerate(statuses() if snapshots is None else snapshots):
         history.add(status, float(number))
     return history
 
 
 def many(count: int) -> History:
     """A mount of so many targets, in the states and with the loads of those of the play."""
-    pictures = []
+    snapshots = []
     for status in statuses():
         targets = []
         for number in range(count):
             target = status["targets"][number % len(status["targets"])]
             where = {"name": f"e{number // 16}.{number % 16}", "shelf": number // 16, "slot": number % 16}
             targets.append({**target, **where, "read_bytes": target["read_bytes"] * (number + 1)})
-        pictures.append({**status, "targets": targets})
-    return history_of(pictures)
+        snapshots.append({**status, "targets": targets})
+    return history_of(snapshots)
 
 
-def draw(
+def drawn(
     history: History, width: int, height: int | None = None, view: View | None = None, *, notice: str = ""
 ) -> list[str]:
     """The lines as a terminal shows them, without colours; blanks at their ends are cut."""
     console = Console(width=width, height=height, color_system=None, force_terminal=True, legacy_windows=False)
     with console.capture() as capture:
-        console.print(picture(history, view or View(), width, height, notice=notice), end="")
+        console.print(draw(history, view or View(), width, height, notice=notice), end="")
     return [line.rstrip() for line in capture.get().split("\n")]
 
 
@@ -73,7 +73,7 @@ def rows(lines: Sequence[str], heading: str) -> list[list[str]]:
 
 
 def test_at_80_columns_the_whole_mount_is_told() -> None:
-    lines = draw(history_of(), 80, 24)
+    lines = drawn(history_of(), 80, 24)
     assert lines[0].split()[:6] == ["aoefs", "/mnt/aoe", "4", "targets,", "1", "down"]
     assert lines[1].split() == words("TARGET▲ STATE SIZE READ/s WRITE/s IOPS p50 p99 ERR")
     targets = {row[0]: row for row in rows(lines, "TARGET")}
@@ -89,7 +89,7 @@ def test_at_80_columns_the_whole_mount_is_told() -> None:
 
 
 def test_at_200_columns_nothing_is_left_out() -> None:
-    lines = draw(history_of(), 200, 50)
+    lines = drawn(history_of(), 200, 50)
     assert lines[1].split() == (
         words("TARGET▲ STATE SIZE MODEL SERIAL READ/s WRITE/s IOPS p50 p99 r-p99 w-p99 FLIGHT QUEUE RTT RESENT ERR")
     )
@@ -102,19 +102,19 @@ def test_at_200_columns_nothing_is_left_out() -> None:
 
 
 def test_a_path_in_trouble_comes_first_however_little_room_there_is() -> None:
-    paths = rows(draw(many(40), 80, 24), "PATH")
+    paths = rows(drawn(many(40), 80, 24), "PATH")
     assert paths[0][1] == "silent"
 
 
 def test_a_target_that_is_down_has_no_good_path() -> None:
-    paths = [row for row in rows(draw(history_of(), 200, 50), "PATH") if row[0] == "e0.2"]
+    paths = [row for row in rows(drawn(history_of(), 200, 50), "PATH") if row[0] == "e0.2"]
     assert [row[1] for row in paths] == ["silent"]
 
 
 def test_the_last_events_come_first() -> None:
     status = copy.deepcopy(statuses()[-1])
     status["events"] = [{"time": 1.7e9 + n, "level": "info", "text": f"event {n}"} for n in range(50)]
-    shown = [row[-1] for row in rows(draw(history_of([status]), 80, 24), "EVENT")]
+    shown = [row[-1] for row in rows(drawn(history_of([status]), 80, 24), "EVENT")]
     assert shown[:2] == ["49", "48"]
     assert shown[-1] == "more"
 
@@ -122,7 +122,7 @@ def test_the_last_events_come_first() -> None:
 def test_a_mount_without_targets_and_events_says_so() -> None:
     status = {**statuses()[-1], "targets": [], "events": []}
     del status["events"]
-    lines = draw(history_of([status]), 80, 24)
+    lines = drawn(history_of([status]), 80, 24)
     assert lines[0].split() == ["aoefs", "/mnt/aoe", "0", "targets"]
     assert lines[2] == "no target answers yet"
     assert not [line for line in lines if line.startswith(("PATH", "EVENT"))]
@@ -130,18 +130,18 @@ def test_a_mount_without_targets_and_events_says_so() -> None:
 
 def test_a_notice_is_in_the_first_line() -> None:
     for width in (80, 200):
-        assert "no answer for 7 s" in draw(history_of(), width, 24, notice="no answer for 7 s")[0]
+        assert "no answer for 7 s" in drawn(history_of(), width, 24, notice="no answer for 7 s")[0]
 
 
 def test_leaving_that_ends_the_mount_is_announced() -> None:
-    assert draw(history_of(), 80, 24, View(ends_mount=True))[-1].startswith(" q ends the mount ")
+    assert drawn(history_of(), 80, 24, View(ends_mount=True))[-1].startswith(" q ends the mount ")
 
 
 def test_text_from_the_network_cannot_command_the_terminal() -> None:
     status = copy.deepcopy(statuses()[-1])
     status["targets"][0]["model"] = "\x1b[2Jgone\r\n"
     status["events"] = [{"time": 0, "level": "info", "text": "\x1b]0;title\x07\x9b2J"}]
-    text = "".join(draw(history_of([status]), 200, 50))
+    text = "".join(drawn(history_of([status]), 200, 50))
     assert r"\x1b[2Jgone\x0d\x0a" in text
     assert r"\x1b]0;title\x07\x9b2J" in text
     assert not [char for char in text if not char.isprintable()]
@@ -152,8 +152,8 @@ def test_text_from_the_network_cannot_command_the_terminal() -> None:
 
 @pytest.mark.parametrize("targets", [0, 1, 4, 36, 1000])
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_the_picture_has_exactly_the_size_of_the_screen(targets: int, width: int, height: int) -> None:
-    lines = draw(many(targets), width, height)
+def test_a_screen_has_exactly_the_size_of_the_screen(targets: int, width: int, height: int) -> None:
+    lines = drawn(many(targets), width, height)
     assert len(lines) == height
     assert max(map(cell_len, lines)) <= width
 
@@ -165,7 +165,7 @@ def test_the_picture_has_exactly_the_size_of_the_screen(targets: int, width: int
     sort=st.sampled_from(sorted(SORTS)),
 )
 def test_no_screen_is_too_small(width: int, height: int, targets: int, sort: str) -> None:
-    lines = draw(many(targets), width, height, View(sort=sort))
+    lines = drawn(many(targets), width, height, View(sort=sort))
     assert len(lines) == height
     assert max(map(cell_len, lines)) <= width
 
@@ -174,19 +174,19 @@ def test_wide_characters_count_as_the_two_cells_that_they_take() -> None:
     status = copy.deepcopy(statuses()[-1])
     status["targets"][0]["model"] = "磁碟機" * 20
     for width in range(80, 200):
-        assert max(map(cell_len, draw(history_of([status]), width, 24))) <= width
+        assert max(map(cell_len, drawn(history_of([status]), width, 24))) <= width
 
 
 def test_figures_stay_in_their_place_whatever_they_are() -> None:
-    pictures = statuses()
-    first, last = (draw(history_of(pictures[:number]), 80, 24)[2] for number in (2, 11))
+    snapshots = statuses()
+    first, last = (drawn(history_of(snapshots[:number]), 80, 24)[2] for number in (2, 11))
     assert first.index("KiB") == last.index("KiB")
     assert len(first) == len(last) == 80
 
 
 @pytest.mark.parametrize(("height", "seen"), [(6, 2), (12, 6), (24, 9), (44, 25)])
 def test_more_targets_than_lines_are_counted(height: int, seen: int) -> None:
-    lines = draw(many(36), 80, height)
+    lines = drawn(many(36), 80, height)
     assert len([row for row in rows(lines, "TARGET") if row[0] != "…"]) == seen
     assert f"… and {36 - seen} more" in lines
 
@@ -195,7 +195,7 @@ def test_more_targets_than_lines_are_counted(height: int, seen: int) -> None:
 
 
 def names(history: History, view: View, height: int = 24) -> list[str]:
-    return [row[0] for row in rows(draw(history, 80, height, view), "TARGET") if row[0] != "…"]
+    return [row[0] for row in rows(drawn(history, 80, height, view), "TARGET") if row[0] != "…"]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_the_list_scrolls_and_stops_at_its_ends() -> None:
     assert names(history, view)[0] == f"e0.{page + 1}"
     view.press("end")
     assert names(history, view)[-1] == "e2.3"
-    assert f"… and {36 - page} more ({36 - page} above)" in draw(history, 80, 24, view)
+    assert f"… and {36 - page} more ({36 - page} above)" in drawn(history, 80, 24, view)
     view.press("page up")
     view.press("home")
     assert names(history, view)[0] == "e0.0"
@@ -261,11 +261,11 @@ def test_a_list_that_fits_does_not_scroll() -> None:
     assert names(history, view) == ["e0.0", "e0.1", "e0.2", "e5.14"]
 
 
-# ── a single picture ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── a single printout ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_single_picture_has_totals_in_place_of_rates_and_all_rows() -> None:
-    lines = draw(history_of(statuses()[-1:]), 80)
+def test_a_single_printout_has_totals_in_place_of_rates_and_all_rows() -> None:
+    lines = drawn(history_of(statuses()[-1:]), 80)
     assert lines[1].split() == words("TARGET▲ STATE SIZE READ WRITE p50 p99 FLIGHT RESENT ERR")
     assert rows(lines, "TARGET")[0][:6] == ["e0.0", "up", "256", "KiB", "3.44", "MiB"]
     assert not [line for line in lines if "quits" in line or "more" in line]
@@ -281,58 +281,3 @@ def test_plain_tables_have_every_column_and_no_graph() -> None:
     assert first["read"] == "3.44 MiB"
     assert "iops" not in first
     assert not set("".join(map("".join, cells))) & set("▁▂▃▄▅▆▇█")
-
-
-# ── figures ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0"),
-        (9999, "9999"),
-        (9999.4, "9999"),
-        (9999.5, "10.0k"),
-        (12345, "12.3k"),
-        (99949, "99.9k"),
-        (99951, "100k"),
-        (999499, "999k"),
-        (999500, "1.0M"),
-        (4.56e9, "4.6G"),
-        (10**15, "1000T"),
-    ],
-)
-def test_a_count_has_five_characters_at_most(count: float, text: str) -> None:
-    assert format_count(count) == text
-    assert len(text) <= 5
-
-
-@pytest.mark.parametrize(
-    ("microseconds", "text"),
-    [
-        (None, "-"),
-        (0.0, "-"),
-        (85.4, "85µs"),
-        (999.4, "999µs"),
-        (999.5, "1.00ms"),
-        (12_340, "12.3ms"),
-        (999_400, "999ms"),
-        (999_500, "1.00s"),
-        (123e6, "123s"),
-    ],
-)
-def test_a_time_has_six_characters_at_most(microseconds: float | None, text: str) -> None:
-    assert format_us(microseconds) == text
-
-
-@given(st.floats(0, 1e15))
-def test_figures_are_never_wider_than_their_columns(number: float) -> None:
-    assert len(format_count(number)) <= 5
-    assert len(format_us(min(number, 1e11))) <= 6 or number > 99e6
-
-
-def test_a_graph_is_full_at_its_top_and_low_at_nothing() -> None:
-    assert sparkline([0, 1, 50, 100], 6) == "  ▁▂▅█"
-    assert sparkline([0, 0], 2) == "▁▁"
-    assert sparkline([5, 0, 0], 2) == "▁▁"
-    assert sparkline([1], 0) == ""

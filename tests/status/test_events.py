@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from aoefs.host import background
-from aoefs.host.background import LogLimit
+from aoefs.host.systemlog import LINES_PER_SECOND, LogLimit, log_to
 from aoefs.status.events import EventRing
 from aoefs.status.report import STATUS_EVENTS
 
@@ -26,15 +24,11 @@ class Shown(logging.Handler):
 
 
 @pytest.fixture
-def log() -> Iterator[logging.Logger]:
-    """The log of aoefs as a foreground mount has it, with warnings shown; put back afterwards."""
-    handlers, level = background.log.handlers[:], background.log.level
-    background.log.handlers[:] = []
-    background.log_to(Shown())
-    background.log.setLevel(logging.WARNING)
-    yield background.log
-    background.log.handlers[:] = handlers
-    background.log.setLevel(level)
+def log(quiet_log: logging.Logger) -> logging.Logger:
+    """The log of aoefs as a foreground mount has it, with warnings shown."""
+    log_to(Shown())
+    quiet_log.setLevel(logging.WARNING)
+    return quiet_log
 
 
 def shown(log: logging.Logger) -> list[str]:
@@ -50,21 +44,21 @@ def test_the_ring_keeps_events_that_the_log_does_not_show(log: logging.Logger, a
     log.info("%s is\nthere", "e0.0")
     log.warning("e0.0 is down")
     log.debug("not this")
-    assert [(event.level, event.text) for event in ring.picture()] == [
+    assert [(event.level, event.text) for event in ring.snapshot()] == [
         ("info", "e0.0 is there"),
         ("warning", "e0.0 is down"),
     ]
     assert shown(log) == ["e0.0 is down"]
-    assert before <= ring.picture()[0].time <= ring.picture()[1].time <= time.time()
+    assert before <= ring.snapshot()[0].time <= ring.snapshot()[1].time <= time.time()
 
 
 def test_the_ring_stays_when_the_log_goes_elsewhere(log: logging.Logger) -> None:
     ring = EventRing()
     ring.listen_to(log)
     log.info("before")
-    background.log_to(Shown())
+    log_to(Shown())
     log.info("after")
-    assert [event.text for event in ring.picture()] == ["before", "after"]
+    assert [event.text for event in ring.snapshot()] == ["before", "after"]
     assert shown(log) == ["after"], "the new place decides for itself what it shows"
 
 
@@ -73,7 +67,7 @@ def test_the_ring_forgets_the_oldest(log: logging.Logger) -> None:
     ring.listen_to(log)
     for number in range(10):
         log.info("line %d", number)
-    assert [event.text for event in ring.picture()] == ["line 7", "line 8", "line 9"]
+    assert [event.text for event in ring.snapshot()] == ["line 7", "line 8", "line 9"]
     assert STATUS_EVENTS == 50
 
 
@@ -83,17 +77,17 @@ def test_two_limits_on_one_line_count_it_once_each(
     assert callable(announce)
     announce("failed")
     now = 0.0
-    monkeypatch.setattr("aoefs.host.background.time.monotonic", lambda: now)
+    monkeypatch.setattr("aoefs.host.systemlog.time.monotonic", lambda: now)
     ring = EventRing()
     ring.addFilter(LogLimit())
     ring.listen_to(log)
-    for _ in range(background.LINES_PER_SECOND + 7):
+    for _ in range(LINES_PER_SECOND + 7):
         log.error("e0.0 failed")
     now = 1.0
     log.error("e0.0 failed")
     now = 2.0
     log.error("e0.0 failed")
     expected = ["e0.0 failed (before this, 7 such lines were left out)", "e0.0 failed"]
-    assert [event.text for event in ring.picture()][-2:] == expected
+    assert [event.text for event in ring.snapshot()][-2:] == expected
     assert shown(log)[-2:] == expected
-    assert len(ring.picture()) == background.LINES_PER_SECOND + 2
+    assert len(ring.snapshot()) == LINES_PER_SECOND + 2

@@ -1,4 +1,4 @@
-"""Rates, latencies and sameness from pictures of a real engine."""
+"""Rates, latencies and sameness from the statuses of a real engine."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import pytest
 
 from aoefs.core.latency import bucket_of, lower_bound_us, percentile_us
 from aoefs.status.history import LENGTH, History
-from tests.status.records import PICTURES, statuses
+from tests.status.records import SNAPSHOTS, statuses
 
 
-def history_of(*pictures: dict[str, Any], seconds: float = 1.0) -> History:
+def history_of(*snapshots: dict[str, Any], seconds: float = 1.0) -> History:
     history = History()
-    for number, picture in enumerate(pictures):
-        history.add(picture, 100.0 + number * seconds)
+    for number, status in enumerate(snapshots):
+        history.add(status, 100.0 + number * seconds)
     return history
 
 
-def changed(picture: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """The same picture with other values in the record of e0.0."""
-    copied = copy.deepcopy(picture)
+def changed(status: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The same status with other values in the record of e0.0."""
+    copied = copy.deepcopy(status)
     copied["targets"][0] |= fields
     return copied
 
 
-def test_a_rate_is_what_a_counter_grew_by_in_the_time_between_two_pictures() -> None:
+def test_a_rate_is_what_a_counter_grew_by_in_the_time_between_two_statuses() -> None:
     before, now = statuses()[3:5]
     trend = history_of(before, now, seconds=2.0).targets["e0.0"]
     assert trend.per_second("read_bytes") == 4 * 128 * 512 / 2
@@ -34,7 +34,7 @@ def test_a_rate_is_what_a_counter_grew_by_in_the_time_between_two_pictures() -> 
     assert list(trend.read_rates) == [4 * 128 * 512 / 2]
 
 
-def test_one_picture_has_no_rates_and_the_latencies_since_the_mount() -> None:
+def test_one_status_has_no_rates_and_the_latencies_since_the_mount() -> None:
     trend = history_of(statuses()[4]).targets["e0.0"]
     assert trend.per_second("reads") is None
     assert not trend.read_rates
@@ -57,23 +57,23 @@ def test_latencies_are_those_of_the_last_interval_only() -> None:
 
 
 def test_reads_and_writes_count_together_for_a_latency_of_both() -> None:
-    pictures = statuses()
-    trend = history_of(pictures[3], pictures[4]).targets["e0.1"]
+    snapshots = statuses()
+    trend = history_of(snapshots[3], snapshots[4]).targets["e0.1"]
     assert trend.latency_us(0.5, "read") is None
     both = trend.latency_us(0.5, "read", "write")
     assert both is not None
     assert both == trend.latency_us(0.5, "write")
-    last = history_of(pictures[-1]).targets["e0.1"].record["write_latency_us"]
+    last = history_of(snapshots[-1]).targets["e0.1"].record["write_latency_us"]
     assert percentile_us(last["histogram"], 0.99) == last["p99"]
 
 
 def test_an_interval_without_requests_has_no_latency() -> None:
-    picture = statuses()[4]
-    assert history_of(picture, picture).targets["e0.0"].latency_us(0.5, "read", "write") is None
+    status = statuses()[4]
+    assert history_of(status, status).targets["e0.0"].latency_us(0.5, "read", "write") is None
 
 
 @pytest.mark.parametrize("fields", [{"serial": "another disk"}, {"reads": 0}, {"read_bytes": 1}])
-def test_another_disk_or_another_counting_begins_anew(fields: dict[str, Any]) -> None:
+def test_another_disk_or_another_counting_begins_again(fields: dict[str, Any]) -> None:
     before, now = statuses()[3:5]
     trend = history_of(before, changed(now, **fields)).targets["e0.0"]
     assert trend.per_second("read_bytes") is None
@@ -92,12 +92,12 @@ def test_the_rates_of_the_mount_are_those_of_all_its_targets() -> None:
     history = history_of(*statuses())
     assert list(history.read_rates)[:5] == [number * 128 * 512 + 512 for number in range(1, 6)]
     assert list(history.write_rates)[:5] == [number * 64 * 512 for number in range(1, 6)]
-    assert len(history.read_rates) == PICTURES - 1
+    assert len(history.read_rates) == SNAPSHOTS - 1
 
 
 def test_the_past_is_bounded() -> None:
-    picture = statuses()[4]
-    history = history_of(*[picture] * (LENGTH + 10))
+    status = statuses()[4]
+    history = history_of(*[status] * (LENGTH + 10))
     assert len(history.read_rates) == len(history.targets["e0.0"].read_rates) == LENGTH
 
 
@@ -109,8 +109,8 @@ def test_links_and_shards_have_rates_too() -> None:
     assert (history.shards[0].per_second("completed") or 0) > 0
 
 
-def test_a_picture_of_an_older_mount_without_a_field_is_no_failure() -> None:
-    picture = {"pid": 1, "targets": [{"name": "e0.0", "size": 1, "state": "up", "paths": []}]}
-    trend = history_of(picture, picture).targets["e0.0"]
+def test_a_status_of_an_older_mount_without_a_field_is_no_failure() -> None:
+    status = {"pid": 1, "targets": [{"name": "e0.0", "size": 1, "state": "up", "paths": []}]}
+    trend = history_of(status, status).targets["e0.0"]
     assert trend.per_second("read_bytes") == 0
     assert trend.latency_us(0.5, "read") is None

@@ -1,289 +1,48 @@
-"""The picture of a mount, drawn from the statistics of a real engine: what it shows, and that it always fits."""
+"""Text for people: what reaches a terminal, and how wide figures get."""
 
 from __future__ import annotations
-
-import copy
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.cells import cell_len
-from rich.console import Console
 
-from aoefs.status.console import SORTS, View, format_count, format_us, picture, plain, sparkline
-from aoefs.status.history import History
-from tests.status.records import statuses
+from aoefs.status.text import format_count, format_size, format_us, one_line, printable, sparkline, to_stderr
 
-SIZES = [(80, 24), (200, 50)]
 
+def test_nothing_from_the_network_is_obeyed_by_a_terminal() -> None:
+    assert printable("a\x1b]0;x\x07\x9b1mÄ\u202e") == "a\\x1b]0;x\\x07\\x9b1mÄ\\x202e"
 
-def history_of(pictures: Sequence[dict[str, Any]] | None = None) -> History:
-    history = History()
-    for number, status in enumerate(statuses() if pictures is None else pictures):
-        history.add(status, float(number))
-    return history
 
+@given(st.text())
+def test_whatever_the_text_one_printable_line_goes_to_stderr(text: str) -> None:
+    assert printable(one_line(text)).isprintable()
 
-def many(count: int) -> History:
-    """A mount of so many targets, in the states and with the loads of those of the play."""
-    pictures = []
-    for status in statuses():
-        targets = []
-        for number in range(count):
-            target = status["targets"][number % len(status["targets"])]
-            where = {"name": f"e{number // 16}.{number % 16}", "shelf": number // 16, "slot": number % 16}
-            targets.append({**target, **where, "read_bytes": target["read_bytes"] * (number + 1)})
-        pictures.append({**status, "targets": targets})
-    return history_of(pictures)
 
-
-def draw(
-    history: History, width: int, height: int | None = None, view: View | None = None, *, notice: str = ""
-) -> list[str]:
-    """The lines as a terminal shows them, without colours; blanks at their ends are cut."""
-    console = Console(width=width, height=height, color_system=None, force_terminal=True, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(picture(history, view or View(), width, height, notice=notice), end="")
-    return [line.rstrip() for line in capture.get().split("\n")]
-
-
-def record_of(name: str) -> dict[str, Any]:
-    """A target at the end of the play."""
-    return next(target for target in statuses()[-1]["targets"] if target["name"] == name)
-
-
-def words(text: str) -> list[str]:
-    return text.split()
-
-
-def rows(lines: Sequence[str], heading: str) -> list[list[str]]:
-    """The words of the lines below a heading, up to the next blank line, heading or the footer."""
-    start = next(number for number, line in enumerate(lines) if line.startswith(heading))
-    found = []
-    for line in lines[start + 1 :]:
-        if not line or line.split()[0].rstrip("▲▼") in ("TARGET", "PATH", "SHARD", "LINK", "EVENT", "q"):
-            break
-        found.append(line.split())
-    return found
-
-
-# ── what it shows ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_at_80_columns_the_whole_mount_is_told() -> None:
-    lines = draw(history_of(), 80, 24)
-    assert lines[0].split()[:6] == ["aoefs", "/mnt/aoe", "4", "targets,", "1", "down"]
-    assert lines[1].split() == words("TARGET▲ STATE SIZE READ/s WRITE/s IOPS p50 p99 ERR")
-    targets = {row[0]: row for row in rows(lines, "TARGET")}
-    assert targets["e0.0"][1:6] == ["up", "256", "KiB", "640", "KiB"]  # 10 reads of 64 KiB in the last second
-    assert targets["e0.0"][6] == "▅▅▆▇▇█"  # 5 to 10 reads a second
-    assert targets["e0.1"][1:3] == ["up", "1/2"]
-    assert targets["e0.2"][1] == "down"
-    assert targets["e0.2"][-1] == str(record_of("e0.2")["errors"]) != "0"
-    assert [row[:2] for row in rows(lines, "SHARD")] == [["0", "active"], ["1", "active"]]
-    assert [row[:2] for row in rows(lines, "LINK")] == [["seg0", "up"], ["seg1", "up"]]
-    assert "e0.2 is down: not one answer for 3 s" in " ".join(rows(lines, "EVENT")[0])
-    assert lines[-1] == " q quits  sort by Name▲ State siZe Read Write Iops Latency Errors  ↑↓ scroll"
-
-
-def test_at_200_columns_nothing_is_left_out() -> None:
-    lines = draw(history_of(), 200, 50)
-    assert lines[1].split() == (
-        words("TARGET▲ STATE SIZE MODEL SERIAL READ/s WRITE/s IOPS p50 p99 r-p99 w-p99 FLIGHT QUEUE RTT RESENT ERR")
-    )
-    target = next(row for row in rows(lines, "TARGET") if row[0] == "e0.1")
-    assert target[-2:] == [str(record_of("e0.1")["retransmits"]), "0"]
-    assert target[-2] != "0"
-    paths = {(row[0], row[2]): row for row in rows(lines, "PATH")}
-    assert [paths["e0.1", link][1] for link in ("seg0", "seg1")] == ["ok", "silent"]
-    assert paths["e0.0", "seg0"][1:5] == ["ok", "seg0", "02:aa:00:00:00:00", "1024"]
-
-
-def test_a_path_in_trouble_comes_first_however_little_room_there_is() -> None:
-    paths = rows(draw(many(40), 80, 24), "PATH")
-    assert paths[0][1] == "silent"
-
-
-def test_a_target_that_is_down_has_no_good_path() -> None:
-    paths = [row for row in rows(draw(history_of(), 200, 50), "PATH") if row[0] == "e0.2"]
-    assert [row[1] for row in paths] == ["silent"]
-
-
-def test_the_last_events_come_first() -> None:
-    status = copy.deepcopy(statuses()[-1])
-    status["events"] = [{"time": 1.7e9 + n, "level": "info", "text": f"event {n}"} for n in range(50)]
-    shown = [row[-1] for row in rows(draw(history_of([status]), 80, 24), "EVENT")]
-    assert shown[:2] == ["49", "48"]
-    assert shown[-1] == "more"
-
-
-def test_a_mount_without_targets_and_events_says_so() -> None:
-    status = {**statuses()[-1], "targets": [], "events": []}
-    del status["events"]
-    lines = draw(history_of([status]), 80, 24)
-    assert lines[0].split() == ["aoefs", "/mnt/aoe", "0", "targets"]
-    assert lines[2] == "no target answers yet"
-    assert not [line for line in lines if line.startswith(("PATH", "EVENT"))]
-
-
-def test_a_notice_is_in_the_first_line() -> None:
-    for width in (80, 200):
-        assert "no answer for 7 s" in draw(history_of(), width, 24, notice="no answer for 7 s")[0]
-
-
-def test_leaving_that_ends_the_mount_is_announced() -> None:
-    assert draw(history_of(), 80, 24, View(ends_mount=True))[-1].startswith(" q ends the mount ")
-
-
-def test_text_from_the_network_cannot_command_the_terminal() -> None:
-    status = copy.deepcopy(statuses()[-1])
-    status["targets"][0]["model"] = "\x1b[2Jgone\r\n"
-    status["events"] = [{"time": 0, "level": "info", "text": "\x1b]0;title\x07\x9b2J"}]
-    text = "".join(draw(history_of([status]), 200, 50))
-    assert r"\x1b[2Jgone\x0d\x0a" in text
-    assert r"\x1b]0;title\x07\x9b2J" in text
-    assert not [char for char in text if not char.isprintable()]
-
-
-# ── that it fits ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("targets", [0, 1, 4, 36, 1000])
-@pytest.mark.parametrize(("width", "height"), SIZES)
-def test_the_picture_has_exactly_the_size_of_the_screen(targets: int, width: int, height: int) -> None:
-    lines = draw(many(targets), width, height)
-    assert len(lines) == height
-    assert max(map(cell_len, lines)) <= width
-
-
-@given(
-    width=st.integers(1, 250),
-    height=st.integers(1, 70),
-    targets=st.sampled_from([0, 1, 4, 36]),
-    sort=st.sampled_from(sorted(SORTS)),
-)
-def test_no_screen_is_too_small(width: int, height: int, targets: int, sort: str) -> None:
-    lines = draw(many(targets), width, height, View(sort=sort))
-    assert len(lines) == height
-    assert max(map(cell_len, lines)) <= width
-
-
-def test_wide_characters_count_as_the_two_cells_that_they_take() -> None:
-    status = copy.deepcopy(statuses()[-1])
-    status["targets"][0]["model"] = "磁碟機" * 20
-    for width in range(80, 200):
-        assert max(map(cell_len, draw(history_of([status]), width, 24))) <= width
-
-
-def test_figures_stay_in_their_place_whatever_they_are() -> None:
-    pictures = statuses()
-    first, last = (draw(history_of(pictures[:number]), 80, 24)[2] for number in (2, 11))
-    assert first.index("KiB") == last.index("KiB")
-    assert len(first) == len(last) == 80
-
-
-@pytest.mark.parametrize(("height", "seen"), [(6, 2), (12, 6), (24, 9), (44, 25)])
-def test_more_targets_than_lines_are_counted(height: int, seen: int) -> None:
-    lines = draw(many(36), 80, height)
-    assert len([row for row in rows(lines, "TARGET") if row[0] != "…"]) == seen
-    assert f"… and {36 - seen} more" in lines
-
-
-# ── what keys do ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def names(history: History, view: View, height: int = 24) -> list[str]:
-    return [row[0] for row in rows(draw(history, 80, height, view), "TARGET") if row[0] != "…"]
-
-
-@pytest.mark.parametrize(
-    ("key", "first"),
-    [
-        ("n", "e0.0"),
-        ("r", "e0.0"),
-        ("W", "e0.1"),
-        ("s", "e0.2"),
-        ("e", "e0.2"),
-        ("i", "e0.0"),
-        ("z", "e0.0"),
-        ("l", "e0.0"),
-    ],
-)
-def test_a_key_sorts_and_the_same_key_turns_the_order_round(key: str, first: str) -> None:
-    history, view = history_of(), View()
-    if key != "n":
-        view.press(key)
-    order = names(history, view)
-    assert order[0] == first
-    view.press(key)
-    assert [SORTS[key.lower()].value(history.targets[name]) for name in names(history, view)] == [
-        SORTS[key.lower()].value(history.targets[name]) for name in reversed(order)
-    ]
-
-
-def test_names_are_sorted_by_their_numbers() -> None:
-    assert names(many(40), View())[:3] == ["e0.0", "e0.1", "e0.2"]
-    view = View()
-    view.press("n")
-    assert names(many(40), view)[0] == "e2.7"
-
-
-def test_sorting_decides_which_of_many_targets_are_seen() -> None:
-    view = View(sort="r")
-    assert names(many(1000), view)[0] == "e62.4"  # the largest multiple of what e0.0 reads
-    assert all(name in names(many(1000), View(sort="s")) for name in ("e0.2", "e0.6"))
-
-
-def test_the_list_scrolls_and_stops_at_its_ends() -> None:
-    history, view = many(36), View()
-    page = len(names(history, view))
-    view.press("up")
-    assert names(history, view)[0] == "e0.0"
-    view.press("down")
-    assert names(history, view)[0] == "e0.1"
-    view.press("page down")
-    assert names(history, view)[0] == f"e0.{page + 1}"
-    view.press("end")
-    assert names(history, view)[-1] == "e2.3"
-    assert f"… and {36 - page} more ({36 - page} above)" in draw(history, 80, 24, view)
-    view.press("page up")
-    view.press("home")
-    assert names(history, view)[0] == "e0.0"
-    view.press("F1")
-    assert names(history, view)[0] == "e0.0"
-
-
-def test_a_list_that_fits_does_not_scroll() -> None:
-    history, view = history_of(), View()
-    view.press("end")
-    assert names(history, view) == ["e0.0", "e0.1", "e0.2", "e5.14"]
-
-
-# ── a single picture ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_single_picture_has_totals_in_place_of_rates_and_all_rows() -> None:
-    lines = draw(history_of(statuses()[-1:]), 80)
-    assert lines[1].split() == words("TARGET▲ STATE SIZE READ WRITE p50 p99 FLIGHT RESENT ERR")
-    assert rows(lines, "TARGET")[0][:6] == ["e0.0", "up", "256", "KiB", "3.44", "MiB"]
-    assert not [line for line in lines if "quits" in line or "more" in line]
-
-
-def test_plain_tables_have_every_column_and_no_graph() -> None:
-    tables = list(plain(history_of(statuses()[-1:])))
-    assert [titles[0] for titles, _ in tables] == ["target", "path", "shard", "link", "event"]
-    titles, cells = tables[0]
-    first = dict(zip(titles, cells[0], strict=True))
-    assert first["target"] == "e0.0"
-    assert first["serial"] == "serial e0.0"
-    assert first["read"] == "3.44 MiB"
-    assert "iops" not in first
-    assert not set("".join(map("".join, cells))) & set("▁▂▃▄▅▆▇█")
+def test_a_line_for_a_person_says_who_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    to_stderr("e0.0 is\ncalled \x1b[2J")
+    assert capsys.readouterr() == ("", "aoefs: e0.0 is called \\x1b[2J\n")
 
 
 # ── figures ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (1024, "1.00 KiB"),
+        (10 * 1024 - 1, "10.0 KiB"),
+        (10 * 1024, "10.0 KiB"),
+        (1023 << 20, "1.00 GiB"),
+        (500 << 20, "500 MiB"),
+        (1 << 57, "128 PiB"),
+        (1 << 63, "8192 PiB"),
+    ],
+)
+def test_sizes_have_three_digits_and_a_unit(size: int, text: str) -> None:
+    assert format_size(size) == text
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,33 @@
-"""``aoefs discover``: list the targets that answer, without mounting anything."""
+"""``aoefs discover``: list the targets that answer, without mounting anything.
+
+Also listed are those that answer and cannot be used, with the reason.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from aoefs.cli.options import add_interface_argument, seconds
+from aoefs.cli.options import add_interface_argument, add_verbose_argument, seconds
+from aoefs.errors import RequestError
 from aoefs.host import interfaces
-from aoefs.status.tables import print_table, printable, target_row
+from aoefs.protocol.wire import Address, format_mac
+from aoefs.status.tables import print_table
+from aoefs.status.text import format_size, to_stderr
+
+if TYPE_CHECKING:
+    from aoefs.engine.disk import Disk
+    from aoefs.engine.engine import Engine
+
+ACCESS_SECONDS = 0.5  # some targets know no mask lists and no reservations, and do not answer when asked for them
 
 _COLUMNS = ("name", "size", "model", "serial", "interfaces", "payload", "state", "config")
+
+Report = dict[str, Any]  # the JSON object of one target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,28 +36,125 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=seconds, default=1.0, metavar="SECONDS", help="wait for answers this long (default 1)"
     )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     interfaces.require_packet_socket()
     names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
-    from aoefs.status.report import discover_once
-
     targets = discover_once(names, arguments.timeout)
     if arguments.json:
         print(json.dumps(targets, indent=2))
     elif targets:
-        print_table(_COLUMNS, [target_row(target) for target in targets])
+        print_table(_COLUMNS, [table_row(target) for target in targets])
     for target in targets:
         if target.get("reason"):
             where = ", ".join(f"{path['mac']} on {path['interface']}" for path in target["paths"])
-            print(printable(f"aoefs: {target['name']} ({where}): {target['reason']}"), file=sys.stderr)
+            to_stderr(f"{target['name']} ({where}): {target['reason']}")
     if not targets:
-        where = ", ".join(names)
-        print(
-            f"aoefs: no target answered on {where} within {arguments.timeout:g} s: "
-            "check the cable and VLAN, and that a target runs there and allows this host",
-            file=sys.stderr,
+        to_stderr(
+            f"no target answered on {', '.join(names)} within {arguments.timeout:g} s: "
+            "check the cable and VLAN, and that a target runs there and allows this host"
         )
     return 0 if targets else 1
+
+
+def table_row(target: Mapping[str, Any]) -> list[str]:
+    paths = target["paths"]
+    sectors = sorted({int(path["sectors"]) for path in paths})
+    return [
+        target["name"],
+        "" if target["size"] is None else format_size(target["size"]),
+        target["model"],
+        target["serial"],
+        ",".join(_interfaces(paths)),
+        "/".join(str(512 * count) for count in sectors),
+        target["state"],
+        target["config"] or "",
+    ]
+
+
+def _interfaces(paths: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """``aoe0``; ``aoe0(dead)`` when all paths over it are degraded, ``aoe0(1 of 2 dead)`` when some are."""
+    healthy: dict[str, list[bool]] = {}
+    for path in paths:
+        healthy.setdefault(path["interface"], []).append(path.get("healthy", True))
+    for name, states in healthy.items():
+        dead = states.count(False)
+        share = f"{dead} of {len(states)} " if dead < len(states) else ""
+        yield f"{name}({share}dead)" if dead else name
+
+
+# ── asking the network ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def discover_once(names: Sequence[str], wait: float) -> list[Report]:
+    """The targets that answer on these interfaces within ``wait`` seconds, by address.
+
+    A target that cannot be used is among them: its ``reason`` says why, and ``size`` is None if it is not known.
+    """
+    import trio
+
+    from aoefs.engine.engine import open_engine
+    from aoefs.status.report import stranger_report, target_report
+
+    async def run() -> list[Report]:
+        async with open_engine(names) as engine:
+            await engine.first_discovery(wait)
+            access = await _explain_access(engine)
+            statistics = engine.statistics()
+        found = []
+        for target in statistics.targets:
+            state, reason = access.get(target.address, (None, None))
+            found.append({**target_report(target), "state": state or target.state, "reason": reason})
+        strangers: dict[tuple[Address, str], Report] = {}
+        for stranger in statistics.strangers:
+            report = stranger_report(stranger)
+            known = strangers.setdefault((stranger.address, stranger.reason), report)
+            if known is not report:
+                known["paths"] += report["paths"]
+        return sorted([*found, *strangers.values()], key=lambda one: (one["shelf"], one["slot"]))
+
+    log = logging.getLogger("aoefs.strangers")
+    log.disabled = True  # their reasons are in the list
+    try:
+        return trio.run(run)
+    finally:
+        log.disabled = False
+
+
+async def _explain_access(engine: Engine) -> dict[Address, tuple[str | None, str]]:
+    """The targets whose reservation or mask list shuts out this host or a link of it.
+
+    For each its state, if that is another one for this host, and the reason.
+    """
+    import trio
+
+    from aoefs.engine.strangers import RESERVED
+
+    found: dict[Address, tuple[str | None, str]] = {}
+    ours = set(engine.macs())
+
+    async def explain(disk: Disk) -> None:
+        address = disk.target.address
+        with suppress(RequestError):
+            holders = await disk.holders()
+            if holders and not ours.intersection(holders):
+                found[address] = RESERVED, f"{_list(holders)} has reserved it: its I/O fails (EBUSY)"
+        with suppress(RequestError):
+            mask = await disk.mask()
+            used = {path.interface for path in disk.target.paths}
+            left_out = [link for link in engine.links.values() if link.mac not in mask and link.interface not in used]
+            if mask and left_out and address not in found:
+                names = ", ".join(f"{link.interface} ({format_mac(link.mac)})" for link in left_out)
+                found[address] = None, f"its MAC mask leaves out {names}"
+
+    with trio.move_on_after(ACCESS_SECONDS):
+        async with trio.open_nursery() as nursery:
+            for disk in engine.disks.values():
+                nursery.start_soon(explain, disk)
+    return found
+
+
+def _list(macs: Sequence[bytes]) -> str:
+    return ", ".join(map(format_mac, macs[:4])) + (", ..." if len(macs) > 4 else "")

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from aoefs.cli.options import seconds
+from aoefs.cli.options import add_verbose_argument, seconds
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.status.tables import print_table
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--json", action="store_true", help="print everything as one JSON object")
     how.add_argument("--once", action="store_true", help="print one picture and end (default without a terminal)")
     how.add_argument("--watch", type=_interval, metavar="N", help="print a line of JSON every N seconds")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    add_verbose_argument(parser)
 
 
 def _interval(text: str) -> float:
@@ -92,7 +92,7 @@ def _print_lines(path: str, interval: float) -> None:
 
 
 def _print_once(status: Mapping[str, Any]) -> None:
-    from aoefs.status.console import View, picture, plain
+    from aoefs.status.console import View, draw, plain
     from aoefs.status.history import History
 
     history = History()
@@ -101,7 +101,7 @@ def _print_once(status: Mapping[str, Any]) -> None:
         from rich.console import Console
 
         console = Console()
-        console.print(picture(history, View(), console.width))
+        console.print(draw(history, View(), console.width))
         return
     for number, (titles, rows) in enumerate(plain(history)):
         if number:
@@ -189,7 +189,7 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    from aoefs.status.console import View, picture
+    from aoefs.status.console import View, draw
     from aoefs.status.history import History
     from aoefs.status.terminal import QUIT, SUSPEND, Terminal
 
@@ -219,4 +219,4 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
                 history.add(reading.status, reading.taken_at)
             notice = reader.notice(time.monotonic())
             if words or reading or notice:
-                screen.update(picture(history, view, *console.size, notice=notice), refresh=True)
+                screen.update(draw(history, view, *console.size, notice=notice), refresh=True)
