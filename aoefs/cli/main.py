@@ -25,6 +25,7 @@ from typing import Protocol, cast
 from aoefs import __version__, is_compiled
 from aoefs.cli import options
 from aoefs.errors import UserError
+from aoefs.status.text import to_stderr
 
 COMMANDS = {
     "discover": "list the targets of the network without mounting",
@@ -121,7 +122,7 @@ def _run(argv: Sequence[str]) -> int:
             arguments.all_parsers = all_parsers
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
-    from aoefs.host.background import log_to_stderr  # here: --help needs no logging
+    from aoefs.host.systemlog import log_to_stderr  # here: --help needs no logging
 
     log_to_stderr(arguments.verbose)
     return _module(command or "mount").run(arguments)
@@ -154,7 +155,7 @@ def mount_helper(argv: Sequence[str]) -> int:
     try:
         code = _guarded(_mount_helper_argv(argv))
     except UserError as error:
-        code = _complain(str(error), error.exit_code)
+        code = _fail(str(error), error.exit_code)
     except SystemExit:  # --help
         code = 0
     return {0: 0, 2: 1, 130: 8}.get(code, 32)
@@ -166,7 +167,7 @@ def _guarded(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _complain(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -177,9 +178,9 @@ def _guarded(argv: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _complain(f"unexpected {type(error).__name__}: {error} (-v says where)", 1)
+        return _fail(f"unexpected {type(error).__name__}: {error} (-v says where)", 1)
 
 
-def _complain(message: str, code: int) -> int:
-    print(f"aoefs: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, code: int) -> int:
+    to_stderr(message)
     return code

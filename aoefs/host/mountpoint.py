@@ -30,10 +30,11 @@ from aoefs.errors import UserError
 
 FILE_SYSTEM_TYPE = "fuse.aoefs"
 STATUS_FILE = ".aoefs/status.json"
+MOUNTINFO = "/proc/self/mountinfo"
+FUSE_DEVICE = "/dev/fuse"
+FUSE_CONFIGURATION = "/etc/fuse.conf"
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_FUSE_DEVICE = "/dev/fuse"
-_FUSE_CONFIGURATION = "/etc/fuse.conf"
 
 
 class Mount(NamedTuple):
@@ -85,7 +86,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def _mounts() -> list[Mount]:
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    return parse_mountinfo(Path(MOUNTINFO).read_text(errors="surrogateescape"))
 
 
 def own_mounts() -> list[Mount]:
@@ -156,29 +157,29 @@ def check(path: str) -> str:
 def require_fuse(*, allow_other: bool = False) -> None:
     """UserError unless this process can mount FUSE file systems (with ``allow_other`` if that is wanted)."""
     try:
-        os.close(os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         raise UserError(
-            f"{_FUSE_DEVICE} is missing: 'modprobe fuse', or in a container --device {_FUSE_DEVICE}"
+            f"{FUSE_DEVICE} is missing: 'modprobe fuse', or in a container --device {FUSE_DEVICE}"
         ) from None
     except PermissionError:
         raise UserError(
-            f"no permission for {_FUSE_DEVICE}: run as root, or in a container --device {_FUSE_DEVICE}"
+            f"no permission for {FUSE_DEVICE}: run as root, or in a container --device {FUSE_DEVICE}"
         ) from None
     except OSError as error:
-        raise UserError(f"{_FUSE_DEVICE} does not work: {error.strerror}: is the fuse module loaded?") from None
+        raise UserError(f"{FUSE_DEVICE} does not work: {error.strerror}: is the fuse module loaded?") from None
     if os.geteuid() == 0:
         return  # root mounts without help
     if shutil.which("fusermount3") is None:
         raise UserError("fusermount3 is missing: install the package fuse3, or run as root")
     if allow_other and not user_allow_other():
-        raise UserError(f"allow_other needs a line 'user_allow_other' in {_FUSE_CONFIGURATION}, or root")
+        raise UserError(f"allow_other needs a line 'user_allow_other' in {FUSE_CONFIGURATION}, or root")
 
 
 def user_allow_other() -> bool:
     """Whether users other than root may let others into their FUSE mounts."""
     with contextlib.suppress(OSError):
-        return bool(re.search(r"^\s*user_allow_other\b", Path(_FUSE_CONFIGURATION).read_text(), re.MULTILINE))
+        return bool(re.search(r"^\s*user_allow_other\b", Path(FUSE_CONFIGURATION).read_text(), re.MULTILINE))
     return False
 
 

@@ -8,20 +8,15 @@ import os
 import pty
 import re
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from aoefs import is_compiled
-from aoefs.cli import main as cli
-from aoefs.cli.commands import doctor
 from aoefs.cli.commands.path_test import PathResult, advice, largest
 from aoefs.cli.commands.ping import Tally
 from aoefs.protocol.ata import decode_identify_untrusted
-from tests.cli.test_main import standin
-from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, require, wait_until
+from tests.cli.inprocess import Result, Run, RunAt
+from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, wait_until
 from tests.lab.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.segment import Faults
 
@@ -46,35 +41,8 @@ def wired() -> Iterator[Lab]:
         yield lab
 
 
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run_at(capfd: pytest.CaptureFixture[str]) -> Callable[[Lab], Run]:
-    """``run_at(lab)("ping", "e0.1")``: a command in this process, on the initiator's side of a lab."""
-
-    def at(lab: Lab) -> Run:
-        def run_command(*arguments: str) -> Result:
-            with lab.inside(INITIATOR):
-                code = cli.main([*arguments])
-            said = capfd.readouterr()
-            assert code == 0 or said.err.count("\n") <= 1, said.err
-            return Result(code, said.out, said.err)
-
-        return run_command
-
-    return at
-
-
-@pytest.fixture
-def run(wired: Lab, run_at: Callable[[Lab], Run]) -> Run:
+def run(wired: Lab, run_at: RunAt) -> Run:
     return run_at(wired)
 
 
@@ -106,7 +74,7 @@ def test_two_disks_with_one_address_are_named_and_refused(run: Run, command: str
     assert re.match(r"aoefs: e0\.4 is 2 different disks \(serial 0\.4:\S+ at 02:ae:00:00:02:00 on aoe0, serial", line)
 
 
-def test_one_disk_on_two_paths_is_one_disk(run_at: Callable[[Lab], Run]) -> None:
+def test_one_disk_on_two_paths_is_one_disk(run_at: RunAt) -> None:
     with Lab(pairs=2) as lab:
         run = run_at(lab)
         lab.target(f"0.1={lab.image('disk', MIB)}", interfaces=("aoe0", "aoe1"))
@@ -171,7 +139,7 @@ def test_a_reservation_is_set_seen_kept_from_others_taken_over_and_released(run:
     assert run("reserve", name).out == f"{name} is not reserved\n"
 
 
-def test_a_reservation_and_a_mask_list_are_gone_with_the_target(lab: Lab, run_at: Callable[[Lab], Run]) -> None:
+def test_a_reservation_and_a_mask_list_are_gone_with_the_target(lab: Lab, run_at: RunAt) -> None:
     run = run_at(lab)
     disk = lab.image("disk", MIB)
     target = lab.target(f"0.0={disk}")
@@ -201,14 +169,14 @@ def test_the_mask_list_of_our_target_is_changed_and_read(run: Run) -> None:
     assert run("mask", OWN).out == f"{OWN} answers everybody\n"
 
 
-def test_the_mask_list_can_shut_us_out_by_force(lab: Lab, run_at: Callable[[Lab], Run]) -> None:
+def test_the_mask_list_can_shut_us_out_by_force(lab: Lab, run_at: RunAt) -> None:
     run = run_at(lab)
     lab.target(f"0.0={lab.image('disk', MIB)}")
     run("mask", "0.0", "add", STRANGER, "--force")
     assert "did not answer" in run("mask", "0.0", "-W", "0.2").err
 
 
-def test_a_vblade_is_never_sent_a_mask_delete(lab: Lab, run_at: Callable[[Lab], Run]) -> None:
+def test_a_vblade_is_never_sent_a_mask_delete(lab: Lab, run_at: RunAt) -> None:
     run = run_at(lab)
     vblade = lab.vblade(0, 0, lab.image("disk", MIB))
     capture = lab.capture()
@@ -322,9 +290,7 @@ def faulty() -> Iterator[tuple[Lab, Wire]]:
         yield lab, wire
 
 
-def test_ping_measures_the_delay_and_the_loss_of_the_wire(
-    faulty: tuple[Lab, Wire], run_at: Callable[[Lab], Run]
-) -> None:
+def test_ping_measures_the_delay_and_the_loss_of_the_wire(faulty: tuple[Lab, Wire], run_at: RunAt) -> None:
     lab, wire = faulty
     run = run_at(lab)
     wire.faults(reorder=1.0, reorder_by=0.05)
@@ -384,7 +350,7 @@ def test_path_test_lists_all_targets_with_what_passes(run: Run) -> None:
     assert {tuple(row[1:]) for row in rows[1:]} == {("aoe0", "02:ae:00:00:02:00", "9000", "8704", "8704", "8704")}
 
 
-def test_path_test_finds_what_passes_in_each_direction(faulty: tuple[Lab, Wire], run_at: Callable[[Lab], Run]) -> None:
+def test_path_test_finds_what_passes_in_each_direction(faulty: tuple[Lab, Wire], run_at: RunAt) -> None:
     lab, wire = faulty
     run = run_at(lab)
     lab.ip(INITIATOR, "link", "set", "aoe0", "mtu", "2100")  # four sectors: few steps
@@ -402,7 +368,7 @@ def test_path_test_finds_what_passes_in_each_direction(faulty: tuple[Lab, Wire],
         ]
 
 
-def test_path_test_advises_on_an_mtu_that_is_smaller_at_one_end(lab: Lab, run_at: Callable[[Lab], Run]) -> None:
+def test_path_test_advises_on_an_mtu_that_is_smaller_at_one_end(lab: Lab, run_at: RunAt) -> None:
     run = run_at(lab)
     lab.ip(TARGET, "link", "set", "aoe0", "mtu", "9000")
     lab.target(f"0.0={lab.image('disk', MIB)}")
@@ -410,7 +376,7 @@ def test_path_test_advises_on_an_mtu_that_is_smaller_at_one_end(lab: Lab, run_at
     assert "e0.0 on aoe0: the target takes 8704 bytes a frame: 'ip link set aoe0 mtu 9000'" in answer.out
 
 
-def test_path_test_without_any_target_says_so(lab: Lab, run_at: Callable[[Lab], Run]) -> None:
+def test_path_test_without_any_target_says_so(lab: Lab, run_at: RunAt) -> None:
     run = run_at(lab)
     answer = run("path-test", "-W", "0.1")
     assert (answer.code, answer.out) == (1, "")
@@ -470,98 +436,3 @@ def test_a_path_that_carries_less_than_another_is_named() -> None:
     told = advice([path(), narrow])
     assert told[path()] == []
     assert told[narrow] == ["another path of e0.0 carries 8704 bytes a frame"]
-
-
-# ── doctor ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def findings(result: Result) -> dict[str, tuple[str, str, str]]:
-    return {each["check"]: (each["state"], each["text"], each["mend"]) for each in json.loads(result.out)}
-
-
-def test_a_healthy_host_gets_a_line_for_everything(run: Run) -> None:
-    require("/dev/fuse", "fusermount3")
-    answer = run("doctor")
-    assert answer.code == 0
-    lines = answer.out.splitlines()
-    assert all(re.match(r"(ok  |warn) +\S", line) for line in lines)
-    assert "ok    interface aoe0: up, MTU 9000: 8704 bytes of data in a frame" in lines
-    found = findings(run("doctor", "--json"))
-    checks = "python|package (numpy|pyfuse3|rich|trio)|fuse|fusermount3|user_allow_other|raw Ethernet|CAP_NET_ADMIN"
-    assert len([check for check in found if re.fullmatch(checks, check)]) == 10
-    assert {"kernel driver", "CAP_SYS_RESOURCE", "system log"} <= set(found)
-    state, text, _ = found["hot path"]
-    assert (state, text.split(",")[0]) == (("ok", "compiled") if is_compiled() else ("warn", "pure Python"))
-
-
-def test_without_rights_and_without_fuse_the_doctor_says_how_to_get_them(lab: Lab) -> None:
-    require("setpriv")
-    drop = ["setpriv", "--bounding-set", "-net_raw,-net_admin", "--inh-caps", "-net_raw,-net_admin", "--"]
-    hide = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs /dev && exec "$@"', "sh"]
-    answer = lab.run(INITIATOR, [*hide, *drop, COMMANDS / "aoefs", "doctor"], check=False)
-    assert (answer.returncode, answer.stderr) == (1, "")
-    assert "\nfail  fuse: /dev/fuse is missing: 'modprobe fuse'" in answer.stdout
-    assert "\nfail  raw Ethernet: no permission for raw Ethernet: run as root, or with" in answer.stdout
-    assert "\nwarn  CAP_NET_ADMIN: missing, so socket buffers are bounded by the system's limits: " in answer.stdout
-
-
-def test_interfaces_that_cannot_be_used_are_named_with_what_to_do(lab: Lab, run_at: Callable[[Lab], Run]) -> None:
-    run = run_at(lab)
-    lab.cable(INITIATOR, TARGET)
-    lab.ip(TARGET, "link", "set", "aoe1", "down")
-    lab.ip(INITIATOR, "link", "set", "aoe0", "mtu", "500")
-    answer = run("doctor")
-    assert "warn  interface aoe0: MTU 500 is too small for one sector: 'ip link set aoe0 mtu 1500'" in answer.out
-    assert answer.code == 0
-    wait_until(lambda: "warn  interface aoe1: no carrier" in run("doctor").out, what="the kernel saw the carrier go")
-    lab.ip(INITIATOR, "link", "set", "aoe1", "down")
-    answer = run("doctor")
-    assert answer.code == 1
-    assert "\nfail  interfaces: no Ethernet interface can be used" in answer.out
-    answer = run("doctor", "-i", "aoe0", "-i", "aoe7")
-    assert answer.code == 1
-    assert "\nfail  interface aoe0: MTU 500 is too small" in answer.out
-    assert "\nfail  interface aoe7: does not exist" in answer.out
-
-
-def test_the_kernel_driver_and_small_buffers_are_warned_of(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "module/aoe").mkdir(parents=True)
-    (tmp_path / "block/etherd!e7.1").mkdir(parents=True)
-    (tmp_path / "self").mkdir()
-    (tmp_path / "self/status").write_text("Name:\taoefs\nCapEff:\t0000000000002000\n")
-    (tmp_path / "sys/net/core").mkdir(parents=True)
-    (tmp_path / "sys/net/core/rmem_max").write_text("212992\n")
-    (tmp_path / "sys/net/core/wmem_max").write_text("9999999\n")
-    monkeypatch.setattr(doctor, "_SYS", tmp_path)
-    monkeypatch.setattr(doctor, "_PROC", tmp_path)
-    found = findings(run("doctor", "--json"))
-    state, text, mend = found["kernel driver"]
-    assert (state, text) == ("warn", "the module aoe is loaded and shows etherd/e7.1")
-    assert "modprobe -r aoe" in mend
-    assert found["net.core.rmem_max"][0] == "warn"
-    assert found["net.core.rmem_max"][2].startswith("'sysctl -w net.core.rmem_max=16777216'")
-    assert found["net.core.wmem_max"] == ("ok", "9999999", "")
-    assert found["CAP_SYS_RESOURCE"][0] == "warn"
-
-
-def test_a_package_that_does_not_load_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> object:
-        raise ImportError("libfuse3.so.3: cannot open shared object file")
-
-    monkeypatch.setattr("importlib.import_module", broken)
-    assert [finding.state for finding in doctor._check_packages()] == ["fail"] * 4
-
-
-def test_mounts_are_listed_and_a_dead_one_is_warned_of(tmp_path: Path) -> None:
-    with standin(tmp_path / "mnt") as process:
-
-        def state() -> str:
-            found = {finding.check: finding.state for finding in doctor._check_mounts()}
-            return found[f"mount {tmp_path / 'mnt'}"]
-
-        assert state() == "ok"
-        process.kill()
-        process.wait()
-        assert state() == "warn"

@@ -130,7 +130,7 @@ def test_a_missing_program_is_one_line(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(demo_command, "_find", lambda program: None if program == missing else program)
+    monkeypatch.setattr(demo_command, "find_program", lambda program: None if program == missing else program)
     assert main(["demo"]) == 1
     assert re.fullmatch(rf"aoefs: the demo needs the command {missing}: install .*\n", capsys.readouterr().err)
 

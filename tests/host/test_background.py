@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aoefs.host import background
-from aoefs.host.background import READY_VARIABLE, LogLimit, Ready, SyslogHandler
+from aoefs.host.background import READY_VARIABLE, Ready
+from aoefs.host.systemlog import log_to_stderr
 from tests.host import standin
 from tests.lab import COMMANDS, INITIATOR, Lab, Process, require, wait_until
-
-
-@pytest.fixture
-def quiet_log() -> Iterator[logging.Logger]:
-    """The log of aoefs, put back afterwards."""
-    handlers, level = background.log.handlers[:], background.log.level
-    background.log.handlers[:] = []
-    yield background.log
-    background.log.handlers[:] = handlers
-    background.log.setLevel(level)
-
 
 # ── both ends of the pipe ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -66,52 +53,12 @@ def test_without_a_pipe_it_is_said_on_stderr(
     announce("a hint")
     announce("an end")
     monkeypatch.delenv(READY_VARIABLE, raising=False)
-    background.log_to_stderr()
+    log_to_stderr()
     ready = Ready.from_environment()
     ready.ok()
     ready.ok("a\nhint")
     ready.fail("an end")
     assert capsys.readouterr().err == "aoefs: a hint\naoefs: an end\n"
-
-
-# ── the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_system_log_gets_one_datagram_each(tmp_path: Path, quiet_log: logging.Logger, announce: object) -> None:
-    assert callable(announce)
-    announce("disk e0.0")
-    path = str(tmp_path / "log")
-    background.log_to(SyslogHandler([str(tmp_path / "missing"), path]))
-    quiet_log.setLevel(logging.INFO)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(path)
-        quiet_log.warning("disk e0.0:\n%s", "is silent")
-        quiet_log.getChild("part").info("fine")
-        quiet_log.debug("not this")
-        assert receiver.recv(1000) == f"<28>aoefs[{os.getpid()}]: disk e0.0: is silent".encode()
-        assert receiver.recv(1000) == f"<30>aoefs[{os.getpid()}]: fine".encode()
-    os.unlink(path)
-    quiet_log.info("the log has gone, which harms nobody")
-    background.log_to(logging.NullHandler())
-
-
-def test_a_log_that_is_stuck_stops_nothing(tmp_path: Path, quiet_log: logging.Logger) -> None:
-    path = str(tmp_path / "log")
-    background.log_to(SyslogHandler([path]))
-    quiet_log.setLevel(logging.INFO)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(path)
-        for _ in range(1000):
-            quiet_log.info("x" * 1000)
-    background.log_to(logging.NullHandler())
-
-
-def test_a_stderr_that_has_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch, quiet_log: logging.Logger) -> None:
-    stderr = io.StringIO()
-    stderr.close()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    background.log_to_stderr(1)
-    quiet_log.info("nobody reads this")
 
 
 # ── parent and child ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -233,20 +180,3 @@ def test_a_defect_after_the_mount_was_live_ends_with_code_1(lab: Lab) -> None:
     lab.run(INITIATOR, ["umount", path])
     assert process.wait(10) == 1
     assert process.output == "aoefs: unexpected ZeroDivisionError: after the mount (-v says where)\n"
-
-
-def test_a_flood_of_log_lines_is_cut_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("aoefs.host.background.time.monotonic", lambda: now)
-    limit = LogLimit(lines_per_second=3)
-
-    def line(text: str) -> logging.LogRecord:
-        return logging.LogRecord("aoefs", logging.ERROR, __file__, 1, "%s failed", (text,), None)
-
-    assert [limit.filter(line(str(number))) for number in range(10)] == [True] * 3 + [False] * 7
-    back = logging.LogRecord("aoefs", logging.INFO, __file__, 1, "%s is back", ("e0.0",), None)
-    assert limit.filter(back), "another kind of line passes"
-    now = 1.0
-    record = line("next")
-    assert limit.filter(record)
-    assert record.getMessage() == "next failed (before this, 7 such lines were left out)"

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.host.mountpoint import Holder, Mount, find_mount, holders, parse_mountinfo
-from tests.lab import require, wait_until
+from tests.host import livemount
+from tests.lab import require
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 90 22 0:47 / /mnt/with\040space\134 rw - fuse.aoefs any rw,user_id=0
@@ -32,18 +33,8 @@ torn line
 @pytest.fixture
 def standin(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A live mount on ``tmp_path / "mnt"``."""
-    require("/dev/fuse")
-    path = tmp_path / "mnt"
-    path.mkdir()
-    with subprocess.Popen([sys.executable, "-m", "tests.host.standin", path]) as process:
-        try:
-            wait_until(lambda: find_mount(str(path)), what="the stand-in is mounted")
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-            while find_mount(str(path)):
-                mountpoint.unmount(str(path), lazy=True)
+    with livemount.standin(tmp_path / "mnt") as process:
+        yield process
 
 
 @pytest.fixture
@@ -81,8 +72,9 @@ def test_no_mountinfo_makes_the_parser_fail(text: str) -> None:
     parse_mountinfo(text)
 
 
-def test_the_topmost_mount_of_a_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mountpoint, "_mounts", lambda: parse_mountinfo(MOUNTINFO))
+def test_the_topmost_mount_of_a_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTINFO)
+    monkeypatch.setattr(mountpoint, "MOUNTINFO", str(tmp_path / "mountinfo"))
     found = find_mount("/mnt/../mnt/plain/")
     assert found is not None
     assert found.type == "fuse.sshfs"
@@ -156,7 +148,7 @@ def test_a_mount_that_its_process_left_is_replaced(mounted: Mount, standin: subp
 
 
 def test_without_fuse_device_the_advice_is_to_load_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(mountpoint, "_FUSE_DEVICE", str(tmp_path / "fuse"))
+    monkeypatch.setattr(mountpoint, "FUSE_DEVICE", str(tmp_path / "fuse"))
     with pytest.raises(UserError, match="fuse is missing: 'modprobe fuse'"):
         mountpoint.require_fuse()
     (tmp_path / "fuse").mkdir()
@@ -167,8 +159,8 @@ def test_without_fuse_device_the_advice_is_to_load_it(monkeypatch: pytest.Monkey
 def test_a_user_needs_fusermount3_and_for_allow_other_the_word_of_root(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mountpoint, "_FUSE_DEVICE", "/dev/null")
-    monkeypatch.setattr(mountpoint, "_FUSE_CONFIGURATION", str(tmp_path / "fuse.conf"))
+    monkeypatch.setattr(mountpoint, "FUSE_DEVICE", "/dev/null")
+    monkeypatch.setattr(mountpoint, "FUSE_CONFIGURATION", str(tmp_path / "fuse.conf"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="fusermount3 is missing: install"):

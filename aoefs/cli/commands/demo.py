@@ -34,8 +34,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import interfaces, mountpoint
+from aoefs.host.background import own_command
+from aoefs.status.text import to_stderr
 
 MIB = 1 << 20
 MTU = 9000
@@ -63,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty directory (default: a temporary one)"
     )
     parser.add_argument("--keep", action="store_true", help="leave everything up after the tour, until Ctrl-C")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         _enter_user_namespace(arguments)
     unprivileged = os.environ.pop(_UNPRIVILEGED_VARIABLE, "") == "1"
     for program, package in (("ip", "iproute2"), ("nsenter", "util-linux")):
-        if _find(program) is None:
+        if find_program(program) is None:
             raise UserError(f"the demo needs the command {program}: install the package {package}")
     mountpoint.require_fuse()
     interfaces.require_packet_socket()
@@ -97,7 +100,7 @@ def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
     if arguments.keep or arguments.mountpoint:
         raise UserError("without root nobody else sees the demo's mount: --keep and MOUNTPOINT need sudo")
     mountpoint.require_fuse()
-    unshare = _find("unshare")
+    unshare = find_program("unshare")
     if unshare is None:
         raise UserError("without root the demo needs the command unshare: install the package util-linux, or use sudo")
     # ip(8) keeps its namespaces in /run/netns: one of our own, below /run if it is not there yet.
@@ -113,7 +116,7 @@ def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
         reason = said[-1].removeprefix("unshare: ") if said else f"exit code {probe.returncode}"
         raise UserError(f"the demo needs root, since user namespaces are not allowed here ({reason}): sudo aoefs demo")
     verbose = ["-v"] * arguments.verbose
-    again = [f'{prepare} && exec "$@"', "sh", *_aoefs(), "demo", *verbose]
+    again = [f'{prepare} && exec "$@"', "sh", *own_command(), "demo", *verbose]
     os.execve(unshare, [*command, *again], {**environment, _UNPRIVILEGED_VARIABLE: "1"})
 
 
@@ -161,21 +164,14 @@ class _Interrupts:
         self._pending = True
 
 
-def _find(program: str) -> str | None:
+def find_program(program: str) -> str | None:
     return shutil.which(program, path=_PATH)
-
-
-def _aoefs() -> list[str]:
-    """This very program, whatever else is installed under its name (as ``host.background`` does it)."""
-    root = str(Path(__file__).resolve().parents[3])
-    isolation = [] if sys.path[0] == root else ["-P"]
-    return [sys.executable, *isolation, "-m", "aoefs"]
 
 
 def _typed_aoefs() -> str:
     """The name of the command for a shell: short if the shell finds it."""
     beside = os.path.join(os.path.dirname(sys.executable), "aoefs")
-    return "aoefs" if _find("aoefs") or not os.path.exists(beside) else beside
+    return "aoefs" if find_program("aoefs") or not os.path.exists(beside) else beside
 
 
 def _start(command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
@@ -268,7 +264,7 @@ class _Demo:
         return said
 
     def _show_aoefs(self, *arguments: str, inside: str = "") -> str:
-        said = self._show([*_aoefs(), *arguments], typed=shlex.join(["aoefs", *arguments]), inside=inside)
+        said = self._show([*own_command(), *arguments], typed=shlex.join(["aoefs", *arguments]), inside=inside)
         return said or ""
 
     def _show_shell(self, line: str, last: int = 0) -> str:
@@ -350,7 +346,7 @@ class _Demo:
         self._say(f"   $ {shlex.join(['aoefs', *arguments])} &", "command")
         log = self._directory / "target.log"
         with log.open("wb") as output, self._interrupts.hold():
-            child = _start([*self._enter(self._target), *_aoefs(), *arguments], output.fileno())
+            child = _start([*self._enter(self._target), *own_command(), *arguments], output.fileno())
             self._stack.callback(_stop, child)
         deadline = time.monotonic() + _TARGET_SECONDS
         while len(lines := log.read_text(errors="replace").splitlines()) < len(DISKS):
@@ -416,7 +412,7 @@ class _Demo:
         if self._unprivileged:
             self._unmounted_file_system(disk)
             return
-        missing = [program for program in ("mkfs.ext4", "e2fsck", "mount") if _find(program) is None]
+        missing = [program for program in ("mkfs.ext4", "e2fsck", "mount") if find_program(program) is None]
         if not os.path.exists("/dev/loop-control"):
             missing.append("/dev/loop-control")
         if missing:
@@ -440,7 +436,7 @@ class _Demo:
         self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
 
     def _unmounted_file_system(self, disk: str) -> None:
-        missing = [program for program in ("mkfs.ext4", "debugfs", "e2fsck") if _find(program) is None]
+        missing = [program for program in ("mkfs.ext4", "debugfs", "e2fsck") if find_program(program) is None]
         if missing:
             self._say(f"   skipped, since this machine has no {', '.join(missing)}", "note")
             return
@@ -511,7 +507,7 @@ class _Demo:
         self._note(f"   $ aoefs umount {self._path}", "command")
         if self._daemon is None:
             self._find_daemon()
-        code, said = self._run([*_aoefs(), "umount", self._path], _CLEANUP_SECONDS)
+        code, said = self._run([*own_command(), "umount", self._path], _CLEANUP_SECONDS)
         if code:
             self._note(f"   {said}", "output")
         if self._daemon is not None:
@@ -534,7 +530,7 @@ class _Demo:
     def _complain(self, what: str) -> None:
         self.is_something_left = True
         with contextlib.suppress(OSError):
-            print(f"aoefs: cleaning up: {what}", file=sys.stderr)
+            to_stderr(f"cleaning up: {what}")
 
     def _tell_what_is_left(self) -> None:
         left = "something could not be removed" if self.is_something_left else "everything is removed"

@@ -1,8 +1,8 @@
-"""``aoefs doctor``: everything on this host that can keep aoefs from working, or from working well.
+"""``aoefs doctor``: what on this host can keep aoefs from working, or from working well.
 
 A check looks at one thing and yields findings: *ok*, *warn* (it works, but not as well or as safely as it could) or
-*fail* (aoefs does not work), each with what to do.  A check changes nothing and sends nothing; one that fails itself
-is a finding too.  Exit 1 if something fails.
+*fail* (aoefs does not work), with advice.  A check changes nothing and sends nothing; a check that cannot be made is a
+finding too.  Exit code 1 if something fails.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aoefs import is_compiled
-from aoefs.cli.options import add_interface_argument
+from aoefs.cli.options import add_interface_argument, add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import interfaces, mountpoint
-from aoefs.host.background import LOG_SOCKETS
+from aoefs.host.systemlog import LOG_SOCKETS
 from aoefs.net import netlink
 from aoefs.protocol.wire import payload_sectors
+from aoefs.status.text import printable
 
-_PROC, _SYS = Path("/proc"), Path("/sys")
+PROC, SYS = Path("/proc"), Path("/sys")
+PACKAGES = ("numpy", "pyfuse3", "rich", "trio")
 _CAP_NET_ADMIN, _CAP_SYS_RESOURCE = 12, 24
 _CONSEQUENCES = {
     _CAP_NET_ADMIN: ("CAP_NET_ADMIN", "socket buffers are bounded by the system's limits"),
@@ -35,34 +37,40 @@ _CONSEQUENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``state`` is ok, warn or fail; ``check`` what was looked at, ``text`` what was found, ``mend`` what to do."""
+    """``state`` is ok, warn or fail; ``check`` names what was looked at, ``text`` what was found."""
 
     state: str
     check: str
     text: str
-    mend: str = ""
+    advice: str = ""  # what to do; "mend" in the JSON object
+
+    def __str__(self) -> str:
+        return printable(": ".join(filter(None, (self.check, self.text, self.advice))))
+
+    def report(self) -> dict[str, str]:
+        """The JSON object."""
+        return {"state": self.state, "check": self.check, "text": self.text, "mend": self.advice}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_interface_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     findings = examine(arguments.interface or ())
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print(json.dumps([finding.report() for finding in findings], indent=2))
     else:
         _print(findings)
     return 1 if any(finding.state == "fail" for finding in findings) else 0
 
 
 def _print(findings: list[Finding]) -> None:
-    lines = [(each.state, f"{each.check}: {each.text}" + (f": {each.mend}" if each.mend else "")) for each in findings]
     if not sys.stdout.isatty():
-        for state, line in lines:
-            print(f"{state:<5} {line}")
+        for finding in findings:
+            print(f"{finding.state:<5} {finding}")
         return
     from rich.console import Console
     from rich.table import Table
@@ -70,30 +78,30 @@ def _print(findings: list[Finding]) -> None:
 
     table = Table.grid(padding=(0, 1))
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    for state, line in lines:
-        table.add_row(Text(state, style=styles[state]), Text(line))
+    for finding in findings:
+        table.add_row(Text(finding.state, style=styles[finding.state]), Text(str(finding)))
     Console().print(table)
 
 
-def examine(names: tuple[str, ...] | list[str]) -> list[Finding]:
-    """All findings on this host; ``names`` are the interfaces to look at, none meaning every Ethernet one."""
-    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("python", _check_python),
-        ("packages", _check_packages),
-        ("hot path", _check_compiled),
-        ("fuse", _check_fuse),
-        ("raw Ethernet", _check_raw_ethernet),
-        ("capabilities", _check_capabilities),
-        ("interfaces", lambda: _check_interfaces(names)),
-        ("socket buffers", _check_buffers),
-        ("kernel driver", _check_kernel_driver),
-        ("system log", _check_log),
-        ("mounts", _check_mounts),
-    ]
-    findings = []
-    for name, check in checks:
+def examine(names: Sequence[str] = ()) -> list[Finding]:
+    """All findings on this host; ``names`` are the interfaces to look at, by default every Ethernet interface."""
+    checks = {
+        "python": _check_python(),
+        "packages": _check_packages(),
+        "hot path": _check_compiled(),
+        "fuse": _check_fuse(),
+        "raw Ethernet": _check_raw_ethernet(),
+        "capabilities": _check_capabilities(),
+        "interfaces": _check_interfaces(names),
+        "socket buffers": _check_buffers(),
+        "kernel driver": _check_kernel_driver(),
+        "system log": _check_log(),
+        "mounts": _check_mounts(),
+    }
+    findings: list[Finding] = []
+    for name, found in checks.items():
         try:
-            findings += list(check())
+            findings += list(found)
         except OSError as error:
             findings.append(Finding("warn", name, f"cannot be looked at: {error}"))
     return findings
@@ -101,7 +109,7 @@ def examine(names: tuple[str, ...] | list[str]) -> list[Finding]:
 
 def _check_python() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):  # noqa: UP036 (whoever runs it from a checkout may)
+    if sys.version_info < (3, 11):  # noqa: UP036 (pip refuses this, a checkout does not)
         yield Finding("fail", "python", version, "aoefs needs 3.11 or newer")
     else:
         yield Finding("ok", "python", version)
@@ -110,11 +118,11 @@ def _check_python() -> Iterator[Finding]:
 def _check_packages() -> Iterator[Finding]:
     from importlib import metadata
 
-    for name in ("numpy", "pyfuse3", "rich", "trio"):
+    for name in PACKAGES:
         try:
             importlib.import_module(name)
             yield Finding("ok", f"package {name}", metadata.version(name))
-        except (ImportError, OSError) as error:  # OSError: a library that it needs does not load
+        except (ImportError, OSError) as error:  # OSError: a C library of it does not load
             yield Finding("fail", f"package {name}", str(error), "pip install --force-reinstall aoefs")
 
 
@@ -122,8 +130,8 @@ def _check_compiled() -> Iterator[Finding]:
     if is_compiled():
         yield Finding("ok", "hot path", "compiled")
     else:
-        mend = "install gcc and the Python headers, then 'pip install -v --force-reinstall --no-deps' aoefs again"
-        yield Finding("warn", "hot path", "pure Python, which takes half as much processor time again", mend)
+        advice = "install gcc and the Python headers, then 'pip install -v --force-reinstall --no-deps' aoefs again"
+        yield Finding("warn", "hot path", "pure Python, which takes half as much processor time again", advice)
 
 
 def _check_fuse() -> Iterator[Finding]:
@@ -135,7 +143,7 @@ def _check_fuse() -> Iterator[Finding]:
         yield Finding("ok", "fuse", "/dev/fuse works")
     helper = shutil.which("fusermount3")
     if helper is None:
-        if os.geteuid() == 0:  # a user without it has just been told
+        if os.geteuid() == 0:  # for a user this is a failure above
             yield Finding("warn", "fusermount3", "missing", "install the package fuse3, if other users are to mount")
     elif os.geteuid() and not os.stat(helper).st_mode & 0o4000:
         yield Finding("fail", "fusermount3", f"{helper} is not setuid root", f"'chmod u+s {helper}', or run as root")
@@ -144,13 +152,13 @@ def _check_fuse() -> Iterator[Finding]:
     if mountpoint.user_allow_other():
         yield Finding("ok", "user_allow_other", "users may mount with --allow-other")
     else:
-        mend = "add the line 'user_allow_other' to /etc/fuse.conf, if users are to mount with --allow-other"
-        yield Finding("ok" if os.geteuid() == 0 else "warn", "user_allow_other", "not set", mend)
+        advice = "add the line 'user_allow_other' to /etc/fuse.conf, if users are to mount with --allow-other"
+        yield Finding("ok" if os.geteuid() == 0 else "warn", "user_allow_other", "not set", advice)
 
 
 def _capabilities() -> int:
     """The effective capabilities of this process, as a bit mask."""
-    for line in (_PROC / "self/status").read_text().splitlines():
+    for line in (PROC / "self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
     return 0
@@ -174,7 +182,7 @@ def _check_capabilities() -> Iterator[Finding]:
             yield Finding("warn", name, f"missing, so {consequence}", "run as root, or give this capability")
 
 
-def _check_interfaces(names: tuple[str, ...] | list[str]) -> Iterator[Finding]:
+def _check_interfaces(names: Sequence[str]) -> Iterator[Finding]:
     listed = netlink.list_interfaces()
     wanted = names or [each.name for each in listed if each.ethernet]
     by_name = {each.name: each for each in listed}
@@ -183,11 +191,8 @@ def _check_interfaces(names: tuple[str, ...] | list[str]) -> Iterator[Finding]:
         try:
             interfaces.choose([name], listed)
         except UserError as error:
-            yield Finding(
-                "fail" if names else "warn",
-                f"interface {name}",
-                str(error).removeprefix(f"interface {name}").lstrip(": "),
-            )
+            reason = str(error).removeprefix(f"interface {name}").lstrip(": ")
+            yield Finding("fail" if names else "warn", f"interface {name}", reason)
             continue
         usable += 1
         interface = by_name[name]
@@ -196,8 +201,8 @@ def _check_interfaces(names: tuple[str, ...] | list[str]) -> Iterator[Finding]:
         if not interface.running:
             yield Finding("warn", f"interface {name}", "no carrier", "plug the cable in, or bring its other end up")
         elif interface.mtu < 2000:
-            mend = f"faster, if targets and switches carry it: 'ip link set {name} mtu 9000' (see aoefs path-test)"
-            yield Finding("ok", f"interface {name}", text, mend)
+            advice = f"faster, if targets and switches carry it: 'ip link set {name} mtu 9000' (see aoefs path-test)"
+            yield Finding("ok", f"interface {name}", text, advice)
         else:
             yield Finding("ok", f"interface {name}", text)
     if not usable and not names:
@@ -210,26 +215,26 @@ def _check_buffers() -> Iterator[Finding]:
     forced = _capabilities() >> _CAP_NET_ADMIN & 1
     for name, needed in (("rmem_max", RECEIVE_BUFFER_BYTES), ("wmem_max", SEND_BUFFER_BYTES)):
         try:
-            limit = int((_PROC / "sys/net/core" / name).read_text())
+            limit = int((PROC / "sys/net/core" / name).read_text())
         except FileNotFoundError:  # in a network namespace of older kernels
             continue
         if forced:
             yield Finding("ok", f"net.core.{name}", f"{limit}, which CAP_NET_ADMIN may exceed")
         elif limit < needed:
-            mend = f"'sysctl -w net.core.{name}={needed}', or give CAP_NET_ADMIN"
-            yield Finding("warn", f"net.core.{name}", f"{limit}, of {needed} wanted: bursts may be dropped", mend)
+            advice = f"'sysctl -w net.core.{name}={needed}', or give CAP_NET_ADMIN"
+            yield Finding("warn", f"net.core.{name}", f"{limit}, of {needed} wanted: bursts may be dropped", advice)
         else:
             yield Finding("ok", f"net.core.{name}", str(limit))
 
 
 def _check_kernel_driver() -> Iterator[Finding]:
-    if not (_SYS / "module/aoe").exists():
+    if not (SYS / "module/aoe").exists():
         yield Finding("ok", "kernel driver", "the module aoe is not loaded")
         return
-    disks = sorted(path.name.replace("!", "/") for path in (_SYS / "block").glob("etherd!*"))
+    disks = sorted(path.name.replace("!", "/") for path in (SYS / "block").glob("etherd!*"))
     text = "the module aoe is loaded" + (f" and shows {', '.join(disks)}" if disks else "")
-    mend = "'modprobe -r aoe', or keep it off our interfaces by aoe-interfaces: never write one disk through both"
-    yield Finding("warn", "kernel driver", text, mend)
+    advice = "'modprobe -r aoe', or keep it off our interfaces by aoe-interfaces: never write one disk through both"
+    yield Finding("warn", "kernel driver", text, advice)
 
 
 def _check_log() -> Iterator[Finding]:
@@ -237,8 +242,8 @@ def _check_log() -> Iterator[Finding]:
     if there:
         yield Finding("ok", "system log", there[0])
     else:
-        mend = "mount with -f to see what happens, or start a log daemon"
-        yield Finding("warn", "system log", "none, so a mount in the background is silent", mend)
+        advice = "mount with -f to see what happens, or start a log daemon"
+        yield Finding("warn", "system log", "none, so a mount in the background is silent", advice)
 
 
 def _check_mounts() -> Iterator[Finding]:

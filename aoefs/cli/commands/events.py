@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
-from aoefs.status.tables import printable
+from aoefs.status.text import printable, to_stderr
 
 EVENTS_FILE = ".aoefs/events"
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C or the mount goes"
     )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
                 before, lines = lines, _read(path)
             except OSError as error:
                 if mountpoint.find_mount(path) is None and arguments.follow:
-                    print(f"aoefs: {path} is not mounted any more", file=sys.stderr)
+                    to_stderr(f"{path} is not mounted any more")
                     return 0
                 raise UserError(f"{path} does not tell its events: {error.strerror}") from None
             _print(news(before, lines))

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from aoefs.cli import manual, options
 from aoefs.errors import UserError
+from aoefs.status.text import to_stderr
 
 RECORD = "share/aoefs/installed.json"
 HELPERS = ("mount.aoefs", "mount.fuse.aoefs")  # mount(8) looks in /sbin only, whatever the prefix
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--command", metavar="FILE", help="the aoefs that unit and mount helper start (default: this one)")
     add("--remove", action="store_true", help="take everything back that was installed there, and nothing else")
     add("--dry-run", action="store_true", help="only say what would be done")
-    add("-v", "--verbose", action="count", default=0, help="say more")
+    options.add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -190,7 +191,7 @@ class Installation:
                 self._take(path)
             elif os.path.lexists(self.at(path)):
                 stays += 1
-                print(f"aoefs: {self.at(path)} was changed since: it stays", file=sys.stderr)
+                to_stderr(f"{self.at(path)} was changed since: it stays")
         if not self.dry_run:
             self.record.unlink()
             for directory in sorted(self.directories, key=len, reverse=True):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import subprocess
-import sys
 
 from aoefs.cli.options import mount_options
 from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
 from aoefs.host import interfaces, mountpoint
-from aoefs.host.background import Ready, log, log_to_stderr, run_in_background, start_in_background
+from aoefs.host.background import Ready, run_in_background, start_in_background
+from aoefs.host.systemlog import log, log_to_stderr
+from aoefs.status.text import to_stderr
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -88,7 +89,7 @@ def _mount_with_console(options: MountOptions, argv: list[str]) -> int:
     finally:
         code = _end(child, asked=gone is None)
     if gone is not None:
-        print(f"aoefs: {gone}", file=sys.stderr)
+        to_stderr(str(gone))
     return code if code >= 0 else 1
 
 
@@ -101,7 +102,7 @@ def _end(child: subprocess.Popen[bytes], *, asked: bool) -> int:
             try:
                 return child.wait(1.0)
             except subprocess.TimeoutExpired:
-                print("aoefs: serving files that are open, for some seconds; Ctrl-C ends this at once", file=sys.stderr)
+                to_stderr("serving files that are open, for some seconds; Ctrl-C ends this at once")
                 return child.wait()
         except KeyboardInterrupt:
             child.terminate()

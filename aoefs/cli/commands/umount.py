@@ -14,18 +14,19 @@ import argparse
 import errno
 import os
 import select
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
+from aoefs.status.text import to_stderr
 
 _BUSY_SECONDS = 1.0  # how long a mount may be busy without anybody using it: a loop device that is just being freed
 _FLUSH_PATIENCE_SECONDS = 2.0  # then a person is told which targets keep this waiting
-_PATIENCE_SECONDS = 5.0  # then a person is told what this waits for
+PATIENCE_SECONDS = 5.0  # then a person is told what this waits for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lazy", action="store_true", help="detach at once, also when busy, as umount -l: flushed when last closed"
     )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     mount = mountpoint.require_mount(path)
     if mount.is_dead:
         mountpoint.clear_dead(path)
-        _say(f"the mount process of {path} was dead already: unmounted")
+        to_stderr(f"the mount process of {path} was dead already: unmounted")
         return 0
     if arguments.lazy:
         _unmount(mount, lazy=True)
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         daemon = os.pidfd_open(status["pid"])
     except (OSError, ValueError, KeyError) as error:  # another user's mount, or one in trouble
         _unmount(mount)
-        _say(f"{path} is unmounted, but its mount process cannot be watched ({error}): it may still be flushing")
+        to_stderr(f"{path} is unmounted, but its mount process cannot be watched ({error}): it may still be flushing")
         return 0
     try:
         failures = _flush(mount, status)
@@ -60,10 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         os.close(daemon)
     return 1 if failures else 0
-
-
-def _say(message: str) -> None:
-    print(f"aoefs: {message}", file=sys.stderr)
 
 
 def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
@@ -96,12 +93,12 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
         _, late = wait(flushes.values(), _FLUSH_PATIENCE_SECONDS)
         if late:
             silent = ", ".join(name for name, one in flushes.items() if one in late)
-            _say(f"waiting for {silent} to flush its last writes: until it answers, or its deadsecs are over")
+            to_stderr(f"waiting for {silent} to flush its last writes: until it answers, or its deadsecs are over")
         for name, one in flushes.items():
             problem = one.result()
             if problem is not None:
                 failures += 1
-                _say(f"{mount.path}/{name} could not be flushed: {problem}: its last writes may be lost")
+                to_stderr(f"{mount.path}/{name} could not be flushed: {problem}: its last writes may be lost")
     return failures
 
 
@@ -125,6 +122,6 @@ def _wait(daemon: int, pid: int) -> None:
     """Until the process behind the pidfd has ended."""
     poll = select.poll()
     poll.register(daemon, select.POLLIN)
-    if not poll.poll(_PATIENCE_SECONDS * 1000):
-        _say(f"waiting for the mount process (pid {pid}), which is still flushing")
+    if not poll.poll(PATIENCE_SECONDS * 1000):
+        to_stderr(f"waiting for the mount process (pid {pid}), which is still flushing")
         poll.poll()
