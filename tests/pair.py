@@ -15,17 +15,20 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
+from aoefs.core.link import Endpoint, Link
+from aoefs.core.lonecommand import Answer, LoneCommand
 from aoefs.core.overlap import Claim
-from aoefs.core.path import Run
-from aoefs.core.request import NOTHING, Request
-from aoefs.core.tags import Exchange, TagTable
-from aoefs.core.target import Target
+from aoefs.core.request import NOTHING, Request, Run
+from aoefs.core.tags import TagTable
+from aoefs.core.target import DEFAULT_MAXOUT, Target
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, check_result, decode_identify_untrusted, transfer_registers
 from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,
+    VERSION,
     Address,
     AoeCommand,
     Header,
@@ -51,10 +54,19 @@ class Wire:
     def __init__(self, name: str, segment: Segment, number: int) -> None:
         self.name = name
         self.segment = segment
-        self.local = LOCAL[:5] + bytes([0x10 + number])
+        self.mac = LOCAL[:5] + bytes([0x10 + number])
         self.remote = REMOTE[:5] + bytes([0x20 + number])
         self.machines: list[Export] = []
         self.max_sectors = 255
+
+
+def as_link(wire: Wire) -> Link:
+    """The core sees nothing of a link but which one it is, and its address."""
+    return cast(Link, wire)
+
+
+def wire_of(link: Link) -> Wire:
+    return cast(Wire, link)
 
 
 class Operation:
@@ -114,13 +126,14 @@ class Pair:
         payload: int = 2,
         bufcnt: int = 16,
         deadsecs: float = 0.0,
+        maxout: int = DEFAULT_MAXOUT,
         shard_delay: float = 0.0,
         quarantine: bool = True,
     ) -> None:
         self.now = 0.0
         self.shard_delay = shard_delay
         self.quarantine = quarantine
-        self.tags: TagTable[Run | Exchange] = TagTable(0x1234)
+        self.tags: TagTable[Run | LoneCommand] = TagTable(0x1234)
         self.wires = [
             Wire(f"eth{number}", segment, number)
             for number, segment in enumerate(segments or (Segment(latency=LATENCY),))
@@ -132,15 +145,15 @@ class Pair:
         self.strangers = 0  # frames that no command of ours waited for
         self._calls: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self._asked: dict[Target, Exchange] = {}
+        self._asked: dict[Target, LoneCommand] = {}
         for slot in range(targets):
             store = MemoryStore(sectors)
             machine = Export(Address(0, slot), store, serial=f"disk{slot}", buffer_count=max(1, bufcnt))
-            target = Target(machine.address, machine.identity, self.tags, deadsecs=deadsecs)
+            target = Target(machine.address, machine.identity, self.tags, deadsecs=deadsecs, maxout=maxout)
             target.set_bufcnt(bufcnt)
             for wire in self.wires:
                 wire.machines.append(machine)
-                target.add_path(wire, wire.name, (wire.local, wire.remote), payload)
+                target.add_path(as_link(wire), wire.name, (wire.mac, wire.remote), payload)
             self.targets.append(target)
             self.stores.append(store)
 
@@ -219,13 +232,13 @@ class Pair:
                     busy = True
 
     def _send(self, run: Run) -> None:
-        wire, request = run.path.link, run.request
+        wire, request = wire_of(run.path.link), run.request
         assert isinstance(wire, Wire)
         address = next(target.address for target in self.targets if run.path in target.paths)
         for index in range(run.count):
             start, sectors = run.sectors_of(index, 1)
             lba = request.lba + start
-            header = Header(run.path.mac, wire.local, address, AoeCommand.ATA, run.tag + index)
+            header = Header(run.path.mac, wire.mac, address, AoeCommand.ATA, run.tag + index)
             registers = transfer_registers(lba, sectors, write=request.write, lba48=run.path.lba48)
             data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
             self.sent.append(Sent(self.now, run.tag + index, wire, lba, sectors, write=request.write))
@@ -284,24 +297,25 @@ class Pair:
     def _ask_who(self, target: Target) -> None:
         """IDENTIFY on all paths of a silent target, until it is not silent any more."""
 
-        def on_answer(wire: Wire, frame: bytes) -> None:
-            if not target.is_from(wire, decode_header_untrusted(frame)):
-                raise FrameError("nobody who was asked")
-            if target.identity.same_disk(decode_identify_untrusted(frame[ATA_BYTES:])) and target.is_silent:
+        def on_answer(answer: Answer) -> None:
+            if target.identity.same_disk(decode_identify_untrusted(answer.data)) and target.is_silent:
                 target.come_up(self.now)
+
+        def encode(header: Header) -> bytes:
+            return encode_ata(header, IDENTIFY_REGISTERS)
 
         def ask() -> None:
             if not target.is_silent:
                 self.tags.close(self._asked.pop(target))
                 return
-            for path in target.paths:
-                assert isinstance(path.link, Wire)
-                header = Header(path.mac, path.link.local, target.address, AoeCommand.ATA, exchange.next_tag())
-                path.link.segment.send(encode_ata(header, IDENTIFY_REGISTERS), self.now)
+            endpoints = [Endpoint(path.link, path.mac, target.address) for path in target.paths]
+            for endpoint, frame in zip(endpoints, command.frames(endpoints, self.now), strict=True):
+                wire_of(endpoint.link).segment.send(frame, self.now)
             self.call(self.now + QUERY_PAUSE, ask)
 
-        exchange = self._asked[target] = Exchange(on_answer)
-        self.tags.open(exchange)
+        command = LoneCommand(AoeCommand.ATA, encode, target.answers_from, on_answer=on_answer)
+        self._asked[target] = command
+        self.tags.open(command)
         self.call(self.now, ask)
 
     # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -322,15 +336,17 @@ class Pair:
         """What ``Engine._judge`` does: land the data, receive, and complete a little later."""
         header = decode_header_untrusted(frame)
         run = self.tags.find(header.tag)
-        if header.destination != wire.local or run is None:
+        if header.destination != wire.mac or run is None:
             raise FrameError("not for us")
-        if isinstance(run, Exchange):
-            run.on_answer(wire, frame)
+        if isinstance(run, LoneCommand):
+            run.receive_untrusted(as_link(wire), frame, self.now)
             return
         target = next(target for target in self.targets if target.address == run_address(run))
         index = header.tag - run.tag
-        if index >= run.count or not target.is_from(wire, header):
-            raise FrameError("nobody whom this command was sent to")
+        endpoint = Endpoint(as_link(wire), header.source, header.address)
+        is_ata = header.version == VERSION and header.command == AoeCommand.ATA
+        if not is_ata or index >= run.count or not target.answers_from(endpoint):
+            raise FrameError("not from where this command was sent")
         request = run.request
         start, sectors = run.sectors_of(index, 1)
         error: RequestError | None = None
@@ -353,7 +369,7 @@ class Pair:
             if error is None:
                 target.complete(run, index, 1)
             else:
-                target.refuse(run, index, error)
+                target.fail_command(run, index, error)
 
         if self.shard_delay:
             self.call(self.now + self.shard_delay, complete)
@@ -381,7 +397,7 @@ def check_invariants(target: Target) -> None:
         assert path.retransmits >= 0
         assert 1 <= path.window.size <= path.window.limit
     assert target.in_flight == sum(path.in_flight for path in target.paths)
-    granted = target.order._granted
+    granted = target.order.granted
     assert all(a.end <= b.first for a, b in itertools.pairwise(granted)), "granted ranges are disjoint"
 
 
@@ -432,8 +448,9 @@ def check_at_rest(pair: Pair) -> None:
     """Nothing of what ended is left behind but tags kept for late answers."""
     for target in pair.targets:
         assert target.in_flight == 0
-        assert [*target._fresh, *target._waiting, *target._quarantine] == []
-        assert all(request.ended for request, _, _ in target._retransmit)
+        now = target.statistics()
+        assert (now.waiting, now.quarantined, target.requests()) == (0, 0, set())
+        assert target.next_run(pair.now) is None
         assert target.order.idle
         assert target.next_timeout() is None
         for path in target.paths:

@@ -16,15 +16,16 @@ from dataclasses import replace
 
 import trio
 
-from aoefs.core.path import Path, Run
-from aoefs.core.request import Request
-from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.link import Entry, LinkStatistics
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.path import Path
+from aoefs.core.request import Run
+from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
+from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
 from aoefs.engine.settings import Settings
-from aoefs.net.landing import Entry
-from aoefs.net.packetsocket import LinkStatistics
 from aoefs.protocol.ata import FAILED, Identity, encode_identify, transfer_registers
 from aoefs.protocol.wire import (
     ATA_BYTES,
@@ -47,6 +48,7 @@ from aoefs.softtarget.store import MemoryStore
 
 OUR_MAC = bytes.fromhex("020000000001")
 DELAY = 0.0001  # seconds, one way
+Announce = Callable[[str], None]  # the fixture of tests/conftest.py
 Deliveries = list[tuple[float, bytes]]  # (seconds from now, frame)
 
 
@@ -125,7 +127,7 @@ class SegmentLink:
     def __init__(
         self,
         wire: Wire,
-        tags: TagTable[Run | Exchange],
+        tags: TagTable[Run | LoneCommand],
         interface: str = "seg0",
         mac: bytes = OUR_MAC,
         max_sectors: int = 2,
@@ -368,7 +370,7 @@ class Scene:
         wire = Wire()
         self.nursery.start_soon(wire.run)
         mac = OUR_MAC[:-1] + bytes([len(self.engine.links) + 1])
-        link = SegmentLink(wire, self.engine.tags, interface, mac, max_sectors)
+        link = SegmentLink(wire, self.engine.driver.tags, interface, mac, max_sectors)
         self.engine.add_link(link, discover=discover)
         return wire, link
 
@@ -383,14 +385,20 @@ class Scene:
 
 @asynccontextmanager
 async def open_scene(
-    settings: Settings | None = None, max_sectors: int = 2, *, discover: bool = True
+    settings: Settings | None = None,
+    max_sectors: int = 2,
+    *,
+    discover: bool = True,
+    on_change: Callable[[Disk, Change], object] | None = None,
 ) -> AsyncIterator[Scene]:
     """The engine runs on one segment from here on; its first query goes out when the caller first waits."""
     async with trio.open_nursery() as nursery:
         wire = Wire()
         nursery.start_soon(wire.run)
         async with open_engine([], settings) as engine:
-            link = SegmentLink(wire, engine.tags, max_sectors=max_sectors)
+            if on_change is not None:
+                engine.changes.subscribe(on_change)
+            link = SegmentLink(wire, engine.driver.tags, max_sectors=max_sectors)
             engine.add_link(link, discover=discover)
             yield Scene(engine, wire, link, nursery)
         nursery.cancel_scope.cancel()
@@ -398,17 +406,9 @@ async def open_scene(
 
 def nothing_is_left(target: Target) -> bool:
     """No request, claim, run or command of a target is under way or remembered as such."""
-    queues = (target._fresh, target._retransmit, target._waiting, target._quarantine)
+    now = target.statistics()
     runs = [run for path in target.paths for run in path.runs]
     flying = sum(path.in_flight for path in target.paths)
-    return not any(queues) and target.order.idle and not runs and target.in_flight == flying == 0
-
-
-def live_tags(engine: Engine) -> list[Run | Exchange]:
-    """Owners of tags that still wait for something (not those kept for late answers only)."""
-    table = engine.tags
-    return [owner for block, owner in table._owners.items() if block not in table._remembered]
-
-
-def requests_of(target: Target) -> list[Request]:
-    return [*target._waiting, *target._fresh]
+    return (
+        not (now.queued or now.waiting or now.quarantined or runs or target.in_flight or flying) and target.order.idle
+    )

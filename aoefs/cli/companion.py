@@ -22,18 +22,16 @@ from aoefs.cli.options import add_interface_argument, argument_type, seconds
 from aoefs.errors import FrameError, TargetError, UserError
 from aoefs.host import interfaces
 from aoefs.protocol.wire import (
-    ATA_BYTES,
-    SECTOR_BYTES,
     Address,
     AoeCommand,
     ConfigArgument,
     Header,
-    decode_config_untrusted,
     format_mac,
 )
 
 if TYPE_CHECKING:
-    from aoefs.engine.conversation import Answer, Endpoint
+    from aoefs.core.link import Endpoint
+    from aoefs.core.lonecommand import Answer
     from aoefs.engine.engine import Engine
     from aoefs.protocol.ata import Identity
 
@@ -155,13 +153,15 @@ async def find(engine: Engine, address: Address, wait: float) -> Found:
     from aoefs.engine import conversation
 
     async with patience(f"asking for {address}"):
-        answers = await conversation.find(engine, address, conversation.waits(wait))
+        answers = await conversation.find(engine.driver, address, conversation.pauses_within(wait))
         if not answers:
             raise nobody(engine, address, wait)
         endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
         if len(answers) > 1:
             await _require_one_disk(engine, endpoints, len(answers) > len(endpoints), wait)
-    return Found(endpoints, decode_config_untrusted(answers[0].frame))
+    config = answers[0].argument
+    assert isinstance(config, ConfigArgument)
+    return Found(endpoints, config)
 
 
 async def _require_one_disk(engine: Engine, endpoints: Sequence[Endpoint], doubled: bool, wait: float) -> None:
@@ -183,15 +183,15 @@ async def _require_one_disk(engine: Engine, endpoints: Sequence[Endpoint], doubl
 async def identify_all(engine: Engine, endpoint: Endpoint, wait: float) -> list[tuple[Identity, bytes]]:
     """What answers to IDENTIFY at one endpoint, decoded and as 512 bytes; those that cannot be read are left out."""
     from aoefs.engine import conversation
-    from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, decode_identify_untrusted
+    from aoefs.protocol.ata import IDENTIFY_BYTES, IDENTIFY_REGISTERS, decode_identify_untrusted
 
-    least = ATA_BYTES + SECTOR_BYTES
+    pauses = conversation.pauses_within(wait)
     found = []
     for answer in await conversation.ask_ata(
-        engine, endpoint, IDENTIFY_REGISTERS, conversation.waits(wait), least_bytes=least
+        engine.driver, endpoint, IDENTIFY_REGISTERS, pauses, data_bytes=IDENTIFY_BYTES
     ):
-        if not answer.header.is_error and not answer.frame[27] & FAILED:
-            block = answer.frame[ATA_BYTES:least]
+        if answer.error is None:
+            block = answer.data[:IDENTIFY_BYTES]
             with contextlib.suppress(FrameError):
                 found.append((decode_identify_untrusted(block), block))
     return found
@@ -204,7 +204,7 @@ async def command(
     from aoefs.engine import conversation
 
     async with patience(f"waiting for {endpoint.address}"):
-        answers = await conversation.ask(engine, [endpoint], kind, encode, conversation.waits(wait))
+        answers = await conversation.ask(engine.driver, [endpoint], kind, encode, conversation.pauses_within(wait))
     if not answers:
         raise UserError(
             f"{endpoint.address} answers, but no {kind.name.lower()} command within {wait:g} s: "
@@ -215,5 +215,5 @@ async def command(
 
 def require_success(answer: Answer, what: str) -> None:
     """UserError when the answer is an AoE error."""
-    if answer.header.is_error:
-        raise UserError(f"{answer.header.address} refuses {what}: {TargetError(answer.header.error)}")
+    if isinstance(answer.error, TargetError):
+        raise UserError(f"{answer.endpoint.address} refuses {what}: {answer.error}")

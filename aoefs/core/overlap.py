@@ -91,6 +91,11 @@ class OverlapGuard:
                 claim.granted()
 
     @property
+    def granted(self) -> tuple[Claim, ...]:
+        """What is claimed now, by place."""
+        return tuple(self._granted)
+
+    @property
     def idle(self) -> bool:
         """Nothing is claimed and nobody waits."""
         return not self._granted and not self._waiting

@@ -1,10 +1,7 @@
-"""One way to a target: a local link and the remote MAC that answers there; and the Runs that travel on it.
-
-A :class:`Run` is one batch of a Request's ATA commands, sent together under consecutive tags.  A command that is sent
-again belongs to a new Run, so an answer is never ambiguous, and a late one is still understood.
+"""One way to a target: a local link and the remote MAC that answers there.
 
 A :class:`Path` owns the round-trip estimate, the congestion window, the order of sending and the losses of this one
-(target, path).  Pure; ``link`` is whatever the driver of the core uses to send.
+(target, path).  Pure.
 
 **How a loss is seen** (RACK, RFC 8985, in the unit of runs).  Runs are kept in the order of sending.  The youngest
 transmission that was answered is the *witness*; every older one that is unanswered is suspect, and given up when the
@@ -19,18 +16,22 @@ oldest one that flies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from aoefs.core.link import Link
 from aoefs.core.recovery import CongestionWindow, ReorderWindow, RttEstimator
-from aoefs.core.request import Request, bits
+from aoefs.core.request import Run, bits
 from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
+
+if TYPE_CHECKING:
+    from aoefs.core.target import Target
 
 FRAME_LIFETIME: Final = 0.5  # seconds: how long a frame may wander at least (design, section 4: late duplicates)
 
 
 @dataclass(frozen=True, slots=True)
 class PathStatistics:
-    """A frozen picture of one path; times in microseconds, windows in commands."""
+    """A frozen snapshot of one path; times in microseconds, windows in commands."""
 
     interface: str
     mac: bytes
@@ -48,39 +49,6 @@ class PathStatistics:
     healthy: bool
 
 
-class Run:
-    """``count`` commands of ``step`` sectors (the last one may be shorter) under the tags ``tag`` to ``tag + count``.
-
-    ``flying`` and ``lost`` have a bit per command: unanswered and still counted in the windows; unanswered and given
-    up (their sectors go out again in another run).
-    """
-
-    __slots__ = ("count", "flying", "lost", "order", "path", "request", "sector", "sectors", "sent_at", "step", "tag")
-
-    def __init__(self, request: Request, path: Path, sector: int, sectors: int, step: int, now: float) -> None:
-        self.request = request
-        self.path = path
-        self.sector = sector  # first sector, counted from the request's
-        self.sectors = sectors
-        self.step = step
-        self.count = -(-sectors // step)
-        self.flying = bits(0, self.count)
-        self.lost = 0
-        self.sent_at = now
-        self.tag = 0
-        self.order = 0  # place in the path's order of sending
-
-    @property
-    def gone_at(self) -> float:
-        """When a copy of a command can no longer arrive anywhere (seconds)."""
-        return self.sent_at + self.path.frame_lifetime()
-
-    def sectors_of(self, first: int, count: int) -> tuple[int, int]:
-        """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""
-        start = first * self.step
-        return self.sector + start, min(count * self.step, self.sectors - start)
-
-
 class Path:
     """See the module.  ``macs`` are ours and the target's; ``sectors`` is the payload that passes, at least 1;
     ``limit`` the largest window; ``lba48`` tells which READ and WRITE commands the disk takes.
@@ -89,8 +57,8 @@ class Path:
     __slots__ = (
         "answer_head",
         "answered",
+        "degraded",
         "full_sectors",
-        "healthy",
         "in_flight",
         "interface",
         "last_answer_at",
@@ -105,6 +73,7 @@ class Path:
         "runs",
         "sectors",
         "sent",
+        "target",
         "window",
         "witness_index",
         "witness_order",
@@ -112,10 +81,11 @@ class Path:
     )
 
     def __init__(
-        self, link: object, interface: str, address: Address, macs: tuple[bytes, bytes], sectors: int, limit: int
+        self, link: Link, interface: str, address: Address, macs: tuple[bytes, bytes], sectors: int, limit: int
     ) -> None:
         local, remote = macs
         self.link = link
+        self.target: Target | None = None  # whose path it is, while it is one
         self.interface = interface
         self.mac = remote
         self.lba48 = True
@@ -133,7 +103,7 @@ class Path:
         self.witness_order = -1
         self.witness_index = 0
         self.witness_rtt = 0.0
-        self.healthy = True
+        self.degraded = False
         self.sent = 0
         self.answered = 0
         self.retransmits = 0
@@ -176,7 +146,7 @@ class Path:
         self.rtt.sample(delay)
         self.window.on_answered(count)
         self.last_answer_at = now
-        self.healthy = True
+        self.degraded = False
         if run.order > self.witness_order:
             self.witness_order, self.witness_index, self.witness_rtt = run.order, last, delay
         elif run.order == self.witness_order and last > self.witness_index:
@@ -194,7 +164,7 @@ class Path:
         self.reorder.widen(now)
         self.window.undo(run.sent_at)
         self.last_answer_at = now
-        self.healthy = True
+        self.degraded = False
 
     def suspects(self, run: Run) -> int:
         """The commands of ``run`` that are unanswered although a younger transmission was answered."""
@@ -293,5 +263,5 @@ class Path:
             retransmits=self.retransmits,
             late=self.late,
             reductions=self.window.reductions,
-            healthy=self.healthy,
+            healthy=not self.degraded,
         )

@@ -12,10 +12,13 @@ belongs to the path that carries it).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from aoefs.errors import RequestError
 from aoefs.protocol.wire import SECTOR_BYTES
+
+if TYPE_CHECKING:
+    from aoefs.core.path import Path
 
 DEFAULT_MEMORY_BYTES: Final = 24 << 20
 NOTHING: Final = memoryview(bytearray())  # the buffer of an ended request
@@ -24,18 +27,6 @@ NOTHING: Final = memoryview(bytearray())  # the buffer of an ended request
 def bits(first: int, count: int) -> int:
     """``count`` one bits, the lowest at position ``first``."""
     return ((1 << count) - 1) << first
-
-
-class Copy(Protocol):
-    """A run of commands of the request, as far as it matters that they may still travel (``core.path.Run``)."""
-
-    flying: int
-    lost: int
-
-    @property
-    def gone_at(self) -> float:
-        """When the last of them can no longer arrive anywhere (seconds)."""
-        ...
 
 
 class Memory:
@@ -107,7 +98,7 @@ class Request:
         self.error: RequestError | None = None
         self.submitted_at = 0.0
         self.first_sent_at: float | None = None
-        self.copies: list[Copy] = []  # runs of which a command was given up and sent again
+        self.copies: list[Run] = []  # runs of which a command was given up and sent again
         self.address = 0  # where buffer lies in memory, once a batch needed to know
 
     @property
@@ -142,3 +133,36 @@ class Request:
         """
         if not self.ended:
             self.buffer[start * SECTOR_BYTES : start * SECTOR_BYTES + len(data)] = data
+
+
+class Run:
+    """``count`` commands of ``step`` sectors (the last one may be shorter) under the tags ``tag`` to ``tag + count``.
+
+    ``flying`` and ``lost`` have a bit per command: unanswered and still counted in the windows; unanswered and given
+    up (their sectors go out again in another run).
+    """
+
+    __slots__ = ("count", "flying", "lost", "order", "path", "request", "sector", "sectors", "sent_at", "step", "tag")
+
+    def __init__(self, request: Request, path: Path, sector: int, sectors: int, step: int, now: float) -> None:
+        self.request = request
+        self.path = path
+        self.sector = sector  # first sector, counted from the request's
+        self.sectors = sectors
+        self.step = step
+        self.count = -(-sectors // step)
+        self.flying = bits(0, self.count)
+        self.lost = 0
+        self.sent_at = now
+        self.tag = 0
+        self.order = 0  # place in the path's order of sending
+
+    @property
+    def gone_at(self) -> float:
+        """When a copy of a command can no longer arrive anywhere (seconds)."""
+        return self.sent_at + self.path.frame_lifetime()
+
+    def sectors_of(self, first: int, count: int) -> tuple[int, int]:
+        """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""
+        start = first * self.step
+        return self.sector + start, min(count * self.step, self.sectors - start)

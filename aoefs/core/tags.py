@@ -4,7 +4,7 @@ Tags are issued in blocks of 64 from a counter that starts at random and skips b
 a run have consecutive tags and a whole batch of answers is matched with one comparison.  Bit 31 is set: the Linux
 driver ignores such answers.  ``tag >> 6`` names the owner of a block, ``tag & 63`` the transmission in it.
 
-What holds always: a transmission has its own tag, so an answer is never ambiguous (a 65th sending of one exchange
+What holds always: a transmission has its own tag, so an answer is never ambiguous (a 65th sending of one lone command
 excepted); a tag is issued anew only when nobody remembers it.
 
 Rejected: one dict entry per tag (it costs more than all other bookkeeping of a frame).
@@ -12,8 +12,7 @@ Rejected: one dict entry per tag (it costs more than all other bookkeeping of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from aoefs.protocol.wire import CLIENT_TAG_BIT
 
@@ -32,52 +31,36 @@ class TagOwner(Protocol):
 OwnerT = TypeVar("OwnerT", bound=TagOwner)
 
 
-class Exchange:
-    """A lone command that waits for its answer: config query, IDENTIFY, FLUSH.  Each sending takes a tag of its block.
-
-    ``on_answer(link, frame)`` is called with each answer that carries one of the tags; judging it is the owner's
-    business.
-    """
-
-    __slots__ = ("on_answer", "sendings", "tag")
-
-    def __init__(self, on_answer: Callable[[Any, bytes], object]) -> None:
-        self.on_answer = on_answer
-        self.sendings = 0
-        self.tag = 0
-
-    def next_tag(self) -> int:
-        """The tag of the next sending; the 65th takes the first one again."""
-        tag = self.tag + self.sendings % BLOCK_TAGS
-        self.sendings += 1
-        return tag
-
-
 class TagTable(Generic[OwnerT]):
-    """All tags that we would know in an answer: a block of 64 per owner (a run, an exchange).
+    """All tags that we would know in an answer: a block of 64 per owner (a run, a lone command).
 
     ``first`` is the first block number; the caller draws it at random, so that nobody off the wire can guess a tag.
     """
 
-    __slots__ = ("_block", "_owners", "_remembered")
+    __slots__ = ("_owners", "_remembered", "next_block")
 
     def __init__(self, first: int) -> None:
-        self._block = first & _BLOCK_MASK
+        self.next_block = first & _BLOCK_MASK
         self._owners: dict[int, OwnerT] = {}
         self._remembered: dict[int, OwnerT] = {}
 
     def __len__(self) -> int:
         return len(self._owners)
 
+    @property
+    def live(self) -> list[OwnerT]:
+        """The owners that still wait for something: not those that are kept for late answers only."""
+        return [owner for block, owner in self._owners.items() if block not in self._remembered]
+
     def open(self, owner: OwnerT) -> None:
         """Give ``owner`` a block of tags; skips blocks that are still known."""
         owners = self._owners
-        block = self._block
+        block = self.next_block
         while block in owners:
             block = block + 1 & _BLOCK_MASK
         owners[block] = owner
         owner.tag = CLIENT_TAG_BIT | block << _BLOCK_BITS
-        self._block = block + 1 & _BLOCK_MASK
+        self.next_block = block + 1 & _BLOCK_MASK
 
     def find(self, tag: int) -> OwnerT | None:
         """Whose tag this is; None for one that we never sent or no longer know."""

@@ -1,30 +1,30 @@
-"""One target as the initiator sees it: a machine that turns Requests into Runs and answers into finished Requests.
+"""One target as the initiator sees it: a machine that turns Requests into Runs, and answers into finished Requests.
 
-Pure: no socket, no clock, no trio.  A driver (``engine.engine``, or a test with a heap of frames) keeps this contract:
+Pure: no socket, no clock, no trio.  What drives it (``engine.driver``, or a test with a heap of frames) keeps this
+contract:
 
-1. ``submit(request, now)`` takes a Request; ``order`` (an OverlapGuard) has granted its range if it is a write.
-2. ``next_run(now)`` gives what the windows allow to send now, one batch on one path, until it gives None; what the
+1. ``submit(request, now)`` takes a Request.  If it is a write, ``order`` (an OverlapGuard) has granted its range.
+2. ``next_run(now)`` gives what the windows allow to send now, one batch on one path, until it gives None.  What the
    socket did not take goes back by ``unsent(run, first)``.
-3. An answer is first *received*: ``receive(run, first, count, now)`` updates RTT and window, so that more can be
-   sent; and then *completed*: ``complete(run, first, count)`` when it was good, ``refuse(run, index, error)`` when
-   not.  Between the two the answer may wait in the queue of a shard.
+3. An answer is first *received*: ``receive(run, first, count, now)`` updates round-trip time and window, so that more
+   can be sent.  Then it is *completed*: by ``complete(run, first, count)`` if it is good, by
+   ``fail_command(run, index, error)`` if not.  Between the two it may wait in the queue of a shard.
 4. ``next_timeout()`` says when to call ``handle_timeout(now)``.
 
-What holds always:
+What always holds:
 
 - A sector's bit in ``request.todo`` is cleared only by an answer to a transmission of exactly that sector.
-- A request ends exactly once: when ``todo`` is 0, or with an error, or by ``abandon``.
+- A request ends exactly once: when ``todo`` is 0, with an error, or by ``abandon``.
 - The commands in flight on all paths together never exceed the target's buffer count (at least 1).
-- A write of which a copy may still travel keeps its range claimed until each copy was answered or a frame's lifetime
-  has passed since the last sending (late duplicates; nobody else has this guard).
-- When nothing was answered for ``SILENCE`` seconds while something waited, or for ``SUSPEND_BACKOFF`` timeouts in a
-  row, the target is *suspended*: nothing more is sent until it was identified again, since it may come back as another
-  disk.
-- When nothing was answered for ``deadsecs`` while something waited, the target is DOWN: what waits fails, new
-  requests fail at once.  ``deadsecs`` 0 means never.
+- A write of which a copy may still travel keeps its range claimed until each copy was answered, or until a frame's
+  lifetime has passed since the last sending: a late copy would overwrite newer data.
+- After ``SILENCE`` seconds without an answer while something waited, or ``SUSPEND_BACKOFF`` timeouts in a row, the
+  target is *suspended*: nothing more is sent until it is identified again, since another disk may come back.
+- After ``deadsecs`` without an answer while something waited, the target is DOWN: what waits fails, and new requests
+  fail at once.  ``deadsecs`` 0 means never.
 
-Rejected: a task per command (shared windows poked around awaits, hundreds of timers), RTT per MAC as the Linux driver
-has (the disk's time is in it), Commands as objects (see ``core.request``).
+Rejected: a task per command (the windows would be shared across awaits, with hundreds of timers), and round-trip times
+per MAC as the Linux driver keeps them (the time of the disk is part of them).
 """
 
 from __future__ import annotations
@@ -37,20 +37,22 @@ from enum import Enum
 from typing import Final
 
 from aoefs.core.latency import BUCKETS, bucket_of
+from aoefs.core.link import Endpoint, Link
+from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
-from aoefs.core.path import Path, PathStatistics, Run
-from aoefs.core.request import NOTHING, Copy, Memory, Request, bits
-from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.core.path import Path, PathStatistics
+from aoefs.core.request import NOTHING, Memory, Request, Run, bits
+from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
-from aoefs.protocol.wire import VERSION, Address, AoeCommand, ErrorCode, Header
+from aoefs.protocol.wire import Address, ErrorCode
 
 DEFAULT_DEADSECS: Final = 180.0  # as the Linux driver's aoe_deadsecs
 DEFAULT_MAXOUT: Final = 64  # as the Linux driver's aoe_maxout
 SILENCE: Final = 2.0  # seconds without an answer after which a target must be identified again before it gets more
 SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
 STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
-DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which a path is left alone while another one works
+DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which a path is degraded: not used while another one works
 
 
 class State(Enum):
@@ -63,7 +65,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TargetStatistics:
-    """A frozen picture of one target."""
+    """A frozen snapshot of one target."""
 
     name: str
     address: Address
@@ -73,6 +75,8 @@ class TargetStatistics:
     bufcnt: int
     in_flight: int
     queued: int
+    waiting: int  # requests of which something was sent
+    quarantined: int  # ended writes of which a copy may still travel
     reads: int
     writes: int
     read_bytes: int
@@ -93,7 +97,7 @@ class _Quarantine:
     """A claim of an ended write that is kept while ``copies`` may still travel, at most until ``until`` (seconds)."""
 
     claim: Claim
-    copies: list[Copy]
+    copies: list[Run]
     until: float
 
 
@@ -106,7 +110,7 @@ class Target:
         self,
         address: Address,
         identity: Identity,
-        tags: TagTable[Run | Exchange],
+        tags: TagTable[Run | LoneCommand],
         *,
         deadsecs: float = DEFAULT_DEADSECS,
         maxout: int = DEFAULT_MAXOUT,
@@ -125,7 +129,7 @@ class Target:
         self._patience = min(SILENCE, deadsecs / 2) if deadsecs else SILENCE  # it must be asked before it is down
         self.bufcnt = 1
         self.in_flight = 0
-        self.flush_refused = False  # the target answered ABRT to its own flush command
+        self.flush_unknown = False  # the target answered ABRT to its own flush command
         self.suspended = False  # silent: nothing is sent until it is identified again
         self.awaiting_reservation = False  # suspended although it is identified: its reservation must be renewed first
         self.dirty = False  # a write was acknowledged since the last good flush
@@ -148,10 +152,11 @@ class Target:
 
     # ── paths ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def add_path(self, link: object, interface: str, macs: tuple[bytes, bytes], sectors: int) -> Path:
+    def add_path(self, link: Link, interface: str, macs: tuple[bytes, bytes], sectors: int) -> Path:
         """A path whose IDENTIFY matched: ``macs`` are ours and the target's, ``sectors`` is its payload."""
         path = Path(link, interface, self.address, macs, sectors, self._limit)
         path.lba48 = self.identity.lba48
+        path.target = self
         self.paths.append(path)
         return path
 
@@ -162,30 +167,24 @@ class Target:
         for path in self.paths:
             path.window.set_limit(self._limit)
 
-    def find_path(self, link: object, mac: bytes) -> Path | None:
+    def find_path(self, link: Link, mac: bytes) -> Path | None:
         for path in self.paths:
             if path.mac == mac and path.link is link:
                 return path
         return None
 
-    def is_from(self, link: object, header: Header, command: AoeCommand = AoeCommand.ATA) -> bool:
-        """An answer of this protocol to such a command, about this target, from one of its verified paths."""
-        return (
-            header.is_response
-            and header.version == VERSION
-            and header.command == command
-            and header.address == self.address
-            and self.find_path(link, header.source) is not None
-        )
+    def answers_from(self, endpoint: Endpoint) -> bool:
+        """Whether this endpoint is one of its verified paths."""
+        return endpoint.address == self.address and self.find_path(endpoint.link, endpoint.mac) is not None
 
-    def leave_link(self, link: object) -> None:
+    def leave_link(self, link: Link) -> None:
         """The link is down: what flew on its paths goes out again elsewhere, if there is another one."""
         for path in self.paths:
             if path.link is link:
                 self._leave(path)
 
     def _leave(self, path: Path) -> None:
-        path.healthy = False
+        path.degraded = True
         for run, mask in path.give_up_all():
             self.in_flight -= mask.bit_count()
             self._queue_retransmit(run, mask)
@@ -194,6 +193,7 @@ class Target:
         """A path is gone: what flew there goes out again elsewhere."""
         self._leave(path)
         self.paths.remove(path)
+        path.target = None
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -302,13 +302,13 @@ class Target:
         return None
 
     def _choose_path(self) -> Path | None:
-        """Round robin over the paths that have room; a scorned one only when no other path is healthy."""
+        """Round robin over the paths that have room; a degraded one only if all are degraded."""
         paths = self.paths
         if len(paths) == 1:
             return paths[0] if paths[0].room > 0 else None
-        healthy = [path for path in paths if path.healthy] or paths
-        for _ in healthy:
-            path = healthy[self._next_path % len(healthy)]
+        usable = [path for path in paths if not path.degraded] or paths
+        for _ in usable:
+            path = usable[self._next_path % len(usable)]
             self._next_path += 1
             if path.room > 0:
                 return path
@@ -322,9 +322,9 @@ class Target:
         start, sectors = run.sectors_of(first, run.count - first)
         if sectors > 0:
             self._retransmit.appendleft((run.request, start, sectors))
-        self._settle(run)
+        self._retire_tags(run)
 
-    def _settle(self, run: Run) -> None:
+    def _retire_tags(self, run: Run) -> None:
         """Nothing of the run flies any more: forget its tags, or keep them for late answers only."""
         if not run.flying:
             if run.lost:
@@ -344,7 +344,7 @@ class Target:
             run.path.on_answered(run, fresh, first + count - 1, now)
         if late:
             run.path.on_late(run, late, now)
-        self._settle(run)
+        self._retire_tags(run)
         if self._quarantine:
             self._end_quarantine(now)
         self._silent_since = now
@@ -375,7 +375,7 @@ class Target:
         request.on_end(request)
         return True
 
-    def refuse(self, run: Run, index: int, error: RequestError) -> None:
+    def fail_command(self, run: Run, index: int, error: RequestError) -> None:
         """The answer to one command is an error: the request fails with it at once.
 
         AoE error 2 to several sectors is answered by sending commands of half the size, down to one sector.
@@ -417,7 +417,7 @@ class Target:
         request = run.request
         if run.lost and run not in request.copies:
             request.copies.append(run)
-        self._settle(run)
+        self._retire_tags(run)
         if request.ended:
             return
         while mask:
@@ -486,7 +486,7 @@ class Target:
         """
         if request.cursor < request.sectors or self._retransmit or any(path.rtt.backoff for path in self.paths):
             return False
-        return any(path.healthy for path in self.paths)
+        return not all(path.degraded for path in self.paths)
 
     def answers_within(self, seconds: float) -> bool:
         """Its answers usually come that soon."""
@@ -516,12 +516,12 @@ class Target:
             for run, mask in path.give_up(now):
                 self.in_flight -= mask.bit_count()
                 self._queue_retransmit(run, mask)
-            if path.rtt.backoff >= DEGRADED_BACKOFF and path.healthy and len(self.paths) > 1:
-                path.healthy = False
+            if path.rtt.backoff >= DEGRADED_BACKOFF and len(self.paths) > 1:
+                path.degraded = True
         if self._quarantine:
             self._end_quarantine(now)
         if self.state is State.UP and self._awaited:
-            timeouts = min((path.rtt.backoff for path in self.paths if path.healthy), default=0)
+            timeouts = min((path.rtt.backoff for path in self.paths if not path.degraded), default=0)
             if now >= self._silent_since + self._patience or timeouts >= SUSPEND_BACKOFF:
                 self.suspended = True
             if self.deadsecs:
@@ -562,6 +562,9 @@ class Target:
         """Leave UP: all that waits fails with ``error``, in the order in which it came."""
         if self.state is not State.REPLACED:
             self.state = state
+        if state is State.REPLACED:
+            for path in self.paths:
+                path.target = None
         self.fail_all(error)
         self._fresh.clear()
         self._retransmit.clear()
@@ -572,12 +575,24 @@ class Target:
             if request not in spared:
                 self.fail(request, error)
 
+    def await_reservation(self) -> None:
+        """It is there, but refuses us until its reservation is renewed: nothing is sent until :meth:`come_up`."""
+        self.suspended = self.awaiting_reservation = True
+
+    def reservation_was_renewed(self, now: float, *, answered: bool) -> None:
+        """The end of :meth:`await_reservation`; if the target did not answer, it stays suspended."""
+        if not self.awaiting_reservation:
+            return
+        self.awaiting_reservation = False
+        if answered and self.state is State.UP:
+            self.come_up(now)
+
     def come_up(self, now: float) -> None:
         """Identified again as the same disk: what waits is sent at once."""
         if self.state is State.REPLACED:
             return
         self.state = State.UP
-        self.suspended = False
+        self.suspended = self.awaiting_reservation = False
         self._silent_since = now
         for path in self.paths:
             path.rtt.end_backoff()
@@ -595,6 +610,8 @@ class Target:
             bufcnt=self.bufcnt,
             in_flight=self.in_flight,
             queued=len(self._fresh) + len(self._retransmit),
+            waiting=len(self._waiting),
+            quarantined=len(self._quarantine),
             reads=self.reads,
             writes=self.writes,
             read_bytes=self.read_bytes,
@@ -604,7 +621,7 @@ class Target:
             retransmits=sum(path.retransmits for path in self.paths),
             rtt_us=round(min(rtts, default=0.0) * 1e6, 1),
             dirty=self.dirty,
-            flush_supported=self.identity.flush_opcode is not None and not self.flush_refused,
+            flush_supported=self.identity.flush_opcode is not None and not self.flush_unknown,
             read_latency=tuple(self._read_latency),
             write_latency=tuple(self._write_latency),
             paths=tuple(path.statistics() for path in self.paths),

@@ -1,167 +1,132 @@
-"""Lone commands to an address, for whoever has no disk of it: a config query, a reservation, an IDENTIFY.
+"""Lone commands on the wire: sent until they are answered, or until their time is over.
 
-Owns the waiting for answers, and the rule which frames are answers; frames and tags go the engine's way.  The engine
-may be one without discovery (``open_engine(..., discover=False)``), so that nothing is on the wire but what was
-asked.  No task of its own.
+:func:`converse` is the one loop that does so: for a disk that was identified (``engine.disk``), for the discovery, and
+for the commands that look at a target without having a disk of it (``cli.companion``).  What counts as an answer is
+``core.lonecommand``'s.  No task of its own.
 
-- :func:`find` asks everybody on every link who is eX.Y, and is the only broadcast.
-- :func:`ask` sends one command to *endpoints* (a link, a MAC and an address each) until one answers.
+- :func:`find` asks on every link who is eX.Y; together with the discovery's query it is the only broadcast.
+- :func:`ask` sends one command to endpoints until one of them answers.
 
-What holds always: an answer has a tag of the sending, and comes on the link and from the MAC and address that it was
-sent to; an error of AoE is an answer, and judging it is the caller's business; silence is an empty list.
-
-Rejected: :meth:`engine.disk.Disk.command` for this (it needs a target that was identified, and a reserved or a broken
-one may be just what somebody wants to look at).
+What always holds: silence is an empty list; an AoE error is an answer, and judging it is the caller's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import trio
 
-from aoefs.core.tags import Exchange
-from aoefs.engine.engine import Engine
-from aoefs.errors import FrameError
-from aoefs.net.link import Link
-from aoefs.protocol.ata import FAILED
+from aoefs.core.link import Endpoint
+from aoefs.core.lonecommand import Answer, LoneCommand
+from aoefs.engine.driver import Driver
+from aoefs.engine.waits import Sleepers, Wait
 from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
-    VERSION,
     Address,
     AoeCommand,
     AtaArgument,
     ConfigArgument,
     Header,
-    decode_ata_untrusted,
-    decode_config_untrusted,
-    decode_header_untrusted,
-    decode_mask_untrusted,
-    decode_reserve_untrusted,
     encode_ata,
     encode_config,
 )
 
-FIRST_WAIT = 0.1  # seconds until a command is sent again, then doubling
-SETTLE = 0.01  # seconds for which a second one may answer what was sent to a single MAC
-FIND_SETTLE = 0.05  # the same for a broadcast: the other paths of a target
-
-_DECODERS: dict[int, Callable[[bytes], object]] = {
-    AoeCommand.ATA: decode_ata_untrusted,
-    AoeCommand.CONFIG: decode_config_untrusted,
-    AoeCommand.MASK: decode_mask_untrusted,
-    AoeCommand.RESERVE: decode_reserve_untrusted,
-}
+FIRST_PAUSE = 0.1  # seconds until a command is sent again, then doubling
+LINGER = 0.01  # seconds during which a second target may answer what was sent to a single MAC
+FIND_LINGER = 0.05  # the same for a broadcast: the other paths of a target
 
 
-class Endpoint(NamedTuple):
-    """Somebody who answers for ``address`` on ``link`` from ``mac``; with the broadcast MAC, whoever does."""
+async def converse(
+    driver: Driver,
+    command: LoneCommand,
+    endpoints: Callable[[], Sequence[Endpoint]],
+    pauses: Iterable[float],
+    *,
+    linger: float = 0.0,
+    wait: Wait | None = None,
+) -> list[Answer]:
+    """Send ``command`` to what ``endpoints()`` gives at that moment, again after each of ``pauses`` (seconds), until it
+    is answered; then wait ``linger`` seconds for more.  The answers.
 
-    link: Link
-    mac: bytes
-    address: Address
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer; ``seconds`` have passed since the sending that it answers.  Its argument can be decoded, unless it
-    is an error: that may come without one.
+    ``wait`` belongs to whoever may end this early: woken with an error, it ends; woken without one, the command is
+    sent again at once.
     """
+    wait = wait or Wait(Sleepers())
+    command.on_answer = wait.wake
+    driver.tags.open(command)
+    try:
+        for pause in pauses:
+            wait.woken = False
+            targets = endpoints()
+            if targets:
+                for endpoint, frame in zip(targets, command.frames(targets, driver.now()), strict=True):
+                    endpoint.link.send_frame(frame)
+            with trio.move_on_after(pause):
+                await wait.wait()
+            if command.answers or wait.error is not None:
+                break
+        if command.answers and linger:
+            await trio.sleep(linger)
+    finally:
+        driver.tags.close(command)
+    return command.answers
 
-    endpoint: Endpoint
-    header: Header
-    frame: bytes
-    seconds: float
 
-
-def waits(seconds: float) -> Iterator[float]:
+def pauses_within(seconds: float) -> Iterator[float]:
     """How long to wait after each sending, so that it is ``seconds`` in all."""
-    wait = FIRST_WAIT
+    pause = FIRST_PAUSE
     while seconds > 0:
-        yield wait if seconds > 2 * wait else seconds
-        seconds -= wait if seconds > 2 * wait else seconds
-        wait *= 2
+        yield pause if seconds > 2 * pause else seconds
+        seconds -= pause if seconds > 2 * pause else seconds
+        pause *= 2
 
 
 async def ask(
-    engine: Engine,
+    driver: Driver,
     endpoints: Sequence[Endpoint],
     command: AoeCommand,
     encode: Callable[[Header], bytes],
-    pauses: Iterator[float] | Sequence[float],
+    pauses: Iterable[float],
     *,
-    settle: float = SETTLE,
-    least_bytes: int = 0,
+    linger: float = LINGER,
+    data_bytes: int = 0,
 ) -> list[Answer]:
-    """Send a command to all ``endpoints``, again after each of ``pauses`` (seconds), until one of them answers; then
-    everything that comes within ``settle`` seconds.  ``encode`` makes the frame; a good answer has
-    ``least_bytes``, that of a failed ATA command may have fewer.
+    """Send a command to all ``endpoints`` until one of them answers.  ``encode`` makes the frame; a good answer to an
+    ATA command has ``data_bytes`` of data.
 
-    ValueError for a broadcast of anything but a config query.
+    ValueError for a broadcast of anything but a config query: vblade carries out a broadcast write.
     """
-    if command is not AoeCommand.CONFIG and any(mac == BROADCAST_MAC for _, mac, _ in endpoints):
+    if command is not AoeCommand.CONFIG and any(endpoint.mac == BROADCAST_MAC for endpoint in endpoints):
         raise ValueError(f"{command.name} is never broadcast")
-    answers: list[Answer] = []
-    answered = trio.Event()
-    sent_at: dict[int, float] = {}
 
-    def on_answer(link: Link, frame: bytes) -> None:
-        header = decode_header_untrusted(frame)
-        expected = header.is_response and header.version == VERSION and header.command == command
-        if not expected or header.source[0] & 1 or not any(_fits(each, link, header) for each in endpoints):
-            raise FrameError("not the answer to this command")
-        if not header.is_error:
-            argument = _DECODERS[command](frame)
-            failed = isinstance(argument, AtaArgument) and argument.command & FAILED
-            if len(frame) < least_bytes and not failed:
-                raise FrameError("an answer with too few data is no answer")
-        endpoint = Endpoint(link, header.source, header.address)
-        answers.append(Answer(endpoint, header, frame, engine.now() - sent_at[header.tag]))
-        answered.set()
+    def expects(answering: Endpoint) -> bool:
+        return answering.address.is_target and any(_fits(endpoint, answering) for endpoint in endpoints)
 
-    exchange = Exchange(on_answer)
-    engine.tags.open(exchange)
-    try:
-        for pause in pauses:
-            tag = exchange.next_tag()
-            for link, mac, address in endpoints:
-                sent_at[tag] = engine.now()
-                link.send_frame(encode(Header(mac, link.mac, address, command, tag)))
-            with trio.move_on_after(pause):
-                await answered.wait()
-                break
-        if answers:
-            await trio.sleep(settle)
-    finally:
-        engine.tags.close(exchange)
-    return answers
+    lone = LoneCommand(command, encode, expects, data_bytes=data_bytes)
+    return await converse(driver, lone, lambda: endpoints, pauses, linger=linger)
 
 
-def _fits(endpoint: Endpoint, link: Link, header: Header) -> bool:
-    same_address = endpoint.address == BROADCAST_ADDRESS or header.address == endpoint.address
+def _fits(asked: Endpoint, answering: Endpoint) -> bool:
     return (
-        link is endpoint.link
-        and endpoint.mac in (header.source, BROADCAST_MAC)
-        and same_address
-        and header.address.is_target
+        answering.link is asked.link
+        and asked.mac in (answering.mac, BROADCAST_MAC)
+        and asked.address in (answering.address, BROADCAST_ADDRESS)
     )
 
 
-async def find(engine: Engine, address: Address, pauses: Iterator[float] | Sequence[float]) -> list[Answer]:
+async def find(driver: Driver, address: Address, pauses: Iterable[float]) -> list[Answer]:
     """Ask on every link who is ``address`` (``BROADCAST_ADDRESS``: who is there); config answers, the fastest first.
 
     Two from one endpoint mean that two targets answer there.
     """
-    everybody = [Endpoint(link, BROADCAST_MAC, address) for link in engine.links.values()]
-    answers = await ask(engine, everybody, AoeCommand.CONFIG, encode_query, pauses, settle=FIND_SETTLE)
+    everybody = [Endpoint(link, BROADCAST_MAC, address) for link in driver.links.values()]
+    answers = await ask(driver, everybody, AoeCommand.CONFIG, encode_query, pauses, linger=FIND_LINGER)
     first: dict[Endpoint, int] = {}  # of each endpoint, by tag: what was sent again is answered again
     return [
         answer
         for answer in answers
-        if not answer.header.is_error and first.setdefault(answer.endpoint, answer.header.tag) == answer.header.tag
+        if answer.error is None and first.setdefault(answer.endpoint, answer.header.tag) == answer.header.tag
     ]
 
 
@@ -171,20 +136,17 @@ def encode_query(header: Header) -> bytes:
 
 
 async def ask_ata(
-    engine: Engine,
+    driver: Driver,
     endpoint: Endpoint,
     registers: AtaArgument,
-    pauses: Iterator[float] | Sequence[float],
+    pauses: Iterable[float],
     data: bytes = b"",
     *,
-    least_bytes: int = 0,
+    data_bytes: int = 0,
 ) -> list[Answer]:
     """:func:`ask` for one ATA command."""
-    return await ask(
-        engine,
-        [endpoint],
-        AoeCommand.ATA,
-        lambda header: encode_ata(header, registers, data),
-        pauses,
-        least_bytes=least_bytes,
-    )
+
+    def encode(header: Header) -> bytes:
+        return encode_ata(header, registers, data)
+
+    return await ask(driver, [endpoint], AoeCommand.ATA, encode, pauses, data_bytes=data_bytes)

@@ -1,48 +1,45 @@
-"""Who is there: config queries, hints, and the IDENTIFY that makes a target of a stranger.
+"""The discovery: config queries, hints, and the IDENTIFY that makes a sighting of a candidate.
 
-Owns what was asked and who is being looked at.  A *sighting* is a (link, MAC) that answered a tagged config query and
-then IDENTIFY from exactly that MAC, with the payload that passes there; only a sighting changes anything.  Tasks: one
-per link that asks (at 0, 100, 300 and 700 ms after a link came up, then every 60 s), and one per candidate under
-IDENTIFY, at most ``MAX_CANDIDATES``; up to ``MAX_WAITING`` more wait for one of these places.
+Owns what was asked and which candidates are looked at.  A *candidate* is an endpoint that answered a tagged config
+query.  It becomes a *sighting* when it answers IDENTIFY from exactly that endpoint, with the payload that passes there;
+only a sighting changes anything.  Tasks: one that hears hints, one per link that asks (at 0, 100, 300 and 700 ms after
+the link came up, then every 60 s), and one per candidate, at most ``MAX_CANDIDATES``; up to ``MAX_WAITING`` more wait.
 
-What holds always:
+What always holds:
 
-- An announcement, or any config answer whose tag is not ours, is a hint: it causes one unicast query with a tag of
-  ours, at most one a second for a (link, MAC, address), with the last word to the last hint, and ``MAX_HINTS`` a second
-  in all.  Nothing in it is believed.
+- An announcement, or any config answer whose tag is not ours, is a hint.  It causes one unicast query with a tag of
+  ours: at most one a second for an endpoint, after the last hint too, and ``MAX_HINTS`` a second in all.  Nothing in
+  it is believed.
 - A tag of a query is good for ``ANSWER_WINDOW`` seconds.
-- Only config reads are ever broadcast: vblade executes a broadcast write.
+- Only config reads are ever broadcast: vblade carries out a broadcast write.
 
-Rejected: creating a target from a config answer, as the Linux driver does (a file without a size, and a flood of
-forged answers makes a thousand of them), and the driver's tag 0 for queries (anybody knows it).
+Rejected: creating a target from a config answer, as the Linux driver does (a file without a size; and a flood of forged
+answers makes a thousand of them), and that driver's tag 0 for queries (any host can guess it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import trio
 
-from aoefs.core.path import Run
-from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.link import Endpoint, Link
+from aoefs.core.lonecommand import Answer, LoneCommand
+from aoefs.engine.conversation import LINGER, converse, encode_query
+from aoefs.engine.driver import Driver
+from aoefs.engine.roster import Roster, Sighting
 from aoefs.engine.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
-from aoefs.errors import AtaError, FrameError, RequestError, TargetError
-from aoefs.net.link import Link
+from aoefs.errors import FrameError, RequestError, TargetError
 from aoefs.protocol.ata import (
-    FAILED,
     IDENTIFY_REGISTERS,
     Identity,
-    Opcode,
     decode_identify_untrusted,
     transfer_registers,
 )
 from aoefs.protocol.wire import (
-    ATA_BYTES,
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
     SECTOR_BYTES,
-    VERSION,
     Address,
     AoeCommand,
     AtaArgument,
@@ -50,73 +47,48 @@ from aoefs.protocol.wire import (
     ConfigCommand,
     ErrorCode,
     Header,
-    decode_ata_untrusted,
-    decode_config_untrusted,
-    decode_header_untrusted,
     encode_ata,
-    encode_config,
 )
 
 QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a link came up: one lost broadcast must not hide a disk
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
 ANSWER_WINDOW = 5.0  # seconds
-IDENTIFY_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds for each try
-MEASURE_WAITS = (0.02, 0.04, 0.08, 0.16, 0.32)  # seconds for each try with one size of frame
-SECOND_ANSWER = 0.01  # seconds for which a second disk may answer the same IDENTIFY
+IDENTIFY_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds after each sending
+MEASURE_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32)  # seconds after each sending with one size of frame
 MAX_CANDIDATES = 256
 MAX_WAITING = 4096  # four paths of each of the 1024 targets that a mount shows
 MAX_HINTS = 64  # unicast queries per second that hints may cause
-HINT_PERIOD = 1.0  # seconds between two queries that one (link, MAC, address) causes
+HINT_PERIOD = 1.0  # seconds between two queries that hints of one endpoint cause
 _WRONG_SHELF = 0xFFF  # DIP switches of real shelves set in reverse; the Linux driver refuses it too
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """Somebody who answered a config query and IDENTIFY on ``link`` from ``mac``."""
-
-    address: Address
-    link: Link
-    mac: bytes
-    config: ConfigArgument
-    identity: Identity
-    sectors: int  # per frame, that pass on this path
-    full_sectors: int  # per frame, that target and link would take
-
-
-Endpoint = tuple[Link, bytes, Address]
-
-
 class Discovery:
-    """See the module.  ``found(sighting)`` is called for every sighting, also for paths that are known already, and
-    ``refused(stranger)`` for a candidate of which none came;
-    ``trusted_payload(link, mac, address)`` tells the sectors per frame of a path that need no measuring, else 0.
-    ``allow_mac`` names the only MACs to look at (empty: all).  Sync methods never block.
+    """See the module.  Sightings and strangers go to ``roster``.  ``hints`` are config answers with no tag of ours.
+    ``allow_mac`` are the only MACs to look at (empty: all).
     """
 
     def __init__(
         self,
-        tags: TagTable[Run | Exchange],
+        driver: Driver,
+        roster: Roster,
         nursery: trio.Nursery,
-        found: Callable[[Sighting], object],
-        refused: Callable[[Stranger], object],
-        trusted_payload: Callable[[Link, bytes, Address], int],
+        hints: trio.MemoryReceiveChannel[tuple[Link, Header]],
         *,
         allow_mac: frozenset[bytes] = frozenset(),
     ) -> None:
         self.hints = 0
         self.hints_dropped = 0
         self.candidates_dropped = 0
-        self._tags = tags
+        self._driver = driver
+        self._roster = roster
         self._nursery = nursery
-        self._found = found
-        self._refused = refused
-        self._trusted_payload = trusted_payload
         self._allow_mac = allow_mac
         self._candidates: dict[Endpoint, ConfigArgument] = {}
         self._waiting: dict[Endpoint, ConfigArgument] = {}  # for a place among them, the oldest first
         self._hinted: dict[Endpoint, float] = {}  # when it was asked for a hint last, the oldest first
         self._repeated: set[Endpoint] = set()  # hinted again within the period: to be asked at its end
         self._schedules: dict[Link, trio.CancelScope] = {}
+        nursery.start_soon(self._hear, hints, name="hints")
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,30 +115,32 @@ class Discovery:
                 self.ask(link)
 
     def ask(self, link: Link, mac: bytes = BROADCAST_MAC, address: Address = BROADCAST_ADDRESS) -> None:
-        """Send one config query; whoever answers within ``ANSWER_WINDOW`` is looked at."""
-        exchange = Exchange(self._on_config_answer)
-        self._tags.open(exchange)
-        header = Header(mac, link.mac, address, AoeCommand.CONFIG, exchange.next_tag())
-        link.send_frame(encode_config(header, ConfigArgument()))
-        self._nursery.start_soon(self._forget_later, exchange, name="config query")
+        """Send one config query; what answers within ``ANSWER_WINDOW`` is a candidate."""
+        query = LoneCommand(AoeCommand.CONFIG, encode_query, self._may_exist, on_answer=self._on_config_answer)
+        self._driver.tags.open(query)
+        (frame,) = query.frames([Endpoint(link, mac, address)], self._driver.now())
+        link.send_frame(frame)
+        self._nursery.start_soon(self._close_later, query, name="config query")
 
-    async def _forget_later(self, exchange: Exchange) -> None:
+    async def _close_later(self, query: LoneCommand) -> None:
         await trio.sleep(ANSWER_WINDOW)
-        self._tags.close(exchange)
+        self._driver.tags.close(query)
 
-    # ── hearing ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _hear(self, hints: trio.MemoryReceiveChannel[tuple[Link, Header]]) -> None:
+        async for link, header in hints:
+            self.hint(link, header)
 
     def hint(self, link: Link, header: Header) -> None:
-        """A config answer with no tag of ours came: ask whoever seems to have sent it, if the rates allow and this
-        link discovers at all.
-        """
-        endpoint = (link, header.source, header.address)
+        """Ask the endpoint that seems to have sent this, if the rates allow and this link discovers at all."""
+        endpoint = Endpoint(link, header.source, header.address)
         now = trio.current_time()
         self.hints += 1
         hinted = self._hinted
         while hinted and next(iter(hinted.values())) + HINT_PERIOD <= now:
             del hinted[next(iter(hinted))]
-        if link not in self._schedules or endpoint in self._repeated or not self._may_exist(header):
+        if link not in self._schedules or endpoint in self._repeated or not self._may_exist(endpoint):
             self.hints_dropped += 1
         elif endpoint in hinted:  # it may have changed once more since we asked
             self._repeated.add(endpoint)
@@ -179,7 +153,7 @@ class Discovery:
     async def _ask_later(self, endpoint: Endpoint, at: float) -> None:
         await trio.sleep_until(at)
         self._repeated.discard(endpoint)
-        if endpoint[0] in self._schedules:
+        if endpoint.link in self._schedules:
             self._ask_for_hint(endpoint, at)
 
     def _ask_for_hint(self, endpoint: Endpoint, now: float) -> None:
@@ -187,42 +161,40 @@ class Discovery:
         self._hinted[endpoint] = now
         self.ask(*endpoint)
 
-    def _may_exist(self, header: Header) -> bool:
-        address = header.address
-        unicast = not header.source[0] & 1
-        allowed = not self._allow_mac or header.source in self._allow_mac
-        return unicast and allowed and address.is_target and address.shelf != _WRONG_SHELF
+    def _may_exist(self, endpoint: Endpoint) -> bool:
+        _, mac, address = endpoint
+        allowed = not self._allow_mac or mac in self._allow_mac
+        return not mac[0] & 1 and allowed and address.is_target and address.shelf != _WRONG_SHELF
 
-    def _on_config_answer(self, link: Link, frame: bytes) -> None:
-        try:
-            header = decode_header_untrusted(frame)
-            config = decode_config_untrusted(frame)
-        except FrameError:
-            link.rx_unknown += 1
-            return
-        ours = header.is_response and not header.is_error and header.version == VERSION
-        good = header.command == AoeCommand.CONFIG and config.command == ConfigCommand.READ
-        endpoint = (link, header.source, header.address)
-        if not (ours and good and self._may_exist(header)):
-            link.rx_unknown += 1
+    # ── candidates ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_config_answer(self, answer: Answer) -> None:
+        config, endpoint = answer.argument, answer.endpoint
+        if not isinstance(config, ConfigArgument) or config.command != ConfigCommand.READ:
+            endpoint.link.rx_unknown += 1
         elif endpoint in self._candidates:
             pass  # under IDENTIFY already
         elif len(self._candidates) < MAX_CANDIDATES:
-            self.verify(endpoint, config)
+            self.identify(endpoint, config)
         elif endpoint in self._waiting or len(self._waiting) < MAX_WAITING:
             self._waiting[endpoint] = config
         else:
             self.candidates_dropped += 1
 
-    def verify(self, endpoint: Endpoint, config: ConfigArgument) -> None:
-        """Ask for the identity behind (link, MAC, address), which said ``config`` of itself, unless we do already."""
+    def identify(self, endpoint: Endpoint, config: ConfigArgument) -> None:
+        """Ask for the identity of an endpoint that said ``config`` of itself, unless we do already."""
         if endpoint not in self._candidates:
             self._candidates[endpoint] = config
-            self._nursery.start_soon(self._identify, endpoint, config, name=f"IDENTIFY of {endpoint[2]}")
+            self._nursery.start_soon(self._identify, endpoint, config, name=f"IDENTIFY of {endpoint.address}")
 
     def candidates(self) -> list[Stranger]:
         """Those that are under IDENTIFY."""
         return [self._stranger(endpoint, NO_ANSWER, SILENT) for endpoint in self._candidates]
+
+    @property
+    def waiting(self) -> int:
+        """How many more wait to be asked."""
+        return len(self._waiting)
 
     def _stranger(self, endpoint: Endpoint, state: str, reason: str) -> Stranger:
         link, mac, address = endpoint
@@ -230,36 +202,37 @@ class Discovery:
 
     async def _identify(self, endpoint: Endpoint, config: ConfigArgument) -> None:
         """Ask a candidate for its identity, and measure what passes; silence drops it."""
-        link, mac, address = endpoint
+        link = endpoint.link
         refusals: list[RequestError] = []
         try:
-            frames = await self._ask_disk(endpoint, IDENTIFY_REGISTERS, IDENTIFY_WAITS, refusals=refusals)
-            if not frames:
+            identities = await self._ask_identity(endpoint, refusals)
+            if not identities:
                 if link in self._schedules:
-                    self._refused(self._stranger(endpoint, *_why_not(refusals)))
+                    self._roster.on_stranger(self._stranger(endpoint, *_why_not(refusals)))
                 return
-            identity = decode_identify_untrusted(frames[0][ATA_BYTES:])
-            if any(decode_identify_untrusted(frame[ATA_BYTES:]) != identity for frame in frames):
-                self._refused(self._stranger(endpoint, REFUSED, "two disks answer from there"))
+            identity = identities[0]
+            if any(other != identity for other in identities):
+                self._roster.on_stranger(self._stranger(endpoint, REFUSED, "two disks answer from there"))
                 return
             # 0 in a config answer means 2 (AoEr11 section 3.2)
             full_sectors = max(1, min(config.sectors or 2, link.max_sectors, identity.sectors))
             sectors = full_sectors
-            if self._trusted_payload(*endpoint) != full_sectors:
+            if self._roster.trusted_payload(endpoint) != full_sectors:
                 sectors = await self._measure(endpoint, full_sectors, identity)
-                frames = await self._ask_disk(endpoint, IDENTIFY_REGISTERS, IDENTIFY_WAITS)  # measuring takes its time
-                if not frames or decode_identify_untrusted(frames[0][ATA_BYTES:]) != identity:
+                identities = await self._ask_identity(endpoint, refusals)  # measuring takes its time
+                if not identities or identities[0] != identity:
                     return
         except FrameError as error:
             link.rx_unknown += 1
-            self._refused(self._stranger(endpoint, REFUSED, f"its answer to IDENTIFY is unusable: {error}"))
+            reason = f"its answer to IDENTIFY is unusable: {error}"
+            self._roster.on_stranger(self._stranger(endpoint, REFUSED, reason))
         else:
-            self._found(Sighting(address, link, mac, config, identity, sectors, full_sectors))
+            self._roster.on_sighting(Sighting(endpoint, config, identity, sectors, full_sectors))
         finally:
             del self._candidates[endpoint]
             if self._waiting and len(self._candidates) < MAX_CANDIDATES:
                 following = next(iter(self._waiting))
-                self.verify(following, self._waiting.pop(following))
+                self.identify(following, self._waiting.pop(following))
 
     async def _measure(self, endpoint: Endpoint, full_sectors: int, identity: Identity) -> int:
         """Sectors per frame that pass both ways: halved while nothing comes back, though a single sector does.
@@ -269,66 +242,47 @@ class Discovery:
         sectors = full_sectors
         while sectors > 1 and not await self._passes(endpoint, sectors, identity):
             if sectors == full_sectors and not await self._passes(endpoint, 1, identity):
-                break  # the disk is slow or away: no word against large frames
+                break  # the disk is slow or away, which says nothing about large frames
             sectors //= 2
         return sectors
 
     async def _passes(self, endpoint: Endpoint, sectors: int, identity: Identity) -> bool:
+        """An error is an answer here: it shows that the target hears us."""
         registers = transfer_registers(0, sectors, write=False, lba48=identity.lba48)
-        return bool(await self._ask_disk(endpoint, registers, MEASURE_WAITS, bytes(sectors * SECTOR_BYTES)))
+        size = sectors * SECTOR_BYTES
+        command = _ata_command(endpoint, registers, bytes(size), data_bytes=size)
+        return bool(await self._ask_candidate(endpoint, command, MEASURE_PAUSES))
 
-    async def _ask_disk(
-        self,
-        endpoint: Endpoint,
-        registers: AtaArgument,
-        waits: tuple[float, ...],
-        data: bytes = b"",
-        refusals: list[RequestError] | None = None,
-    ) -> list[bytes]:
-        """Send a lone command until it is answered from exactly that link, MAC and address; the answering frames.
+    async def _ask_identity(self, endpoint: Endpoint, refusals: list[RequestError]) -> list[Identity]:
+        """Two if two disks answer from one endpoint; none if it is silent or refuses, and then why is in ``refusals``.
 
-        There are two when two disks answer from one place.  An error is an answer to a READ: it says that we are heard.
-        To IDENTIFY it is none, and goes to ``refusals``.
+        FrameError if the data cannot be decoded.
         """
-        link, mac, address = endpoint
-        frames: list[bytes] = []
-        answered = trio.Event()
+        command = _ata_command(endpoint, IDENTIFY_REGISTERS, good_only=True)
+        answers = await self._ask_candidate(endpoint, command, IDENTIFY_PAUSES, linger=LINGER)
+        refusals += command.refusals
+        return [decode_identify_untrusted(answer.data) for answer in answers]
 
-        def on_answer(from_link: Link, frame: bytes) -> None:
-            header = decode_header_untrusted(frame)
-            exact = (from_link, header.source, header.address) == endpoint and header.command == AoeCommand.ATA
-            if not exact or not header.is_response or header.version != VERSION:
-                raise FrameError("not the answer to this command")
-            identify = registers.command == Opcode.IDENTIFY
-            failure: RequestError | None = None
-            if header.is_error:
-                failure = TargetError(header.error)
-            elif (answer := decode_ata_untrusted(frame)).command & FAILED:
-                failure = AtaError(answer.command, answer.feature)
-            failed = failure is not None
-            if failure is not None and refusals is not None:
-                refusals.append(failure)
-            if failed if identify else not failed and len(frame) < ATA_BYTES + len(data):
-                raise FrameError("not the data that were asked for")
-            frames.append(frame)
-            answered.set()
+    async def _ask_candidate(
+        self, endpoint: Endpoint, command: LoneCommand, pauses: Sequence[float], *, linger: float = 0.0
+    ) -> list[Answer]:
+        """Send a lone command until it is answered, or until the link is down or gone."""
+        up = (pause for pause in pauses if endpoint.link in self._schedules)
+        return await converse(self._driver, command, lambda: [endpoint], up, linger=linger)
 
-        exchange = Exchange(on_answer)
-        self._tags.open(exchange)
-        try:
-            for wait in waits:
-                if link not in self._schedules:  # down, or gone meanwhile
-                    break
-                header = Header(mac, link.mac, address, AoeCommand.ATA, exchange.next_tag())
-                link.send_frame(encode_ata(header, registers, data))
-                with trio.move_on_after(wait):
-                    await answered.wait()
-                    break
-            if frames and not data:
-                await trio.sleep(SECOND_ANSWER)
-        finally:
-            self._tags.close(exchange)
-        return frames
+
+def _ata_command(
+    endpoint: Endpoint, registers: AtaArgument, data: bytes = b"", *, data_bytes: int = 0, good_only: bool = False
+) -> LoneCommand:
+    """Answered by exactly this endpoint only."""
+
+    def encode(header: Header) -> bytes:
+        return encode_ata(header, registers, data)
+
+    def expects(answering: Endpoint) -> bool:
+        return answering == endpoint
+
+    return LoneCommand(AoeCommand.ATA, encode, expects, data_bytes=data_bytes, good_only=good_only)
 
 
 def _why_not(refusals: list[RequestError]) -> tuple[str, str]:

@@ -1,67 +1,63 @@
-"""Sleepers in place: for an answer, or for the next FUSE request, without a turn of the trio loop.
+"""Waiting in place: for an answer, or for the next FUSE request, without a turn of the trio loop.
 
-A turn of the loop costs more than a disk in the same rack takes for 4 KiB: an epoll of its own to arm and to read,
-deadlines, a batch of tasks.  While nobody else has anything to do, whoever waits may as well wait itself, on one epoll
-set that holds the FUSE descriptor and the sockets of all links.  :meth:`InPlace.wait` does so for the answer to a
-request, :meth:`InPlace.next_request` between requests (called by the stand-in of ``fuse.workerloop``).  While somebody
-does the latter, the receivers of the links sleep.
+A turn of the loop takes longer than a disk in the same rack needs for 4 KiB: it arms and reads an epoll set of its
+own, and looks at deadlines and at a batch of tasks.  While no other task has anything to do, the task that waits polls
+by itself, on one epoll set that holds the FUSE descriptor and the sockets of all links.  :meth:`InPlace.wait` does so
+for the answer to a request, :meth:`InPlace.next_request` between requests (``fuse.workerloop`` calls it).  While a
+task does the latter, the receivers of the links sleep.
 
-What holds always:
+What always holds:
 
-- It waits only while no task of ours is ready to go on, ``PATIENCE`` seconds at a time without any event, and
-  ``AWAY`` seconds in all since the loop had its last turn.  So no other task is late by more than the two together.
-- Frames of every link are taken, whoever waits; another FUSE request ends the waiting for an answer.
+- It waits only while no other task is ready to go on, ``PATIENCE`` seconds at a time without any event, and ``AWAY``
+  seconds in all since the last turn of the loop.  So no other task is late by more than the two together.
+- Frames of every link are taken, whatever is waited for.  Another FUSE request ends the waiting for an answer.
 - Until :meth:`attend_to` names the descriptor of the requests it never waits: ``--plain-loop``, and the library.
 
-Rejected: spinning (the target may need the processor on which we would spin), and a thread (the interpreter lock
-changes hands in 50 us).
+Rejected: spinning (the target may need the processor), and a thread (the interpreter lock changes hands in 50 us).
 """
 
 from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final
 
+from aoefs.core.link import Link
 from aoefs.core.target import Target
 from aoefs.engine.waits import Sleepers, Wait
-from aoefs.net.link import Link
 
 PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
 AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
 LONE_COMMANDS: Final = 2  # in flight to a target: up to so many, frame by frame is cheaper than a batch
 _EVENTS: Final = 16
-_MOST_WORKERS: Final = 8  # of those that find nothing each costs a change of tasks
-
-
-class Receiver(Protocol):
-    """What is needed of :class:`engine.receiver.Receiver`."""
-
-    def attended(self, somebody: bool) -> None: ...
-
-    def receive_batch(self, link: Link, *, lone: bool = False, wake: bool = True) -> int: ...
-
-
-class Shards(Protocol):
-    """What is needed of :class:`engine.shards.Shards`."""
-
-    def complete_in_place(self) -> None: ...
+_MOST_WORKERS: Final = 8  # each one that finds nothing costs a change of tasks
 
 
 class InPlace:
-    """See the module.  ``waiting`` counts the tasks that sleep and those that were woken."""
+    """See the module.
 
-    def __init__(self, receiver: Receiver, shards: Shards, waiting: Sleepers, now: Callable[[], float]) -> None:
-        self._receiver = receiver
-        self._shards = shards
-        self._waiting = waiting
+    ``receive_batch(link, lone=..., wake=...)`` and ``attended(somebody)`` are the receiver's, ``complete()`` completes
+    what was received, ``sleepers`` counts the tasks that wait, ``now()`` is the engine's clock.
+    """
+
+    def __init__(
+        self,
+        receive_batch: Callable[..., Any],
+        attended: Callable[[bool], None],
+        complete: Callable[[], None],
+        sleepers: Sleepers,
+        now: Callable[[], float],
+    ) -> None:
+        self._receive_batch = receive_batch
+        self.attended = attended
+        self._complete = complete
+        self._sleepers = sleepers
         self._now = now
         self._poll = select.epoll()
         self._links: dict[int, Link] = {}
         self._requests: int | None = None
         self._loop_turned_at = 0.0
         self.descriptor = self._poll.fileno()
-        self.attended = receiver.attended
 
     def attend_to(self, descriptor: int) -> None:
         """``descriptor`` is readable when there is a FUSE request; from now on waiting in place is possible."""
@@ -88,18 +84,18 @@ class InPlace:
 
     def others_are_ready(self) -> bool:
         """There are tasks that want a turn of the loop, or the loop had none for long."""
-        return bool(self._waiting.ready) or self._now() >= self._loop_turned_at + AWAY
+        return bool(self._sleepers.ready) or self._now() >= self._loop_turned_at + AWAY
 
     def workers_wanted(self) -> int:
         """How many workers should look for requests in one turn of the loop, going by how many are busy."""
-        return min(1 + self._waiting.asleep // 2, _MOST_WORKERS)
+        return min(1 + self._sleepers.asleep // 2, _MOST_WORKERS)
 
     def wait(self, target: Target, wait: Wait) -> None:
         """Wait for ``wait`` to be woken, if the answer of ``target`` can be expected soon.
 
         With several requests under way it is better to sleep: answers and replies then go in batches.
         """
-        if self._requests is None or self._waiting.asleep or not target.answers_within(PATIENCE):
+        if self._requests is None or self._sleepers.asleep or not target.answers_within(PATIENCE):
             return
         while not wait.woken and not self.others_are_ready():
             events = self._poll.poll(PATIENCE, _EVENTS)
@@ -114,7 +110,7 @@ class InPlace:
         is followed by the next one more often than not.
         """
         while self._now() < self._loop_turned_at + AWAY:
-            ready = self._waiting.ready
+            ready = self._sleepers.ready
             events = self._poll.poll(0 if ready else PATIENCE, _EVENTS)
             if not events:
                 return False
@@ -134,5 +130,5 @@ class InPlace:
 
     def _receive(self, events: list[tuple[int, int]], *, lone: bool = False) -> None:
         for descriptor, _ in events:
-            self._receiver.receive_batch(self._links[descriptor], lone=lone, wake=False)
-        self._shards.complete_in_place()
+            self._receive_batch(self._links[descriptor], lone=lone, wake=False)
+        self._complete()

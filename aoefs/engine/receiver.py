@@ -1,34 +1,34 @@
-"""The receiver: frames off the links, to the machines of their targets and into the queues of the shards.
+"""The receiver: frames off the links, to their targets and into the queues of the shards.
 
-Owns what is done with a frame before it is completed.  Tasks: one per link (:meth:`Receiver.run`), which sleeps while
-somebody waits in place (``engine.inplace``) and calls :meth:`Receiver.receive_batch` for all of them.
+Owns what is done with a frame before it is completed.  Tasks: one per link (:meth:`Receiver.run`).  They sleep while
+another task waits in place (``engine.inplace``) and calls :meth:`Receiver.receive_batch` for all links.
 
-The receiver does the least: it takes a batch, updates RTT and window, lets the freed window send more, and queues the
-answers.  Good answers come from ``net.landing`` as runs; every other frame is judged here, one by one.
+The receiver does the least: it takes a batch, updates round-trip time and window, lets the freed window send more, and
+queues the answers.  Good answers come from the link as runs; every other frame is judged here, one by one.
 
-What holds always: nothing but an answer of the right command, shelf, slot and length, on the link used, from the MAC
-it was sent to or another verified path of that target, touches a request; what nobody waits for is counted.
+What always holds: a request is touched only by an answer of the right command, shelf, slot and length, on the link
+used, from the MAC it was sent to or another verified path of that target.  What answers nothing of ours is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
 
-from aoefs.core.path import Path, Run
-from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.link import Endpoint, Entry, Link
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.request import Run
 from aoefs.core.target import Target
+from aoefs.engine.driver import Driver
 from aoefs.engine.shards import Completion, Shards
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError
-from aoefs.net.landing import Entry
-from aoefs.net.link import Link
 from aoefs.net.packetsocket import LINK_DOWN
 from aoefs.protocol.ata import check_result
 from aoefs.protocol.wire import (
     ATA_BYTES,
     SECTOR_BYTES,
+    VERSION,
     AoeCommand,
     Header,
     decode_ata_untrusted,
@@ -36,30 +36,17 @@ from aoefs.protocol.wire import (
 )
 
 RECEIVE_BATCHES: Final = 8  # batches of one link before the other tasks get a turn
+MAX_HINTS_QUEUED: Final = 256
 
 
 class Receiver:
-    """See the module.
+    """See the module.  ``hints`` takes config answers with no tag of ours, for the discovery."""
 
-    ``owners`` tells whose a path is, ``pump(target)`` sends what an answer made room for, ``hint(link, header)`` takes
-    config answers that nobody asked for, ``now()`` is the engine's clock.
-    """
-
-    def __init__(
-        self,
-        tags: TagTable[Run | Exchange],
-        owners: Mapping[Path, Target],
-        shards: Shards,
-        pump: Callable[[Target], object],
-        hint: Callable[[Link, Header], object],
-        now: Callable[[], float],
-    ) -> None:
-        self._tags = tags
-        self._owners = owners
+    def __init__(self, driver: Driver, shards: Shards, hints: trio.MemorySendChannel[tuple[Link, Header]]) -> None:
+        self.hints_dropped = 0  # since the queue was full
+        self._driver = driver
         self._shards = shards
-        self._pump = pump
-        self._hint = hint
-        self._now = now
+        self._hints = hints
         self._links: set[Link] = set()
         self._attended = False
         self._sleeping = trio.lowlevel.ParkingLot()
@@ -72,13 +59,13 @@ class Receiver:
         self._sleeping.unpark_all()
 
     def attended(self, somebody: bool) -> None:
-        """Somebody else waits for the frames of all links, or nobody does."""
+        """Another task waits for the frames of all links, or none does."""
         if self._attended and not somebody:
             self._sleeping.unpark_all()
         self._attended = somebody
 
     async def run(self, link: Link) -> None:
-        """The task of one link, while it is one."""
+        """The task of one link, while it is open."""
         while link in self._links:
             if self._attended:
                 await self._sleeping.park()
@@ -91,7 +78,7 @@ class Receiver:
                 return
 
     def receive_batches(self, link: Link) -> None:
-        """Take what is there, but for a bounded number of batches."""
+        """Take what is there, up to ``RECEIVE_BATCHES`` batches."""
         for _ in range(RECEIVE_BATCHES):
             if self.receive_batch(link) <= 1:
                 break
@@ -111,7 +98,7 @@ class Receiver:
         if not received:
             return 0
         link.up = True
-        now = self._now()
+        now = self._driver.now()
         touched: dict[Target, None] = {}
         for entry in entries:
             target = self._take(link, entry, now, wake)
@@ -123,30 +110,30 @@ class Receiver:
                 touched[target] = None
         for target in touched:
             if not target.is_idle:
-                self._pump(target)
+                self._driver.pump(target)
         return received
 
     def _take(
         self, link: Link, entry: Entry, now: float, wake: bool, error: RequestError | None = None
     ) -> Target | None:
-        """Answers of one run: RTT and window now, completion in the queue of a shard."""
+        """Answers of one run: round-trip time and window now, completion in the queue of a shard."""
         run, first, count = entry
-        target = self._owners.get(run.path)
+        target = run.path.target
         if target is None or not target.receive(run, first, count, now):
             link.rx_unknown += 1
             return None
         self._shards.put(Completion(target, run, first, count, error), wake=wake)
         return target
 
-    # ── frames that want judging ──────────────────────────────────────────────────────────────────────────────────
+    # ── frames that are not simply good answers ───────────────────────────────────────────────────────────────────
 
     def _judge(self, link: Link, frame: bytes, now: float, wake: bool) -> Target | None:
-        """Handle one frame that is not simply a good answer; the target whose command it answered."""
+        """Handle one frame; the target whose command it answered."""
         try:
             header = decode_header_untrusted(frame)
-            owner = self._tags.find(header.tag)
-            if isinstance(owner, Exchange):
-                owner.on_answer(link, frame)
+            owner = self._driver.tags.find(header.tag)
+            if isinstance(owner, LoneCommand):
+                owner.receive_untrusted(link, frame, now)
                 return None
             if isinstance(owner, Run):
                 error = self._judge_answer(link, frame, header, owner)
@@ -155,7 +142,10 @@ class Receiver:
             link.rx_unknown += 1
             return None
         if header.command == AoeCommand.CONFIG and header.is_response:
-            self._hint(link, header)
+            try:
+                self._hints.send_nowait((link, header))
+            except trio.WouldBlock:
+                self.hints_dropped += 1
         else:
             link.rx_unknown += 1
         return None
@@ -163,9 +153,12 @@ class Receiver:
     def _judge_answer(self, link: Link, frame: bytes, header: Header, run: Run) -> RequestError | None:
         """An answer with the tag of a data command: its error, or None for a good one from another verified path."""
         index = header.tag - run.tag
-        target = self._owners.get(run.path)
-        if target is None or index >= run.count or not target.is_from(link, header):
-            raise FrameError("nobody whom this command was sent to")
+        target = run.path.target
+        is_answer = header.is_response and header.version == VERSION and header.command == AoeCommand.ATA
+        if not is_answer or target is None or index >= run.count:
+            raise FrameError("not the answer to this command")
+        if not target.answers_from(Endpoint(link, header.source, header.address)):
+            raise FrameError("not from where this command was sent")
         start, sectors = run.sectors_of(index, 1)
         request = run.request
         lba = request.lba + start

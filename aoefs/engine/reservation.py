@@ -1,38 +1,39 @@
-"""The reservation of one disk (AoEr11 section 3.4): held with all our MACs while there are writers, else by nobody.
+"""The reservation of one disk (AoEr11 section 3.4): held with all our MACs while there are writers.
 
-What holds always: it is taken before the first writer's open returns; taking, renewing and giving back never overtake
-each other; of a reservation that somebody else holds nothing is changed.  When the list at the target may no longer
-be what it has to be (the target was restarted, an interface of ours came, went or got another MAC, giving it back
-failed), :meth:`Reservation.settle` puts it right; ``engine.engine`` calls it, and lets nothing else be sent on a new
-path before it is done: the target would refuse it.
+What always holds: it is taken before the open of the first writer returns.  Taking, renewing and giving back never
+overtake each other.  A reservation that another host holds is never changed.  When the list at the target may no
+longer be right (the target was restarted, an interface of ours came, went or got another MAC, giving back failed),
+:meth:`Reservation.renew` corrects it; the roster calls it, and lets nothing else be sent on a new path before it is
+done, since the target would refuse it.
 
-Rejected: renewing by a timer (a target that has forgotten it would be open to others until then, and the engine knows
-when it was away).
+Rejected: renewing by a timer (a target that has forgotten the reservation would be open to others until then).
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import trio
 
-from aoefs.core.target import State
+from aoefs.core.target import State, Target
+from aoefs.engine.commands import Commands
+from aoefs.engine.driver import Driver
+from aoefs.engine.writebehind import WriteBehind
 from aoefs.errors import RequestError, TargetError, TargetLost
 from aoefs.protocol.wire import ErrorCode, ReserveArgument, ReserveCommand
-
-if TYPE_CHECKING:
-    from aoefs.engine.disk import Disk
 
 log = logging.getLogger("aoefs")
 
 
 class Reservation:
-    """See the module.  ``writers`` counts those for whom it is held."""
+    """See the module.  ``writers`` counts those for which it is held."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, driver: Driver, target: Target, commands: Commands, write_behind: WriteBehind) -> None:
         self.writers = 0
-        self._disk = disk
+        self._driver = driver
+        self._target = target
+        self._commands = commands
+        self._write_behind = write_behind
         self._macs: tuple[bytes, ...] = ()  # the list that we put there last
         self._lock = trio.Lock()
 
@@ -42,21 +43,21 @@ class Reservation:
         return bool(self.writers or self._macs)
 
     async def take(self) -> None:
-        """For one writer more.  TargetError 6 when somebody else holds it, 1 when the target knows none; TargetLost."""
+        """For one more writer.  TargetError 6 if another host holds it, 1 if the target knows none; TargetLost."""
         async with self._lock:
             if not self.writers:
-                await self._put(self._disk.our_macs())
+                await self._put(self._driver.macs())
             self.writers += 1
 
     async def give_back(self) -> None:
-        """One writer less, once nothing is pending: what the kernel writes for a mapping comes without a later flush.
+        """One writer less, once no write is unacknowledged: no flush follows what the kernel writes for a mapping.
 
-        RequestError when the target cannot be told (then it is, when it is back).
+        RequestError if the target does not answer; it is given back when the target returns.
         """
-        await self._disk.write_behind.settle()
+        await self._write_behind.wait_acknowledged()
         async with self._lock:
             self.writers = max(0, self.writers - 1)
-            if not self.writers and self._disk.target.state is not State.REPLACED:  # it has taken its list with it
+            if not self.writers and self._target.state is not State.REPLACED:  # its list went with it
                 await self._put(())
 
     async def end(self) -> None:
@@ -64,27 +65,27 @@ class Reservation:
         self.writers = 0
         await self.give_back()
 
-    async def settle(self) -> bool:
-        """Bring the target's list up to date; False when it did not answer.
+    async def renew(self) -> bool:
+        """Bring the target's list up to date; False if it did not answer.
 
         A refusal is logged, and no more: the I/O itself will fail.
         """
         async with self._lock:
             if self.is_due:
                 try:
-                    await self._put(self._disk.our_macs() if self.writers else ())
+                    await self._put(self._driver.macs() if self.writers else ())
                 except TargetLost:
                     return False
                 except RequestError as error:
-                    log.error("%s: renewing the reservation failed: %s", self._disk.target.name, error)
+                    log.error("%s: renewing the reservation failed: %s", self._target.name, error)
         return True
 
     async def _put(self, macs: tuple[bytes, ...]) -> None:
         try:
-            await self._disk.reserve(ReserveArgument(ReserveCommand.SET, macs))
+            await self._commands.reserve(ReserveArgument(ReserveCommand.SET, macs))
         except TargetError as error:
-            # Refused to a MAC that is not on the list: a new one of ours, if nobody else is on it.
-            if error.code != ErrorCode.TARGET_RESERVED or set(await self._disk.holders()) - set(self._macs):
+            # Refused to a MAC that is not on the list: a new one of ours, if no other host is on it.
+            if error.code != ErrorCode.TARGET_RESERVED or set(await self._commands.holders()) - set(self._macs):
                 raise
-            await self._disk.reserve(ReserveArgument(ReserveCommand.FORCE_SET, macs))
+            await self._commands.reserve(ReserveArgument(ReserveCommand.FORCE_SET, macs))
         self._macs = macs

@@ -5,12 +5,12 @@ A target's shard is ``(shelf + slot) % shards``.  Shard 0 starts with the engine
 run goes to shard 0's queue, and shard 0, after completing it, starts the task it belongs to.  A shard completes at
 most ``MAX_COMPLETIONS`` commands before it yields, so a flood from one target cannot starve the others.
 
-On one interpreter the shards bring isolation, order and batching, not parallel processors: 4 KiB reads on 36 targets at
-once, the case of that change, are as many with one shard as with two or 36 (README, benchmarks).  While a caller waits
-in place (``engine.inplace``), it completes for the shards, by the same function, and it counts there.
+On one interpreter the shards bring isolation, order and batches, not parallel processors: 4 KiB reads of 36 targets at
+once, the case of that change, are as many with one shard as with two or 36.  While a task waits in place
+(``engine.inplace``), it completes for the shards by the same function, and its work is counted there.
 
-What holds always: an entry is a run of answers, never a frame; entries of one shard are completed in the order in
-which they came; at exit, what is still queued fails, so nobody waits for ever.
+What always holds: an entry is a run of answers, never a frame; entries of one shard are completed in the order in
+which they came; at exit, what is still queued fails, so nothing waits for ever.
 
 Rejected: channels (a deque and a parked task cost a fifth), and stopping idle shards (a parked task costs nothing).
 """
@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from aoefs.core.path import Run
+from aoefs.core.request import Run
 from aoefs.core.target import Target
 from aoefs.errors import RequestError, TargetLost
 from aoefs.protocol.wire import Address
@@ -93,7 +93,7 @@ class Shard:
                 if target.complete(run, first, count) and not target.is_idle:
                     self._pump(target)  # it may have made room for a read that had no memory
             else:
-                target.refuse(run, first, error)
+                target.fail_command(run, first, error)
                 self._pump(target)
             done += count
             seen.append(target.address)

@@ -1,9 +1,9 @@
-"""Sleeping until something happens, at the price of a list append: what a trio.Event costs is a fifth of a request.
+"""Sleeping until something happens, for the price of a list append: a trio.Event would cost a fifth of a request.
 
-Owns nothing but who sleeps.  A :class:`Wait` is one task that waits for one thing; all of an engine share one
-:class:`Sleepers`, which tells ``engine.inplace`` whether anybody else has something to do.
+A :class:`Wait` is one task that waits for one thing.  All waits of an engine count in one :class:`Sleepers`, which
+tells ``engine.inplace`` whether another task has something to do.
 
-What holds always: whoever is woken before he sleeps does not sleep; a cancelled one is counted out.
+What always holds: a wait that was woken before it sleeps does not sleep; a cancelled one is no longer counted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from aoefs.errors import RequestError
 
 
 class Sleepers:
-    """What all :class:`Wait` of an engine have in common: how many tasks sleep, and how many of these are ready to
-    go on and had no turn yet.
-    """
+    """How many tasks sleep in a :class:`Wait`, and how many of these were woken and had no turn yet."""
 
     __slots__ = ("asleep", "ready")
 
@@ -26,21 +24,21 @@ class Sleepers:
 
 
 class Wait:
-    """One task that waits for one thing; ``wake`` may come before the waiting began.  ``error``: why it is in vain."""
+    """One task that waits for one thing.  ``error`` says why it will not happen."""
 
-    __slots__ = ("_task", "_waiting", "error", "woken")
+    __slots__ = ("_sleepers", "_task", "error", "woken")
 
-    def __init__(self, waiting: Sleepers) -> None:
+    def __init__(self, sleepers: Sleepers) -> None:
         self.woken = False
         self.error: RequestError | None = None
         self._task: trio.lowlevel.Task | None = None
-        self._waiting = waiting
+        self._sleepers = sleepers
 
     def wake(self, _thing: object = None) -> None:
         self.woken = True
         if self._task is not None:
             task, self._task = self._task, None
-            self._waiting.ready += 1
+            self._sleepers.ready += 1
             trio.lowlevel.reschedule(task)
 
     async def wait(self) -> None:
@@ -52,9 +50,9 @@ class Wait:
             self._task = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        self._waiting.asleep += 1
+        self._sleepers.asleep += 1
         try:
             await trio.lowlevel.wait_task_rescheduled(abort)
-            self._waiting.ready -= 1
+            self._sleepers.ready -= 1
         finally:
-            self._waiting.asleep -= 1
+            self._sleepers.asleep -= 1

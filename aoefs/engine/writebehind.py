@@ -1,28 +1,27 @@
-"""Writing behind: in a stream of writes, each one counts as written once all of its frames are on the wire.
+"""Write-behind: in a stream of small writes, each one is answered once all of its frames are on the wire.
 
-The kernel gives FUSE the buffered writes of a program one at a time, so ``dd bs=4k`` waits for the target 256 times a
-MiB.  Owns the writes that were answered before the target acknowledged them: of a disk what is pending and what was
-lost (:class:`WriteBehind`), of an open file whether its writes are a stream and which losses it was told of
-(:class:`WriteStream`).
+The kernel gives FUSE the buffered writes of a program one at a time, so ``dd bs=4k`` would wait for the target 256
+times a MiB.  Owns the writes that were answered before the target acknowledged them: for a disk, which are pending and
+how many were lost (:class:`WriteBehind`); for an open file, whether its writes are a stream and which losses were
+reported through it (:class:`WriteStream`).
 
-What holds always:
+What always holds:
 
-- Only a write of whole sectors and at most ``MAX_BYTES`` that goes on where the last one through the same open file
-  ended, after ``IN_ORDER`` such, is answered early; never one of somebody who asked for more (O_DIRECT, O_SYNC,
-  O_DSYNC, ``--direct``, ``-o sync``).
-- It is answered when all of its frames were sent and nothing of its target waits to be sent again.  So what is
-  pending fits into the window of the target, and whoever kills this process loses nothing but what the network loses
-  at that very moment.
-- It keeps its range until it is acknowledged: no write that overlaps is sent, no read of it begins.
-- Flush waits for what was pending when it came, and then asks the target: so do fsync, close and unmount.
-- A write that fails after all is logged, the kernel drops its pages of the disk, and whoever has the disk open is
-  told: once at his next write, and once at his next fsync, or by each close until then (it may be the one of a child).
-  A write does not do for fsync: a loop device or qemu writes for many through one open file, and the next write need
-  not be by him who lost the last one.
+- A write is answered early only if it has whole sectors and at most ``MAX_BYTES``, goes on where the last write through
+  the same open file ended, after ``IN_ORDER`` such writes, and if its file was not opened for more safety (O_DIRECT,
+  O_SYNC, O_DSYNC, ``--direct``, ``-o sync``).
+- It is answered when all of its frames were sent and nothing of its target waits to be retransmitted.  So what is
+  pending fits into the window of the target, and a killed process loses only what the network loses at that moment.
+- It keeps its range until it is acknowledged: no write that overlaps is sent, and no read of it begins.
+- Flush waits for what was pending when it began, and then asks the target.  So do fsync, close and unmount.
+- A write that fails after all is logged, the kernel drops its pages of the disk, and the failure is reported through
+  each open file of the disk: once by the next write, and once by the next fsync, or by each close until then.  A write
+  does not replace the fsync: a loop device or qemu writes for many users through one open file, and the next write
+  need not come from the user whose write was lost.
 
-Rejected: the kernel's writeback cache (see ``fuse.operations``), gathering small writes into large ones (faster still,
-but a killed process would take acknowledged data with it), answering every write early (errors come at once, to whoever
-does not write a stream), and large ones too (no gain was measured, and more memory is held).
+Rejected: the kernel's writeback cache (see ``fuse.operations``); gathering small writes into large ones (faster still,
+but a killed process would take acknowledged data with it); answering large writes early (no gain was measured, and
+more memory is held).
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ IN_ORDER: Final = 8  # writes in order, one after another, from which they are a
 class WriteBehind:
     """The writes of one disk that were answered and not acknowledged: those ``pending``, and how many were ``lost``.
 
-    ``error`` is why the last one was, ``told`` how many of them somebody was told of.
+    ``error`` is why the last one was lost; ``reported`` is how many losses were reported to a user.
     """
 
-    __slots__ = ("_waiting", "_waits", "error", "lost", "pending", "told")
+    __slots__ = ("_sleepers", "_waits", "error", "lost", "pending", "reported")
 
-    def __init__(self, waiting: Sleepers) -> None:
+    def __init__(self, sleepers: Sleepers) -> None:
         self.pending: dict[Request, None] = {}
         self.lost = 0
-        self.told = 0
+        self.reported = 0
         self.error: RequestError | None = None
-        self._waiting = waiting
+        self._sleepers = sleepers
         self._waits: set[Wait] = set()
 
     def add(self, request: Request) -> None:
@@ -66,12 +65,12 @@ class WriteBehind:
         for wait in self._waits:
             wait.wake()
 
-    async def settle(self, first: int = 0, end: int = sys.maxsize) -> None:
+    async def wait_acknowledged(self, first: int = 0, end: int = sys.maxsize) -> None:
         """Wait until what is pending now in the sectors from ``first`` to ``end`` (not included) has ended."""
         mine = [request for request in self.pending if request.lba < end and first < request.lba + request.sectors]
         if not mine:
             return
-        wait = Wait(self._waiting)
+        wait = Wait(self._sleepers)
         self._waits.add(wait)
         try:
             for request in mine:
@@ -85,41 +84,42 @@ class WriteBehind:
 class WriteStream:
     """The writes through one open file.  Without ``early`` none is answered early."""
 
-    __slots__ = ("_behind", "_early", "_in_order", "_known", "_known_to_writer", "_next")
+    __slots__ = ("_early", "_in_order", "_next", "_seen", "_seen_by_writer", "_write_behind")
 
-    def __init__(self, behind: WriteBehind, *, early: bool) -> None:
-        self._behind = behind
+    def __init__(self, write_behind: WriteBehind, *, early: bool) -> None:
+        self._write_behind = write_behind
         self._early = early
         self._next = -1  # where a write in order goes on (bytes)
         self._in_order = 0
-        self._known = behind.lost
-        self._known_to_writer = behind.lost
+        self._seen = write_behind.lost  # losses before the open, or reported by fsync
+        self._seen_by_writer = write_behind.lost  # the same, or reported by a write
 
     def goes_on(self, offset: int, size: int) -> bool:
-        """The next write is of ``size`` bytes at ``offset``: whether it may be answered early."""
+        """The next write has ``size`` bytes at ``offset``: whether it may be answered early."""
         self._in_order = self._in_order + 1 if offset == self._next else 0
         self._next = offset + size
         return self._early and self._in_order >= IN_ORDER and size <= MAX_BYTES
 
-    def tell_writer(self) -> None:
-        """Raise why writes of this disk were lost since the file was opened, or since anybody was told through it.
+    def report_to_writer(self) -> None:
+        """Raise why writes of this disk were lost, if any were since the last report through this file.
 
-        Whoever is told may not be who lost them, so fsync fails all the same.  The next write begins a new stream.
+        fsync reports the same losses again: this writer may not be the one whose data were lost.  The next write begins
+        a new stream.
         """
-        if self._behind.lost != self._known_to_writer:
-            self._known_to_writer = self._behind.lost
+        if self._write_behind.lost != self._seen_by_writer:
+            self._seen_by_writer = self._write_behind.lost
             self._next = -1
             self._raise()
 
-    def tell(self, *, once: bool = True) -> None:
-        """As :meth:`tell_writer`, but since this was told ``once``, whatever writers were told."""
-        if self._behind.lost != self._known:
+    def report(self, *, once: bool = True) -> None:
+        """The same, whatever was reported to writers; ``once``: not again after this."""
+        if self._write_behind.lost != self._seen:
             if once:
-                self._known = self._known_to_writer = self._behind.lost
+                self._seen = self._seen_by_writer = self._write_behind.lost
             self._raise()
 
     def _raise(self) -> None:
-        behind = self._behind
-        assert behind.error is not None
-        behind.told = behind.lost
-        raise behind.error.with_traceback(None)
+        write_behind = self._write_behind
+        assert write_behind.error is not None
+        write_behind.reported = write_behind.lost
+        raise write_behind.error.with_traceback(None)

@@ -88,11 +88,11 @@ class Control:
         return b"".join(format_event(event).encode() + b"\n" for event in self._events.snapshot())
 
     async def _discover(self, order: bytes) -> None:
-        self._engine.roster.discover()
+        self._engine.lookout.discover()
 
     async def _revalidate(self, order: bytes) -> None:
         for disk in self._named(order) or tuple(self._engine.disks.values()):
-            self._engine.roster.revalidate(disk)
+            self._engine.lookout.revalidate(disk)
 
     async def _flush(self, order: bytes) -> None:
         engine = self._engine
@@ -132,7 +132,7 @@ class Control:
         if len(string) > MAX_CONFIG_BYTES:
             raise ControlError(f"a config string has at most {MAX_CONFIG_BYTES} bytes, not {len(string)}")
         with trio.move_on_after(CONFIG_SECONDS):
-            await disk.set_config(string)
+            await disk.commands.set_config(string)
             return
         raise TargetLost(f"no answer within {CONFIG_SECONDS:g} s: it may still be carried out")
 

@@ -4,9 +4,9 @@ Owns the order of things.  Up: engine and links, then FUSE, then the first disco
 to systemd, and into the pid file).  Down: the kernel has let go (``pyfuse3.main`` returned), flush every dirty target,
 close FUSE, stop the engine.
 
-Stopping by signal has two steps: the mount is taken out of the tree at once (lazily), open files are served until the
-last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal ends at once.  The
-exit code is 0 only if every flush succeeded.
+A stop by signal has two steps.  The mount is taken out of the tree at once (lazily), and open files are served until
+the last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal ends it at once.
+The exit code is 0 only if every flush succeeded.
 
 Rejected: ``pyfuse3.terminate`` alone (the user's later close would get ECONNABORTED), and flushing at release (the
 last one may never be delivered).
@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -27,27 +27,25 @@ import trio
 
 from aoefs import __version__
 from aoefs.core.target import State
+from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
-from aoefs.engine.settings import Change, Settings
-from aoefs.errors import ControlError, RequestError, UserError
+from aoefs.engine.settings import Settings
+from aoefs.errors import RequestError, UserError
 from aoefs.fuse import tuning, workerloop
 from aoefs.fuse.control import Control
+from aoefs.fuse.interfaces import Interfaces
+from aoefs.fuse.kernel import Kernel
 from aoefs.fuse.operations import AoeOperations
 from aoefs.fuse.options import MountOptions
-from aoefs.fuse.readahead import ReadAheads
 from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import Ready
 from aoefs.host.service import PidFile, notify
 from aoefs.host.systemlog import LogLimit
-from aoefs.net.netlink import Interface, InterfaceMonitor
-from aoefs.protocol.wire import format_mac, payload_sectors
 from aoefs.status.events import EventRing
 from aoefs.status.report import status_report
 
 log = logging.getLogger("aoefs")
-
-_NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDATED, Change.REWRITTEN)
 
 GRACE = 10.0  # seconds for which open files are served after a signal
 FLUSH_GRACE = 10.0  # seconds that the last flush of all targets may take
@@ -58,7 +56,7 @@ ROOM_PERIOD = 0.5  # seconds
 
 
 def run(options: MountOptions, ready: Ready) -> int:
-    """Mount, serve until unmounted, flush; the exit code.  UserError when it cannot begin."""
+    """Mount, serve until unmounted, flush; the exit code.  UserError if it cannot begin."""
     return trio.run(partial(Mount(options, ready).run))
 
 
@@ -68,9 +66,7 @@ class Mount:
     def __init__(self, options: MountOptions, ready: Ready) -> None:
         self._options = options
         self._ready = ready
-        self._wanted = options.interfaces  # by name, none: every usable one
         self._events = EventRing()
-        self._changes_in, self._changes_out = trio.open_memory_channel[tuple[Disk, Change]](4096)
         self._unmounted = False
 
     async def run(self) -> int:
@@ -86,7 +82,6 @@ class Mount:
                 maxout=options.maxout,
                 allow_mac=frozenset(options.allow_mac),
                 max_targets=options.max_targets,
-                on_change=self._on_change,
                 **({} if options.shards is None else {"shards": options.shards}),
             )
             try:
@@ -94,12 +89,14 @@ class Mount:
             except OSError as error:
                 raise UserError(f"{', '.join(names)}: {error.strerror}") from None
             if options.metrics is not None:
-                from aoefs.status import metrics  # only whoever asks for them needs prometheus_client
+                from aoefs.status import metrics  # prometheus_client is needed for nothing else
 
                 stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
+            spoken_on = Interfaces(engine, options.interfaces)
             operations = AoeOperations(
                 engine,
-                Control(engine, self._events, partial(self._status, engine), partial(self._set_interfaces, engine)),
+                Control(engine, self._events, partial(self._status, engine), spoken_on.set),
+                Kernel(engine.supervisor),
                 uid=options.uid,
                 gid=options.gid,
                 umask=options.umask,
@@ -108,13 +105,14 @@ class Mount:
                 sync=options.sync,
                 reserve=options.reserve,
             )
+            engine.changes.subscribe(partial(self._on_change, engine))
             if not options.plain_loop:
                 workerloop.install(engine.in_place)
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
+            stack.callback(engine.supervisor.cancel)
             nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(self._follow_interfaces, engine, name="interfaces")
-            nursery.start_soon(self._tell_of_changes, engine, operations, name="invalidations")
+            nursery.start_soon(spoken_on.follow, name="interfaces")
             nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
             nursery.start_soon(self._become_ready, engine, operations, pid_file, nursery, name="ready")
             await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
@@ -156,11 +154,10 @@ class Mount:
     async def _become_ready(
         self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None, nursery: trio.Nursery
     ) -> None:
-        background, reads_ahead = await trio.to_thread.run_sync(self._tune)
+        background, kernel_reads_ahead = await trio.to_thread.run_sync(self._tune)
         if not background.complaint:
             nursery.start_soon(self._make_room, engine, background, name="room")
-        if not reads_ahead:
-            operations.read_aheads = ReadAheads(nursery)
+        operations.read_aheads.wanted = not kernel_reads_ahead
         await engine.first_discovery()
         hint = None
         if not engine.disks:
@@ -195,36 +192,13 @@ class Mount:
 
     # ── while it runs ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _on_change(self, disk: Disk, change: Change) -> None:
-        try:
-            self._changes_in.send_nowait((disk, change))
-        except trio.WouldBlock:
-            log.warning("%s %s: the kernel is told too late", disk.target.name, change.value)
-
-    async def _tell_of_changes(self, engine: Engine, operations: AoeOperations) -> None:
-        """The kernel has to forget what it knows; systemd shows how many targets there are.
-
-        Each change by a task: a target whose dirty pages block it must not keep the news of the others.
-        """
-        async with trio.open_nursery() as nursery:
-            async for disk, change in self._changes_out:
-                self._tell_systemd(_summary(engine))
-                calls = operations.invalidations(disk, change)
-                nursery.start_soon(self._invalidate, disk.target.name, calls, name="invalidation")
-                if change in _NEW_TABLE:
-                    again = change is not Change.APPEARED
-                    nursery.start_soon(partial(operations.read_table, again=again), disk, name="partition table")
-
-    async def _invalidate(self, name: str, calls: Sequence[Callable[[], object]]) -> None:
-        for call in calls:
-            try:
-                await trio.to_thread.run_sync(call, abandon_on_cancel=True)
-            except OSError as error:
-                log.debug("%s: invalidation: %s", name, error)
+    def _on_change(self, engine: Engine, _disk: Disk, _change: Change) -> None:
+        """systemd shows how many targets there are."""
+        self._tell_systemd(_summary(engine))
 
     async def _make_room(self, engine: Engine, background: tuning.Background) -> None:
-        """Only what costs memory and will end soon counts against the bound: so a deep queue of a slow or silent
-        target leaves room for the requests of the others.  As many again may be waiting in the kernel.
+        """Only requests that cost memory and will end soon count against the kernel's bound: so a deep queue of a slow
+        or silent target leaves room for the requests of the others.  As many again may be waiting in the kernel.
         """
         allowed = tuning.MAX_BACKGROUND
         with contextlib.closing(background):
@@ -235,53 +209,6 @@ class Mount:
                     log.debug("max_background is %d", wanted)
                     background.allow(wanted)
                     allowed = wanted
-
-    async def _follow_interfaces(self, engine: Engine) -> None:
-        """Interfaces come, go, and change their MTU."""
-        with InterfaceMonitor() as monitor:
-            async for event in monitor:
-                link = engine.links.get(event.name)
-                if link is not None and isinstance(event, Interface) and event.mac != link.mac:
-                    log.warning("%s has the address %s now", event.name, format_mac(event.mac))
-                    engine.drop_link(link)  # its socket and its paths are made for the old one
-                    link = None
-                if not isinstance(event, Interface):
-                    if link is not None:
-                        log.warning("%s is gone", event.name)
-                        engine.drop_link(link)
-                elif link is not None:
-                    try:
-                        engine.link_changed(link, up=event.up and event.running)
-                    except OSError as error:
-                        log.warning("%s: %s", event.name, error.strerror)
-                elif self._is_wanted(event):
-                    try:
-                        engine.open_link(event.name)
-                    except OSError as error:
-                        log.warning("%s: %s", event.name, error.strerror)
-
-    def _set_interfaces(self, engine: Engine, names: Sequence[str]) -> None:
-        """Speak on these interfaces from now on, on every usable one if none is named; all of them or ControlError."""
-        opened: list[str] = []
-        try:
-            chosen = [interface.name for interface in interfaces.choose(names)]
-            for name in chosen:
-                if name not in engine.links:
-                    engine.open_link(name)
-                    opened.append(name)
-        except (UserError, OSError) as error:
-            for name in opened:
-                engine.drop_link(engine.links[name])
-            raise ControlError(str(error)) from None
-        for link in [link for name, link in engine.links.items() if name not in chosen]:
-            engine.drop_link(link)
-        self._wanted = tuple(names)
-        log.info("speaking on %s from now on", ", ".join(chosen))
-
-    def _is_wanted(self, interface: Interface) -> bool:
-        names = self._wanted
-        usable = interface.ethernet and interface.up and payload_sectors(interface.mtu) > 0
-        return usable and (interface.name in names if names else not interface.master)
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -303,7 +230,7 @@ class Mount:
             log.warning("%s", error)
 
     async def _flush_all(self, engine: Engine) -> bool:
-        """Flush all that is dirty and give back what is reserved, at the same time; True when all that was ever
+        """Flush all that is dirty and give back what is reserved, at the same time; True if all that was ever
         acknowledged is durable now.
         """
         waiting = [disk for disk in engine.disks.values() if disk.target.dirty or disk.reservation.is_due]
@@ -331,8 +258,8 @@ class Mount:
                 disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
             )
             log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
-        untold = any(disk.write_behind.lost > disk.write_behind.told for disk in engine.disks.values())
-        return not (failed or untold or engine.roster.dirty_lost)
+        unreported = any(disk.write_behind.lost > disk.write_behind.reported for disk in engine.disks.values())
+        return not (failed or unreported or engine.roster.dirty_lost)
 
 
 def _summary(engine: Engine) -> str:

@@ -1,9 +1,8 @@
 """The files that one disk has in the mount: the whole of it, and its partitions as its table says now.
 
-Owns who has which of them open, and the table as it was read last.  Inode numbers are the file system's; it hands
-them out through ``number``.
+Owns which of them are open, and the table as it was read last.  Inode numbers are the tree's (``fuse.tree``).
 
-What holds always:
+What always holds:
 
 - A :class:`Node` stands for the same bytes as long as it lives.  A partition that the table gives another place is
   gone (its handles fail) and another node takes the name; one that the table leaves alone stays, open or not.
@@ -11,8 +10,8 @@ What holds always:
 - A table that cannot be read (the disk is silent) changes nothing; one that is broken leaves no partitions and one log
   line.
 
-Rejected: locks or shared pages between two views (the kernel has neither for files of a FUSE mount), a file for an
-extended partition (it overlaps the logical ones in it, and nobody needs it).
+Rejected: locks or shared pages between two such files (the kernel has neither for files of a FUSE mount), and a file
+for an extended partition (it overlaps the logical ones in it).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Node:
     inode: int
     name: bytes
     disk: Disk
-    views: DiskNodes
+    siblings: DiskNodes
     partition: Partition | None = None  # None: the whole disk
     start: int = 0
     opened: int = 0
@@ -57,7 +56,7 @@ class Node:
     def room(self, offset: int) -> int:
         """Bytes from ``offset`` to the end of the file, negative behind it; IdentityChanged for a partition that went.
 
-        A whole disk that went says so itself.
+        A request to a whole disk that went fails by itself.
         """
         if self.partition is None:
             return self.disk.size_bytes - offset
@@ -74,7 +73,7 @@ class DiskNodes:
     number: Callable[[], int]
     whole: Node = field(init=False)
     partitions: list[Node] = field(default_factory=list)
-    gone: list[Node] = field(default_factory=list)  # of which the kernel was not told yet
+    _gone: list[Node] = field(default_factory=list)  # which the kernel still has to forget
     _reading: trio.Lock = field(default_factory=trio.Lock)
     _known: bool = False
     _complaint: str = ""
@@ -98,10 +97,16 @@ class DiskNodes:
         """
         return node.opened > 0 and not self.partitions
 
-    async def read_table(self, *, again: bool) -> bool:
-        """Read the partition table, if ``again`` also one that is known; True when the kernel must be told of ``gone``.
+    def take_gone(self) -> list[Node]:
+        """The partitions that are gone and that the kernel still has to forget; once."""
+        gone, self._gone = self._gone, []
+        return gone
 
-        Two callers wait for each other; a third one knows that the second will see what he wants to be seen.
+    async def read_table(self, *, again: bool) -> bool:
+        """Read the partition table, if ``again`` also one that is known; True if partitions are gone.
+
+        One caller reads, and a second one waits to read after it.  Any other returns at once: the second reads late
+        enough to see whatever made the others call.
         """
         if self._reading.statistics().tasks_waiting:
             return False
@@ -128,7 +133,7 @@ class DiskNodes:
         self.partitions = [kept.get(partition) or self._make(partition) for partition in found]
         for node in went:
             node.gone = True
-        self.gone += went
+        self._gone += went
         return bool(went)
 
     def _make(self, partition: Partition) -> Node:

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict, deque
+from functools import partial
 
 import trio
 
 from aoefs.engine.disk import Disk
+from aoefs.engine.supervisor import Supervisor
 from aoefs.errors import RequestError
 
 CHUNK_BYTES = 1 << 20
@@ -47,10 +49,11 @@ class _Chunk:
 
 
 class ReadAheads:
-    """What all handles together read ahead; tasks run in ``nursery``."""
+    """What all handles together read ahead.  ``wanted`` is set when the kernel's own read-ahead stays small."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self.nursery = nursery
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.wanted = False
+        self.supervisor = supervisor
         self.chunks = 0
         self._handles: OrderedDict[ReadAhead, None] = OrderedDict()
 
@@ -131,7 +134,7 @@ class ReadAhead:
                 return
             chunk = _Chunk(offset, size, self._disk.generation)
             self._chunks.append(chunk)
-            self._all.nursery.start_soon(self._fill, chunk, name="read-ahead")
+            self._all.supervisor.start("read-ahead", partial(self._fill, chunk))
 
     async def _fill(self, chunk: _Chunk) -> None:
         try:

@@ -36,9 +36,10 @@ from typing import Final
 
 import numpy as np
 
-from aoefs.core.path import Path, Run
-from aoefs.core.request import bits
-from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.path import Path
+from aoefs.core.request import Run, bits
+from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.net.mmsg import MessageVector, address_of, memory_at, swapped
 from aoefs.net.packetsocket import PacketSocket
 from aoefs.protocol.ata import FAILED
@@ -73,7 +74,7 @@ class _Expectation:
 class Landing:
     """The receiving half of one link."""
 
-    def __init__(self, socket: PacketSocket, tags: TagTable[Run | Exchange]) -> None:
+    def __init__(self, socket: PacketSocket, tags: TagTable[Run | LoneCommand]) -> None:
         self._socket = socket
         self._tags = tags
         self._runs: dict[Run, None] = {}  # in flight and worth predicting, in the order in which answers should come

@@ -1,71 +1,21 @@
-"""A link: a link with its sending and landing halves, as the engine sees it.
-
-:class:`Link` is what the engine needs of a local interface; :class:`EthernetLink` is the real one.  Tests put a
-simulated Ethernet segment behind the same names, so everything above runs on a virtual clock.
-
-What holds always: sending and receiving never block; only the two ``wait_*`` do.
-"""
+"""The real link: a packet socket on a network interface, with its sending and landing halves (``core.link.Link``)."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import trio
 
-from aoefs.core.path import Path, Run
-from aoefs.core.tags import Exchange, TagTable
-from aoefs.net.landing import Entry, Landing
-from aoefs.net.packetsocket import LinkStatistics, PacketSocket
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.request import Run
+from aoefs.core.tags import TagTable
+from aoefs.net.landing import Landing
+from aoefs.net.packetsocket import PacketSocket
 from aoefs.net.sending import Sending
 
 
-class Link(Protocol):
-    """``interface`` is the link's name, ``mac`` ours, ``max_sectors`` the payload of its MTU, ``up`` its state."""
-
-    interface: str
-    descriptor: int
-    mac: bytes
-    up: bool
-    rx_unknown: int
-
-    @property
-    def max_sectors(self) -> int: ...
-
-    def send_run(self, run: Run) -> int:
-        """Put a run on the wire; how many commands went out (fewer: there is no room, see :meth:`wait_writable`)."""
-        ...
-
-    def send_frame(self, frame: bytes) -> bool:
-        """Put a lone frame on the wire; False when it did not go."""
-        ...
-
-    def receive(self) -> tuple[int, list[Entry], list[bytes]]:
-        """See :meth:`net.landing.Landing.receive`."""
-        ...
-
-    def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
-        """See :meth:`net.landing.Landing.receive_lone`."""
-        ...
-
-    def forget(self, path: Path) -> None: ...
-
-    async def wait_readable(self) -> None: ...
-
-    async def wait_writable(self) -> None: ...
-
-    def refresh(self) -> None:
-        """The interface changed: read its MTU again."""
-        ...
-
-    def statistics(self) -> LinkStatistics: ...
-
-    def close(self) -> None: ...
-
-
 class EthernetLink:
-    """A link on a real interface.  OSError as ``PacketSocket``."""
+    """A link on the interface of this name.  OSError as :class:`PacketSocket`."""
 
-    def __init__(self, interface: str, tags: TagTable[Run | Exchange]) -> None:
+    def __init__(self, interface: str, tags: TagTable[Run | LoneCommand]) -> None:
         self._socket = PacketSocket(interface)
         self._landing = Landing(self._socket, tags)
         self._sending = Sending(self._socket)

@@ -19,10 +19,10 @@ import fcntl
 import os
 import socket
 import struct
-from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 
+from aoefs.core.link import LinkStatistics
 from aoefs.protocol.wire import BROADCAST_MAC, ETHERTYPE, payload_sectors
 
 _SOL_PACKET = 263
@@ -94,21 +94,6 @@ def _attach_filter(sock: socket.socket, role: Role, mac: bytes) -> None:
     sock.setsockopt(
         socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(memory))
     )
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStatistics:
-    """Counters of one link since it was opened; the dropped ones were lost in this host for want of buffer."""
-
-    interface: str
-    mac: bytes
-    mtu: int
-    up: bool
-    rx_frames: int
-    rx_dropped: int
-    rx_unknown: int
-    tx_frames: int
-    tx_full: int
 
 
 class PacketSocket:

@@ -15,7 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from aoefs.core.path import Path, Run
+from aoefs.core.path import Path
+from aoefs.core.request import Run
 from aoefs.core.tags import BLOCK_TAGS
 from aoefs.net.mmsg import MessageVector, address_of, swapped
 from aoefs.net.packetsocket import LINK_FULL, PacketSocket

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 from aoefs.core.latency import percentile_us
+from aoefs.core.link import LinkStatistics
 from aoefs.core.path import PathStatistics
 from aoefs.core.target import TargetStatistics
 from aoefs.engine.engine import EngineStatistics
 from aoefs.engine.strangers import Stranger
-from aoefs.net.packetsocket import LinkStatistics
 from aoefs.protocol.wire import format_mac
 from aoefs.status.events import Event
 

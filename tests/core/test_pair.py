@@ -338,7 +338,7 @@ def test_garbage_on_the_wire_disturbs_nobody(frames: list[bytes], data: st.DataO
     pair = Pair(sectors=SECTORS)
     read = pair.read(0, 20)
     wire = pair.wires[0]
-    heads = [b"", wire.remote + wire.local + b"\x88\xa2", pair.target.paths[0].answer_head]
+    heads = [b"", wire.remote + wire.mac + b"\x88\xa2", pair.target.paths[0].answer_head]
     for garbage in frames:
         frame = data.draw(st.sampled_from(heads)) + garbage
         if len(frame) > 14 and is_answer(frame):

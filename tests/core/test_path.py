@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
-from aoefs.core.path import FRAME_LIFETIME, Path, Run
+from aoefs.core.link import Link
+from aoefs.core.path import FRAME_LIFETIME, Path
 from aoefs.core.recovery import INITIAL_RTO, MAX_BACKOFF, MIN_REORDER, MIN_RTO, RESTART_WINDOW
-from aoefs.core.request import Request, bits
+from aoefs.core.request import Request, Run, bits
 from aoefs.protocol.wire import Address, AoeCommand, Flag, decode_header_untrusted
 
 OURS, THEIRS = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
@@ -14,7 +17,7 @@ RTT = 2.0**-12
 
 
 def make(limit: int = 16, sectors: int = 2) -> Path:
-    return Path(object(), "eth0", Address(7, 3), (OURS, THEIRS), sectors, limit)
+    return Path(cast(Link, object()), "eth0", Address(7, 3), (OURS, THEIRS), sectors, limit)
 
 
 def send(path: Path, count: int, now: float) -> Run:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.core.path import Path, Run
-from aoefs.core.request import Request, bits
+from aoefs.core.link import Link
+from aoefs.core.path import Path
+from aoefs.core.request import Request, Run, bits
 from aoefs.errors import TargetLost
 from aoefs.protocol.wire import Address
 
-PATH = Path(object(), "eth0", Address(0, 0), (bytes(6), bytes(6)), 2, 16)
+PATH = Path(cast(Link, object()), "eth0", Address(0, 0), (bytes(6), bytes(6)), 2, 16)
 
 
 def request(sectors: int = 8) -> Request:

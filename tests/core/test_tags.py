@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.core.tags import BLOCK_TAGS, MAX_REMEMBERED, Exchange, TagTable
+from aoefs.core.tags import BLOCK_TAGS, MAX_REMEMBERED, TagTable
 from aoefs.protocol.wire import CLIENT_TAG_BIT
 
 LAST_BLOCK = (1 << 25) - 1
@@ -64,7 +64,7 @@ def test_blocks_wrap_around_and_skip_those_still_known() -> None:
     last, first = opened(table), opened(table)
     assert last.tag == 0xFFFF_FFFF - BLOCK_TAGS + 1
     assert first.tag == CLIENT_TAG_BIT
-    table._block = LAST_BLOCK  # once around
+    table.next_block = LAST_BLOCK  # once around
     assert opened(table).tag == CLIENT_TAG_BIT + BLOCK_TAGS
     assert table.find(last.tag) is last
 
@@ -97,12 +97,3 @@ def test_a_remembered_owner_may_be_closed() -> None:
     assert table.find(owner.tag) is None
     table.remember(owner)
     assert len(table) == 0
-
-
-def test_an_exchange_takes_a_tag_per_sending_and_the_65th_is_the_first_again() -> None:
-    table: TagTable[Exchange] = TagTable(0)
-    exchange = Exchange(lambda _link, _frame: None)
-    table.open(exchange)
-    tags = [exchange.next_tag() for _ in range(BLOCK_TAGS + 1)]
-    assert tags == [exchange.tag + index for index in range(BLOCK_TAGS)] + [exchange.tag]
-    assert all(table.find(tag) is exchange for tag in tags)

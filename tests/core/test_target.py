@@ -9,18 +9,21 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
-from aoefs.core.path import FRAME_LIFETIME, Run
+from aoefs.core.link import Endpoint, Link
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.path import FRAME_LIFETIME
 from aoefs.core.recovery import INITIAL_RTO, MIN_REORDER, MIN_RTO
-from aoefs.core.request import NOTHING, Memory, Request
-from aoefs.core.tags import BLOCK_TAGS, Exchange, TagTable
+from aoefs.core.request import NOTHING, Memory, Request, Run
+from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.core.target import SILENCE, SUSPEND_BACKOFF, State, Target
 from aoefs.errors import AtaError, IdentityChanged, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
-from aoefs.protocol.wire import Address, decode_header_untrusted
-from tests.pair import LATENCY, RTT, Operation, Pair, check_at_rest, check_history, check_invariants, stamp
+from aoefs.protocol.wire import Address
+from tests.pair import LATENCY, RTT, Operation, Pair, as_link, check_at_rest, check_history, check_invariants, stamp
 from tests.segment import Faults, Segment, is_answer, is_request, is_write, lba_of
 
 
@@ -119,8 +122,7 @@ def test_what_is_in_flight_never_exceeds_the_buffer_count_over_all_paths(bufcnt:
 
 
 def test_a_run_has_no_more_commands_than_a_block_has_tags() -> None:
-    made = Pair(bufcnt=1000)
-    made.target._maxout = 1000
+    made = Pair(bufcnt=1000, maxout=1000)
     made.target.set_bufcnt(1000)
     made.target.paths[0].window.size = 1000
     request, _ = ask(sectors=400)
@@ -212,7 +214,7 @@ def test_an_ended_request_lets_go_its_buffer() -> None:
     made.target.submit(refused, made.now)
     (run,) = drain(made.target, made.now)
     made.target.receive(run, 0, 1, made.now)
-    made.target.refuse(run, 0, TargetError(1))
+    made.target.fail_command(run, 0, TargetError(1))
     made.target.go_down(State.DOWN, TargetLost("down"))
     late, ended = ask(4)
     made.target.submit(late, made.now)
@@ -228,7 +230,7 @@ def test_an_error_answer_fails_the_request_at_once_and_once() -> None:
     (run,) = drain(made.target, 1.0)
     error = AtaError(0x41, 0x40, 2)
     made.target.receive(run, 1, 1, 1.1)
-    made.target.refuse(run, 1, error)
+    made.target.fail_command(run, 1, error)
     assert ended == [request]
     assert request.error is error
     answer(made.target, run, 1.2, 0, 1)
@@ -256,7 +258,7 @@ def test_aoe_error_2_to_one_sector_fails_the_request_and_leaves_the_payload_alon
     made.target.submit(request, 1.0)
     (run,) = drain(made.target, 1.0)
     made.target.receive(run, 0, 1, 1.1)
-    made.target.refuse(run, 0, TargetError(2))
+    made.target.fail_command(run, 0, TargetError(2))
     assert ended == [request]
     assert isinstance(request.error, TargetError)
     assert made.target.paths[0].sectors == 16
@@ -268,7 +270,7 @@ def test_other_aoe_errors_leave_the_payload_alone() -> None:
     made.target.submit(request, 1.0)
     (run,) = drain(made.target, 1.0)
     made.target.receive(run, 0, 1, 1.1)
-    made.target.refuse(run, 0, TargetError(3))
+    made.target.fail_command(run, 0, TargetError(3))
     assert ended == [request]
     assert made.target.paths[0].sectors == 2
 
@@ -435,7 +437,7 @@ def test_a_resent_piece_is_cut_to_the_payload_of_its_new_path() -> None:
     slow, fast = made.target.paths
     fast.sectors = 3
     made.wires[0].segment.lose = lambda frame: True
-    slow.healthy = True
+    slow.degraded = False
     read = made.read(0, 8)
     if made.sent[0].wire is made.wires[1]:
         read = made.read(8, 8)
@@ -489,7 +491,7 @@ def test_a_write_that_ends_early_holds_back_overlapping_ones(how: str) -> None:
     else:
         target.abandon(request)
         write.ended_at = made.now
-        claim = target.order._granted[0]
+        claim = target.order.granted[0]
         target.release(claim, [request])
     second = made.write(0, stamp(2, 4))
     assert second.started_at is None
@@ -643,7 +645,7 @@ def test_commands_move_to_the_other_path_when_a_link_goes() -> None:
     made.finish(read)
     assert read.ended_at is not None
     assert read.ended_at < 1.0 + MIN_RTO  # no timeout had to pass
-    assert made.target.find_path(made.wires[0], made.wires[0].remote) is None
+    assert made.target.find_path(as_link(made.wires[0]), made.wires[0].remote) is None
 
 
 def test_with_the_last_link_gone_requests_wait_for_another_one() -> None:
@@ -654,7 +656,7 @@ def test_with_the_last_link_gone_requests_wait_for_another_one() -> None:
     made.run(3.0)
     assert read.ended_at is None
     assert made.target.is_silent
-    made.target.add_path(wire, wire.name, (wire.local, wire.remote), 2)
+    made.target.add_path(as_link(wire), wire.name, (wire.mac, wire.remote), 2)
     made.target.come_up(made.now)
     made.pump()
     made.finish(read)
@@ -676,7 +678,7 @@ def test_a_failing_path_is_left_alone_and_costs_no_error() -> None:
     made.wires[0].segment.lose = lambda frame: True
     for _ in range(20):
         made.finish(*(made.read(number * 8, 8) for number in range(8)))
-    assert not made.target.paths[0].healthy
+    assert made.target.paths[0].degraded
     made.sent.clear()
     made.finish(*(made.read(number * 8, 8) for number in range(8)))
     assert {sent.wire.name for sent in made.sent} == {"eth1"}
@@ -685,22 +687,20 @@ def test_a_failing_path_is_left_alone_and_costs_no_error() -> None:
 def test_a_failing_path_is_used_when_no_other_one_is_left() -> None:
     made = pair(*segments(2))
     for path in made.target.paths:
-        path.healthy = False
+        path.degraded = True
     made.finish(made.read(0, 8))
-    assert any(path.healthy for path in made.target.paths)
+    assert not all(path.degraded for path in made.target.paths)
 
 
 def test_only_the_verified_paths_of_a_target_answer_for_it() -> None:
     made = pair(*segments(2))
     first, second = made.wires
-    answered = made.target.paths[0].answer_head + bytes(4)
-    header = decode_header_untrusted(answered)
-    assert made.target.is_from(first, header)
-    assert not made.target.is_from(second, header)  # right MAC, wrong link
-    for offset, bit in ((6, 0x02), (14, 0x08), (14, 0x20), (17, 0x01), (18, 0x01), (19, 0x01)):
-        damaged = bytearray(answered)
-        damaged[offset] ^= bit
-        assert not made.target.is_from(first, decode_header_untrusted(bytes(damaged))), f"byte {offset}"
+    address = made.target.address
+    assert made.target.answers_from(Endpoint(as_link(first), first.remote, address))
+    assert not made.target.answers_from(Endpoint(as_link(second), first.remote, address)), "right MAC, wrong link"
+    assert not made.target.answers_from(Endpoint(as_link(first), second.remote, address))
+    for other in (Address(address.shelf + 1, address.slot), Address(address.shelf, address.slot + 1)):
+        assert not made.target.answers_from(Endpoint(as_link(first), first.remote, other))
 
 
 # ── giving up ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -721,15 +721,14 @@ def test_an_abandoned_request_leaves_no_tag_and_no_queue_entry_behind(when: str)
     made.abandon(read)
     assert read.request is not None
     assert read.request.buffer is NOTHING
-    assert read.request not in target._fresh
-    assert read.request not in target._waiting
+    assert read.request not in target.requests()
     made.run()
     assert read.ended_at is None  # nobody is told
     assert not any(sent.lba >= 100 for sent in made.sent[before:])
     check_at_rest(made)
     made.finish(made.read(0, 1))
-    assert not target._retransmit
-    assert len(made.tags) == len(made.tags._remembered)
+    assert target.statistics().queued == 0
+    assert not made.tags.live
 
 
 def test_abandoning_what_has_ended_changes_nothing() -> None:
@@ -770,7 +769,7 @@ class Situation:
 
     def refuse(self, code: int) -> None:
         self.target.receive(self.run, 0, 1, self.now)
-        self.target.refuse(self.run, 0, TargetError(code))
+        self.target.fail_command(self.run, 0, TargetError(code))
 
     def drop_links(self) -> None:
         for wire in self.pair.wires:
@@ -792,7 +791,7 @@ INPUTS: dict[str, tuple[Callable[[Situation], object], State | None]] = {
     "death": (lambda at: at.later(5.0), State.DOWN),
     "heard": (lambda at: at.target.heard(at.now), None),
     "set_bufcnt": (lambda at: at.target.set_bufcnt(0), None),
-    "leave_link": (lambda at: at.target.leave_link(at.pair.wires[0]), None),
+    "leave_link": (lambda at: at.target.leave_link(as_link(at.pair.wires[0])), None),
     "drop_link": (lambda at: at.drop_links(), None),
     "down": (lambda at: at.go(State.DOWN), State.DOWN),
     "replaced": (lambda at: at.go(State.REPLACED), State.REPLACED),
@@ -816,8 +815,7 @@ def test_every_input_in_every_state_leads_to_a_legal_state_and_breaks_nothing(st
             assert ended, "nobody waits for a target that is not up"
     if at.target.state is not State.UP:
         assert at.target.next_run(at.now) is None
-        assert not at.target._fresh
-        assert not at.target._waiting
+        assert not at.target.requests()
     statistics = at.target.statistics()
     assert (statistics.state, statistics.in_flight) == (at.target.state.value, at.target.in_flight)
     at.later(100.0)  # and in the end nothing flies any more
@@ -941,14 +939,14 @@ def test_a_request_that_ended_keeps_no_memory_however_long_late_answers_to_it_ma
 
 def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
     memory = Memory(3 * 8 * 512)
-    tags: TagTable[Run | Exchange] = TagTable(7)
+    tags: TagTable[Run | LoneCommand] = TagTable(7)
     identity = Identity(sectors=64, serial="S", model="M", firmware="F")
     targets = []
     ended: list[Request] = []
     for slot in range(2):
         target = Target(Address(0, slot), identity, tags, memory=memory)
         target.set_bufcnt(64)
-        target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2).window.size = 64
+        target.add_path(cast(Link, object()), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2).window.size = 64
         targets.append(target)
     busy, other = targets
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from aoefs.core.link import Endpoint
 from aoefs.engine import conversation
-from aoefs.engine.conversation import FIND_SETTLE, Endpoint, ask, ask_ata, encode_query, find, waits
+from aoefs.engine.conversation import FIND_LINGER, ask, ask_ata, encode_query, find, pauses_within
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, Opcode, transfer_registers
 from aoefs.protocol.wire import (
-    ATA_BYTES,
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
     SECTOR_BYTES,
@@ -31,7 +31,7 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_reserve,
 )
-from tests.scene import DELAY, Deliveries, Scene, SimulatedTarget, live_tags, open_scene, target_mac
+from tests.scene import DELAY, Deliveries, Scene, SimulatedTarget, open_scene, target_mac
 
 ZERO = Address(0, 0)
 
@@ -41,7 +41,7 @@ async def quiet_scene() -> AsyncIterator[Scene]:
     """An engine that asks nothing by itself."""
     async with open_scene(discover=False) as scene:
         yield scene
-        assert not live_tags(scene.engine)
+        assert not scene.engine.driver.tags.live
 
 
 def endpoint(scene: Scene, target: SimulatedTarget) -> Endpoint:
@@ -54,7 +54,7 @@ async def test_find_sends_one_broadcast_on_every_port_and_nothing_else(autojump_
         near = scene.add_target(3, 1)
         far = SimulatedTarget(wire, near.export, mac=target_mac(99))
         scene.add_target(3, 2)
-        answers = await find(scene.engine, Address(3, 1), waits(1.0))
+        answers = await find(scene.engine.driver, Address(3, 1), pauses_within(1.0))
         assert {answer.endpoint for answer in answers} == {
             Endpoint(scene.link, near.mac, Address(3, 1)),
             Endpoint(link, far.mac, Address(3, 1)),
@@ -79,14 +79,14 @@ async def test_without_discovery_an_announcement_causes_nothing(autojump_clock: 
 async def test_find_of_everybody_tells_all_targets(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         targets = [scene.add_target(0, slot) for slot in range(5)]
-        answers = await find(scene.engine, BROADCAST_ADDRESS, waits(1.0))
+        answers = await find(scene.engine.driver, BROADCAST_ADDRESS, pauses_within(1.0))
         assert {answer.endpoint for answer in answers} == {endpoint(scene, target) for target in targets}
 
 
 async def test_silence_is_an_empty_list_after_the_time_that_was_given(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         started = trio.current_time()
-        assert await find(scene.engine, ZERO, waits(1.0)) == []
+        assert await find(scene.engine.driver, ZERO, pauses_within(1.0)) == []
         assert trio.current_time() - started == pytest.approx(1.0)
         times = [at - started for at, _, _ in scene.wire.sent(AoeCommand.CONFIG)]
         assert times == pytest.approx([0.0, 0.1, 0.3])
@@ -98,7 +98,7 @@ async def test_a_late_answer_is_measured_from_its_own_sending_and_told_once_for_
     async with quiet_scene() as scene:
         target = scene.add_target()
         target.answer = lambda _frame, reply: [(0.12, reply)]  # the command has been sent again by then
-        (answer,) = await find(scene.engine, ZERO, waits(2.0))
+        (answer,) = await find(scene.engine.driver, ZERO, pauses_within(2.0))
         assert answer.seconds == pytest.approx(0.12 + 2 * DELAY)
         assert len(scene.wire.sent(AoeCommand.CONFIG)) == 2
 
@@ -107,17 +107,19 @@ async def test_two_targets_behind_one_station_are_both_told(autojump_clock: Mock
     async with quiet_scene() as scene:
         one = scene.add_target(serial="one")
         scene.add_target(serial="two", mac=one.mac)
-        answers = await find(scene.engine, ZERO, waits(1.0))
+        answers = await find(scene.engine.driver, ZERO, pauses_within(1.0))
         assert [answer.endpoint for answer in answers] == [endpoint(scene, one)] * 2
-        assert len(await ask_ata(scene.engine, endpoint(scene, one), IDENTIFY_REGISTERS, waits(1.0))) == 2
+        assert (
+            len(await ask_ata(scene.engine.driver, endpoint(scene, one), IDENTIFY_REGISTERS, pauses_within(1.0))) == 2
+        )
 
 
 async def test_what_comes_after_the_settling_is_not_waited_for(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         scene.add_target()
         slow = scene.add_target(mac=target_mac(7))
-        slow.answer = lambda _frame, reply: [(2 * FIND_SETTLE, reply)]
-        assert len(await find(scene.engine, ZERO, waits(1.0))) == 1
+        slow.answer = lambda _frame, reply: [(2 * FIND_LINGER, reply)]
+        assert len(await find(scene.engine.driver, ZERO, pauses_within(1.0))) == 1
 
 
 LIES = {
@@ -140,19 +142,24 @@ async def test_what_is_not_from_whom_it_was_sent_to_is_no_answer(autojump_clock:
             return [(0.0, encode_ata(header, AtaArgument(0, 0, 0, 0x40, 0), bytes(512)))]
 
         target.answer = answer
-        assert await ask_ata(scene.engine, endpoint(scene, target), IDENTIFY_REGISTERS, waits(0.3)) == []
+        assert await ask_ata(scene.engine.driver, endpoint(scene, target), IDENTIFY_REGISTERS, pauses_within(0.3)) == []
 
 
 async def test_an_answer_with_too_few_data_is_none_but_a_failed_command_is_one(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         target = scene.add_target(sectors=8)
-        least = ATA_BYTES + SECTOR_BYTES
         past_the_end = transfer_registers(8, 1, write=False, lba48=False)
-        (failed,) = await ask_ata(scene.engine, endpoint(scene, target), past_the_end, waits(0.3), least_bytes=least)
+        (failed,) = await ask_ata(
+            scene.engine.driver, endpoint(scene, target), past_the_end, pauses_within(0.3), data_bytes=SECTOR_BYTES
+        )
         assert failed.frame[27] & 1
         target.answer = lambda _frame, reply: [(0.0, reply[:-1])]
         assert not await ask_ata(
-            scene.engine, endpoint(scene, target), IDENTIFY_REGISTERS, waits(0.3), least_bytes=least
+            scene.engine.driver,
+            endpoint(scene, target),
+            IDENTIFY_REGISTERS,
+            pauses_within(0.3),
+            data_bytes=SECTOR_BYTES,
         )
 
 
@@ -161,7 +168,9 @@ async def test_an_error_is_an_answer(autojump_clock: MockClock) -> None:
         target = scene.add_target()
         target.export.access.reserve(target_mac(5), [target_mac(5)], force=True)
         read = transfer_registers(0, 1, write=False, lba48=False)
-        (answer,) = await ask_ata(scene.engine, endpoint(scene, target), read, waits(1.0), least_bytes=548)
+        (answer,) = await ask_ata(
+            scene.engine.driver, endpoint(scene, target), read, pauses_within(1.0), data_bytes=SECTOR_BYTES
+        )
         assert (answer.header.is_error, answer.header.error) == (True, 6)
 
 
@@ -170,11 +179,11 @@ async def test_only_config_queries_may_be_broadcast(autojump_clock: MockClock) -
         everybody = Endpoint(scene.link, BROADCAST_MAC, ZERO)
         with pytest.raises(ValueError, match="RESERVE is never broadcast"):
             await ask(
-                scene.engine,
+                scene.engine.driver,
                 [everybody],
                 AoeCommand.RESERVE,
                 lambda header: encode_reserve(header, ReserveArgument()),
-                waits(1.0),
+                pauses_within(1.0),
             )
         assert not scene.wire.sent()
 
@@ -182,25 +191,25 @@ async def test_only_config_queries_may_be_broadcast(autojump_clock: MockClock) -
 async def test_who_is_cancelled_leaves_no_tag(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         with trio.move_on_after(0.05):
-            await find(scene.engine, ZERO, waits(9.0))
-        assert not live_tags(scene.engine)
+            await find(scene.engine.driver, ZERO, pauses_within(9.0))
+        assert not scene.engine.driver.tags.live
 
 
 async def test_lone_commands_work_beside_a_disk_of_the_same_target(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
-        assert len(await find(scene.engine, ZERO, waits(1.0))) == 1
+        assert len(await find(scene.engine.driver, ZERO, pauses_within(1.0))) == 1
         assert await disk.read(0, 512) == target.data[:512]
         assert scene.link.rx_unknown == 0
 
 
 @given(st.floats(0, 100))
 def test_pauses_double_and_are_the_given_time_in_all(seconds: float) -> None:
-    pauses = list(waits(seconds))
+    pauses = list(pauses_within(seconds))
     assert sum(pauses) == pytest.approx(seconds)
     assert all(pause > 0 for pause in pauses)
-    assert pauses[:-1] == [conversation.FIRST_WAIT * 2**index for index in range(len(pauses) - 1)]
+    assert pauses[:-1] == [conversation.FIRST_PAUSE * 2**index for index in range(len(pauses) - 1)]
     assert len(pauses) <= 12
 
 
@@ -218,7 +227,7 @@ def test_whatever_is_answered_with_our_tag_raises_nothing(bodies: list[bytes], c
 
             target.answer = answer
             for found in await ask(
-                scene.engine, [endpoint(scene, target)], AoeCommand.CONFIG, encode_query, waits(0.2)
+                scene.engine.driver, [endpoint(scene, target)], AoeCommand.CONFIG, encode_query, pauses_within(0.2)
             ):
                 assert found.header.is_error or decode_config_untrusted(found.frame)
 

@@ -9,17 +9,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.engine.changes import Change
+from aoefs.engine.conversation import LINGER
 from aoefs.engine.discovery import (
     ANSWER_WINDOW,
     HINT_PERIOD,
-    IDENTIFY_WAITS,
+    IDENTIFY_PAUSES,
     MAX_CANDIDATES,
     MAX_HINTS,
     MAX_WAITING,
     QUERY_PERIOD,
-    SECOND_ANSWER,
 )
-from aoefs.engine.settings import Change, Settings
+from aoefs.engine.settings import Settings
 from aoefs.engine.strangers import (
     MAX_STRANGERS,
     NO_ANSWER,
@@ -46,8 +47,7 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_config,
 )
-from tests.engine.test_engine import Announce
-from tests.scene import DELAY, Scene, SimulatedTarget, live_tags, make_export, open_scene, target_mac
+from tests.scene import DELAY, Announce, Scene, SimulatedTarget, make_export, open_scene, target_mac
 
 ZERO = Address(0, 0)
 
@@ -91,7 +91,7 @@ async def test_on_demand_the_schedule_begins_anew(autojump_clock: MockClock) -> 
     async with open_scene() as scene:
         await trio.sleep(10)
         seen = len(broadcasts(scene))
-        scene.engine.roster.discover()
+        scene.engine.lookout.discover()
         await trio.sleep(100)
         times = broadcasts(scene)[seen:]
         assert times == pytest.approx([10, 10.1, 10.3, 10.7, 70.7])
@@ -126,8 +126,7 @@ async def test_a_config_answer_leads_to_identify_of_exactly_that_mac_and_only_th
     autojump_clock: MockClock,
 ) -> None:
     appeared: list[float] = []
-    settings = Settings(on_change=lambda _disk, _change: appeared.append(trio.current_time()))
-    async with open_scene(settings) as scene:
+    async with open_scene(on_change=lambda _disk, _change: appeared.append(trio.current_time())) as scene:
         target = scene.add_target(3, 4)
         slow = 0.05
         target.answer = lambda frame, reply: [(slow if frame[19] == AoeCommand.ATA else 0.0, reply)]
@@ -139,7 +138,7 @@ async def test_a_config_answer_leads_to_identify_of_exactly_that_mac_and_only_th
         await trio.sleep(1)
         assert list(scene.engine.disks) == [Address(3, 4)]
         # query, answer; IDENTIFY, a moment for a second disk; the probe with a full frame; IDENTIFY once more
-        assert appeared == pytest.approx([2 * DELAY + 3 * (2 * DELAY + slow) + 2 * SECOND_ANSWER])
+        assert appeared == pytest.approx([2 * DELAY + 3 * (2 * DELAY + slow) + 2 * LINGER])
 
 
 async def test_identify_of_another_mac_is_not_accepted(autojump_clock: MockClock) -> None:
@@ -151,7 +150,7 @@ async def test_identify_of_another_mac_is_not_accepted(autojump_clock: MockClock
         await trio.sleep(50)
         assert not scene.engine.disks
         assert scene.link.rx_unknown >= 4
-        assert not live_tags(scene.engine)
+        assert not scene.engine.driver.tags.live
 
 
 @pytest.mark.parametrize(
@@ -184,13 +183,13 @@ async def test_identify_is_tried_again_and_a_stranger_who_stays_silent_is_droppe
         target = scene.add_target()
         target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
         await trio.sleep(0.05)
-        scene.engine._discovery.stop(scene.link)
-        scene.engine._discovery._schedules[scene.link] = trio.CancelScope()
+        scene.engine.discovery.stop(scene.link)
+        scene.engine.discovery._schedules[scene.link] = trio.CancelScope()
         await trio.sleep(20)
         times = [at for at, _ in scene.wire.ata(Opcode.IDENTIFY)]
-        assert [after - before for before, after in pairwise(times)] == pytest.approx(IDENTIFY_WAITS[:-1])
-        assert not scene.engine._discovery._candidates
-        assert not live_tags(scene.engine)
+        assert [after - before for before, after in pairwise(times)] == pytest.approx(IDENTIFY_PAUSES[:-1])
+        assert not scene.engine.discovery._candidates
+        assert not scene.engine.driver.tags.live
 
 
 async def test_a_disk_of_no_capacity_or_with_too_few_data_is_none(
@@ -364,11 +363,11 @@ async def test_a_flood_of_forged_announcements_creates_no_file_and_is_bounded(au
         assert not scene.engine.disks
         assert len(unicasts(scene)) <= 10 * MAX_HINTS
         assert scene.engine.statistics().hints == 5000
-        discovery = scene.engine._discovery
+        discovery = scene.engine.discovery
         assert len(discovery._hinted) <= MAX_HINTS
-        assert len(scene.engine.tags) <= (ANSWER_WINDOW + 1) * MAX_HINTS
+        assert len(scene.engine.driver.tags) <= (ANSWER_WINDOW + 1) * MAX_HINTS
         await trio.sleep(20)
-        assert not live_tags(scene.engine)
+        assert not scene.engine.driver.tags.live
         target = scene.add_target()
         target.announce()
         await trio.sleep(0.1)
@@ -408,19 +407,19 @@ async def test_forged_answers_to_a_live_query_are_bounded_and_create_nothing(aut
     async with open_scene() as scene:
         await trio.sleep(0.75)
         tag = scene.wire.sent(AoeCommand.CONFIG)[-1][1].tag
-        discovery = scene.engine._discovery
+        discovery = scene.engine.discovery
         for number in range(MAX_CANDIDATES + MAX_WAITING + 100):
             forge_config(scene, tag, mac=target_mac(number), address=Address(1, number & 0x7F))
         await trio.sleep(0.1)
         assert (len(discovery._candidates), len(discovery._waiting)) == (MAX_CANDIDATES, MAX_WAITING)
         assert discovery.candidates_dropped == 100
-        await trio.sleep(sum(IDENTIFY_WAITS) * (2 + MAX_WAITING / MAX_CANDIDATES))
+        await trio.sleep(sum(IDENTIFY_PAUSES) * (2 + MAX_WAITING / MAX_CANDIDATES))
         assert not scene.engine.disks
         assert not discovery._candidates
         assert not discovery._waiting
         discovery.stop(scene.link)
         await trio.sleep(ANSWER_WINDOW + 1)
-        assert not live_tags(scene.engine)
+        assert not scene.engine.driver.tags.live
 
 
 async def test_more_targets_than_can_be_identified_at_once_are_all_found(autojump_clock: MockClock) -> None:
@@ -532,7 +531,7 @@ async def test_another_disk_in_the_very_place_of_the_first_one_replaces_it(
 ) -> None:
     announce("e0.0 is another disk now .serial other.: open files fail")
     changes: list[tuple[object, Change]] = []
-    async with open_scene(Settings(on_change=lambda disk, change: changes.append((disk, change)))) as scene:
+    async with open_scene(on_change=lambda disk, change: changes.append((disk, change))) as scene:
         target = scene.add_target(serial="first")
         old = await scene.disk()
         target.identify_as(replace(target.export.identity, serial="other"))
@@ -586,7 +585,7 @@ async def test_requests_under_way_fail_when_the_disk_is_replaced(autojump_clock:
 async def test_another_size_is_noticed(autojump_clock: MockClock, announce: Announce, sectors: int, verb: str) -> None:
     announce(f"e0.0 {verb} from 131072 to {sectors * 512} bytes")
     changes: list[Change] = []
-    async with open_scene(Settings(on_change=lambda _disk, change: changes.append(change))) as scene:
+    async with open_scene(on_change=lambda _disk, change: changes.append(change)) as scene:
         target = scene.add_target(sectors=256)
         disk = await scene.disk()
         await trio.sleep(2)
@@ -627,8 +626,7 @@ async def test_a_second_mac_with_another_size_is_no_path(autojump_clock: MockClo
 
 async def test_the_first_discovery_ends_150_ms_after_the_last_new_target(autojump_clock: MockClock) -> None:
     appeared: list[float] = []
-    settings = Settings(on_change=lambda _disk, _change: appeared.append(trio.current_time()))
-    async with open_scene(settings) as scene:
+    async with open_scene(on_change=lambda _disk, _change: appeared.append(trio.current_time())) as scene:
         began = trio.current_time()
         for slot in range(3):
             target = scene.add_target(0, slot)

@@ -10,24 +10,10 @@ from trio.testing import MockClock
 
 from aoefs.engine.settings import Settings
 from aoefs.errors import AtaError, TargetError, TargetLost
-from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status
-from aoefs.protocol.wire import AoeCommand, AtaFlag, Flag, decode_ata_untrusted
-from tests.engine.test_engine import Announce, error_answer
-from tests.scene import DELAY, Scene, SimulatedTarget, open_scene, target_mac
-
-FLUSHES = (Opcode.FLUSH, Opcode.FLUSH_EXT)
-
-
-def is_flush(frame: bytes) -> bool:
-    return frame[19] == AoeCommand.ATA and frame[27] in FLUSHES
-
-
-def flushes(scene: Scene) -> list[float]:
-    return sorted(at for opcode in FLUSHES for at, _ in scene.wire.ata(opcode))
-
-
-def refuse_flush(target: SimulatedTarget, error: int, status: int = Status.DRDY | Status.ERR) -> None:
-    target.answer = lambda frame, reply: [(0.0, error_answer(reply, status, error) if is_flush(frame) else reply)]
+from aoefs.protocol.ata import ErrorBit, Identity, Opcode
+from aoefs.protocol.wire import AoeCommand, AtaArgument, AtaFlag, Flag, decode_ata_untrusted
+from tests.engine.answers import FLUSHES, flushes, is_flush, refuse_flush
+from tests.scene import DELAY, Announce, SimulatedTarget, open_scene, target_mac
 
 
 @pytest.mark.parametrize(
@@ -194,13 +180,13 @@ async def test_a_flush_goes_out_on_a_healthy_path(autojump_clock: MockClock) -> 
         target = scene.add_target()
         disk = await scene.disk()
         other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
-        scene.engine.roster.discover()
+        scene.engine.lookout.discover()
         await trio.sleep(6)
         assert len(disk.target.paths) == 2
         target.silent = True
         for _ in range(20):
             await disk.write(0, bytes(100 * 512))
-        assert [path.healthy for path in disk.target.paths] == [False, True]
+        assert [path.degraded for path in disk.target.paths] == [True, False]
         for _ in range(4):
             began = trio.current_time()
             await disk.flush()
@@ -234,7 +220,9 @@ async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autoju
         scene.add_target()
         disk = await scene.disk()
         registers = replace(decode_ata_untrusted(bytes(36)), command=Opcode.CHECK_POWER_MODE)
-        assert decode_ata_untrusted(await disk.command(registers)).count == 0xFF
+        answer = await disk.commands.ata(registers)
+        assert isinstance(answer.argument, AtaArgument)
+        assert answer.argument.count == 0xFF
 
 
 async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_before_its_answer_counts(
@@ -263,4 +251,4 @@ async def test_an_abort_of_a_flush_that_worked_before_is_a_failure(autojump_cloc
         with pytest.raises(AtaError):
             await disk.flush()
         assert disk.target.dirty
-        assert not disk.target.flush_refused
+        assert not disk.target.flush_unknown

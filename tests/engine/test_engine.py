@@ -13,11 +13,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from aoefs.engine.changes import Change
 from aoefs.engine.disk import MAX_REQUEST_SECTORS, Disk
 from aoefs.engine.engine import open_engine
-from aoefs.engine.settings import Change, Settings
+from aoefs.engine.settings import Settings
 from aoefs.errors import AtaError, RequestError, TargetError, TargetLost
-from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status
+from aoefs.protocol.ata import ErrorBit, Identity, Opcode
 from aoefs.protocol.wire import (
     SECTOR_BYTES,
     Address,
@@ -29,19 +30,8 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_header,
 )
-from tests.scene import DELAY, Scene, SimulatedTarget, live_tags, make_export, nothing_is_left, open_scene, target_mac
-
-Announce = Callable[[str], None]
-
-
-def data_only(frame: bytes) -> bool:
-    """A READ or WRITE (the opcodes are the only ones with bit 5 and not bits 6 and 7)."""
-    return frame[19] == AoeCommand.ATA and frame[27] & 0xE0 == 0x20
-
-
-def error_answer(reply: bytes, status: int = Status.DRDY | Status.ERR, error: int = 0) -> bytes:
-    return reply[:25] + bytes([error]) + reply[26:27] + bytes([status]) + reply[28:36].ljust(60 - 28, b"\0")
-
+from tests.engine.answers import data_only, error_answer
+from tests.scene import DELAY, Announce, Scene, SimulatedTarget, make_export, nothing_is_left, open_scene, target_mac
 
 # ── reads and writes ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,7 +248,7 @@ async def test_a_call_cancelled_at_any_time_leaves_nothing_behind(autojump_clock
                 await CALLS[name](disk)
             await trio.sleep(0.05)  # the answers to what was cancelled come in
             assert nothing_is_left(disk.target), f"after {step} steps"
-            assert not live_tags(scene.engine), f"after {step} steps"
+            assert not scene.engine.driver.tags.live, f"after {step} steps"
         else:
             pytest.fail("never came to its end")
         assert cut_short >= 3
@@ -281,7 +271,7 @@ async def test_a_call_cancelled_while_its_target_is_silent_leaves_nothing_behind
             target.silent = False
             await trio.sleep(40)
             assert nothing_is_left(disk.target), f"after {seconds} s"
-            assert not live_tags(scene.engine), f"after {seconds} s"
+            assert not scene.engine.driver.tags.live, f"after {seconds} s"
             await CALLS[name](disk)
             await trio.sleep(10)
 
@@ -393,7 +383,7 @@ async def test_a_request_fails_after_deadsecs_and_the_target_is_down(
 ) -> None:
     announce("e0.0 is down: not one answer for 30 s")
     changes: list[Change] = []
-    async with open_scene(Settings(deadsecs=30, on_change=lambda _disk, change: changes.append(change))) as scene:
+    async with open_scene(Settings(deadsecs=30), on_change=lambda _disk, change: changes.append(change)) as scene:
         target = scene.add_target()
         disk = await scene.disk()
         target.silent = True
@@ -515,7 +505,7 @@ async def test_io_goes_on_when_one_of_two_ports_goes(autojump_clock: MockClock, 
                 scene.engine.link_changed(link, up=True)
             await trio.sleep(3)
             assert len(disk.target.paths) == 2
-            assert all(path.healthy for path in disk.target.paths)
+            assert not any(path.degraded for path in disk.target.paths)
             assert nothing_is_left(disk.target)
 
 
@@ -528,8 +518,8 @@ async def test_a_port_may_go_at_any_moment_of_a_discovery(autojump_clock: MockCl
         await trio.sleep(after)
         scene.engine.drop_link(link)
         await trio.sleep(100)
-        assert not live_tags(scene.engine)
-        assert not scene.engine._discovery._candidates
+        assert not scene.engine.driver.tags.live
+        assert not scene.engine.discovery._candidates
 
 
 async def test_a_full_socket_takes_a_part_and_resumes_when_there_is_room(autojump_clock: MockClock) -> None:
@@ -822,7 +812,7 @@ async def test_a_disk_that_grows_past_short_addresses_is_addressed_with_long_one
         await disk.read(0, 512 * 8)
         assert scene.wire.ata(Opcode.READ)
         target.identify_as(Identity(sectors=1 << 30, serial="S", model="M", firmware="F", lba48=True, flush=True))
-        scene.engine.roster.discover()
+        scene.engine.lookout.discover()
         await trio.sleep(1)
         assert disk.size_bytes == 512 << 30
         seen = len(scene.wire.ata(Opcode.READ))

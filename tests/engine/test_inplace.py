@@ -15,11 +15,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from aoefs.core.link import Link
 from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.engine.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
 from aoefs.engine.waits import Sleepers, Wait
-from aoefs.net.link import Link
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address
 from tests.scene import open_scene
@@ -43,7 +43,7 @@ class Pipe:
 def make_target(*, soon: bool = True, in_flight: int = 1) -> Target:
     """A target that answers ``soon``, with so many commands in flight."""
     target = Target(Address(0, 0), Identity(sectors=64, serial="S", model="M", firmware="F"), TagTable(7))
-    path = target.add_path(object(), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2)
+    path = target.add_path(cast(Link, object()), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2)
     path.rtt.srtt = PATIENCE / 2 if soon else 2 * PATIENCE
     target.in_flight = in_flight
     return target
@@ -58,7 +58,7 @@ class Bench:
         self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
         self.batches: list[bool] = []  # lone or not
         self.on_frames: Callable[[], object] = lambda: None
-        self.in_place = InPlace(self, self, self.waiting, lambda: self.now)
+        self.in_place = InPlace(self.receive_batch, self.attended, self.complete, self.waiting, lambda: self.now)
         cleanup.callback(self.in_place.close)
         self.in_place.add_link(cast(Link, self.frames))
 
@@ -84,7 +84,7 @@ class Bench:
         self.batches.append(lone)
         return 1
 
-    def complete_in_place(self) -> None:
+    def complete(self) -> None:
         self.on_frames()
 
 
@@ -210,7 +210,7 @@ async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_
     async with open_scene() as scene:
         scene.add_target(0, 1)
         disk = await scene.disk(0, 1)
-        receiver = scene.engine._receiver
+        receiver = scene.engine.receiver
         await disk.read(0, 512)
         receiver.attended(True)
         read: list[memoryview] = []
@@ -229,7 +229,7 @@ async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_
 
 async def test_a_port_may_go_while_its_receiver_sleeps(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
-        scene.engine._receiver.attended(True)
+        scene.engine.receiver.attended(True)
         await trio.testing.wait_all_tasks_blocked()
         scene.engine.drop_link(scene.link)
         await trio.sleep(0.01)

@@ -19,8 +19,7 @@ from aoefs.protocol.wire import (
     decode_reserve_untrusted,
     encode_reserve,
 )
-from tests.engine.test_engine import Announce
-from tests.scene import OUR_MAC, SegmentLink, SimulatedTarget, open_scene, target_mac
+from tests.scene import OUR_MAC, Announce, SegmentLink, SimulatedTarget, open_scene, target_mac
 
 STRANGER = target_mac(666)
 OTHER_MAC = OUR_MAC[:-1] + b"\x07"
@@ -89,7 +88,7 @@ async def test_of_what_somebody_else_holds_nothing_is_changed(autojump_clock: Mo
         assert holder.macs == (STRANGER,)
         assert not holder.seen
         assert not disk.reservation.is_due
-        assert await disk.holders() == (STRANGER,)
+        assert await disk.commands.holders() == (STRANGER,)
 
 
 async def test_a_target_that_knows_no_reservations_says_so(autojump_clock: MockClock) -> None:
@@ -160,7 +159,7 @@ async def test_a_new_interface_is_on_the_list_before_it_carries_io(autojump_cloc
                 return [(0.0001, frame)]
 
             scene.wire.route = route
-            scene.engine.add_link(SegmentLink(scene.wire, scene.engine.tags, "seg1", OTHER_MAC))
+            scene.engine.add_link(SegmentLink(scene.wire, scene.engine.driver.tags, "seg1", OTHER_MAC))
         assert lost
         assert set(holder.macs) == {OUR_MAC, OTHER_MAC}
         assert not holder.refused_writes
@@ -172,7 +171,7 @@ async def test_an_interface_with_a_new_mac_keeps_the_disk_that_its_old_one_reser
         disk = await scene.disk()
         await disk.reservation.take()
         scene.engine.drop_link(scene.link)
-        scene.engine.add_link(SegmentLink(scene.wire, scene.engine.tags, "seg0", OTHER_MAC))
+        scene.engine.add_link(SegmentLink(scene.wire, scene.engine.driver.tags, "seg0", OTHER_MAC))
         await disk.write(0, b"x" * 512)
         assert holder.macs == (OTHER_MAC,)
         assert not holder.refused_writes

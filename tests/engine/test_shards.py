@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
-from aoefs.core.path import Run
-from aoefs.core.request import Request
-from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.link import Link
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.request import Request, Run
+from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.engine.settings import Settings
 from aoefs.engine.shards import MAX_COMPLETIONS, Completion, Shard, Shards
@@ -26,14 +28,14 @@ class Machines:
     """Initiators whose runs are answered by hand."""
 
     def __init__(self) -> None:
-        self.tags: TagTable[Run | Exchange] = TagTable(0)
+        self.tags: TagTable[Run | LoneCommand] = TagTable(0)
         self.ended: list[tuple[Address, RequestError | None]] = []
         self.pumped: list[Address] = []
 
     def make(self, shelf: int, slot: int, *, step: int = 2) -> Target:
         target = Target(Address(shelf, slot), IDENTITY, self.tags)
         target.set_bufcnt(64)
-        path = target.add_path(None, "seg0", (OUR_MAC, target_mac(0)), step)
+        path = target.add_path(cast(Link, None), "seg0", (OUR_MAC, target_mac(0)), step)
         path.window.size = 64
         return target
 

@@ -7,8 +7,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,70 +17,17 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError
 from trio.testing import MockClock
 
+from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
-from aoefs.engine.settings import Change, Settings
-from aoefs.fuse.control import Control
-from aoefs.fuse.operations import BLOCK_BYTES, CONTROL, ROOT, AoeOperations
+from aoefs.engine.settings import Settings
+from aoefs.fuse.kernel import Notice
+from aoefs.fuse.operations import AoeOperations
+from aoefs.fuse.tree import BLOCK_BYTES, CONTROL, ROOT, Tree
 from aoefs.protocol.ata import ErrorBit, Status
 from aoefs.protocol.wire import AoeCommand, Flag
-from aoefs.status.events import EventRing
-from aoefs.status.report import status_report
-from tests.engine.test_disk import flushes, is_flush, refuse_flush
-from tests.engine.test_engine import Announce, data_only, error_answer
-from tests.scene import Scene, SimulatedTarget, nothing_is_left, open_scene, target_mac
-
-CONTEXT = cast(pyfuse3.RequestContext, None)
-
-
-class Mounted:
-    """Operations as pyfuse3 would call them, with the types of this test."""
-
-    def __init__(
-        self, scene: Scene, operations: AoeOperations, changes: list[tuple[Disk, Change]], ring: EventRing
-    ) -> None:
-        self.scene = scene
-        self.ring = ring
-        self.operations: Any = operations
-        self.changes = changes
-
-    async def lookup(self, name: str, parent: int = ROOT) -> EntryAttributes:
-        return cast(EntryAttributes, await self.operations.lookup(parent, name.encode(), CONTEXT))
-
-    async def inode(self, name: str, parent: int = ROOT) -> int:
-        return int((await self.lookup(name, parent)).st_ino)
-
-    async def open(self, name: str = "e0.0", flags: int = os.O_RDWR) -> int:
-        return int((await self.operations.open(await self.inode(name), flags, CONTEXT)).fh)
-
-    async def read(self, handle: int, offset: int, size: int) -> bytes:
-        return bytes(await self.operations.read(handle, offset, size))
-
-    async def write(self, handle: int, offset: int, data: bytes) -> int:
-        return int(await self.operations.write(handle, offset, data))
-
-
-@asynccontextmanager
-async def mounted(
-    settings: Settings | None = None, set_interfaces: Callable[[list[str]], object] = print, **options: Any
-) -> AsyncIterator[Mounted]:
-    changes: list[tuple[Disk, Change]] = []
-    settings = replace(settings or Settings(), on_change=lambda disk, change: changes.append((disk, change)))
-    fields = {"uid": 1000, "gid": 1001, "umask": 0o077} | options
-    async with open_scene(settings) as scene:
-
-        def status() -> dict[str, object]:
-            return status_report(scene.engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="0")
-
-        ring = EventRing()
-        control = Control(scene.engine, ring, status, lambda names: set_interfaces(list(names)))
-        yield Mounted(scene, AoeOperations(scene.engine, control, **fields), changes, ring)
-
-
-@contextmanager
-def fails(code: int) -> Iterator[None]:
-    with pytest.raises(FUSEError) as caught:
-        yield
-    assert errno.errorcode[caught.value.errno] == errno.errorcode[code]
+from tests.engine.answers import data_only, error_answer, flushes, is_flush, refuse_flush
+from tests.fuse.mounted import CONTEXT, Listing, fails, mounted
+from tests.scene import Announce, SimulatedTarget, nothing_is_left, target_mac
 
 
 def make_fields(**which: bool) -> pyfuse3.SetattrFields:
@@ -236,36 +182,6 @@ async def test_nothing_is_made_removed_or_renamed(autojump_clock: MockClock, rea
 
 
 # ── directories ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Listing:
-    """Takes ``room`` entries of a readdir call at a time."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.room = 0
-        self.entries: list[tuple[str, int]] = []
-        self.next_id = 0
-        monkeypatch.setattr(pyfuse3, "readdir_reply", self._reply)
-
-    def _reply(self, _token: object, name: bytes, entry: EntryAttributes, next_id: int) -> bool:
-        if not self.room:
-            return False
-        self.room -= 1
-        self.entries.append((name.decode(), entry.st_ino))
-        assert next_id > self.next_id
-        self.next_id = next_id
-        return True
-
-    async def read(self, mount: Mounted, inode: int, room: int) -> int:
-        """One call; how many entries it gave."""
-        before = len(self.entries)
-        self.room = room
-        await mount.operations.readdir(inode, self.next_id, object())
-        return len(self.entries) - before
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.entries]
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 100])
@@ -515,7 +431,7 @@ async def test_nothing_but_fuseerror_leaves_a_handler(
         for name in ("read", "write", "flush"):
             monkeypatch.setattr(Disk, name, defect)
         if operation in ("lookup", "getattr", "readdir"):
-            monkeypatch.setattr(AoeOperations, "_attributes", defect)
+            monkeypatch.setattr(Tree, "attributes", defect)
         if operation == "open":
             monkeypatch.setattr(AoeOperations, "_add_handle", defect)
         calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -669,14 +585,17 @@ async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fa
     announce("e0.0: (read|write|flush) failed")
     async with mounted() as mount:
         target = mount.scene.add_target()
-        old_disk = await mount.scene.disk()
+        await mount.scene.disk()
         inodes = [await mount.inode("e0.0")]
         handle = await mount.open()
         await mount.write(handle, 0, b"old")
         for number in range(3):
             target.identify_as(replace(target.export.identity, serial=f"another {number}"))
+            mount.kernel.take()
             target.announce()
             await trio.sleep(2)
+            gone = inodes[-1]
+            assert mount.kernel.take() == [Notice(ROOT, b"e0.0"), Notice(gone), Notice(CONTROL, b"e0.0")]
             inodes.append(await mount.inode("e0.0"))
         assert len(set(inodes)) == 4
         assert inodes == sorted(inodes)
@@ -688,12 +607,6 @@ async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fa
             await mount.operations.fsync(handle, False)
         assert target.data[:3] == b"old"
         await mount.operations.release(handle)
-        calls = mount.operations.invalidations(old_disk, Change.REPLACED)
-        assert [(call.func, call.args[0]) for call in calls] == [
-            (pyfuse3.invalidate_entry, ROOT),
-            (pyfuse3.invalidate_inode, inodes[0]),
-            (pyfuse3.invalidate_entry, CONTROL),
-        ]
         assert (await mount.lookup("e0.0")).entry_timeout == 0, "the kernel asks before it opens the name again"
         new = await mount.open()
         assert await mount.read(new, 0, 3) == b"old"
@@ -704,21 +617,16 @@ async def test_the_kernel_is_told_what_changed(autojump_clock: MockClock, announ
     async with mounted() as mount:
         target = mount.scene.add_target()
         disk = await mount.scene.disk()
-        assert not mount.operations.invalidations(disk, Change.RESIZED), "nobody ever looked at it"
         inode = await mount.inode("e0.0")
         target.resize(512)
-        mount.scene.engine.roster.discover()
+        mount.scene.engine.lookout.discover()
         await trio.sleep(1)
         assert (await mount.lookup("e0.0")).st_size == 512 * 512
         assert [change for _, change in mount.changes] == [Change.APPEARED, Change.RESIZED]
-        for change, attributes_only in ((Change.RESIZED, True), (Change.RETURNED, False)):
-            (call,) = mount.operations.invalidations(disk, change)
-            assert (call.func, call.args, call.keywords) == (
-                pyfuse3.invalidate_inode,
-                (inode,),
-                {"attr_only": attributes_only},
-            )
-        assert not mount.operations.invalidations(disk, Change.DOWN)
+        assert mount.kernel.take() == [Notice(inode, pages=False)]
+        for change, notices in ((Change.RETURNED, [Notice(inode)]), (Change.DOWN, [])):
+            mount.scene.engine.changes.publish(disk, change)
+            assert mount.kernel.take() == notices
 
 
 # ── status ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -728,8 +636,9 @@ async def test_the_status_is_a_picture_taken_at_open(autojump_clock: MockClock) 
     async with mounted(Settings(shards=2)) as mount:
         mount.scene.add_target(1, 2, sectors=100, serial="SER")
         await mount.scene.disk(1, 2)
+        await trio.sleep(1)  # its partition table was read
         handle = await mount.open("e1.2")
-        await mount.read(handle, 0, 1024)
+        await mount.read(handle, 0, 512)
         await mount.write(handle, 0, bytes(512))
         entry = await mount.lookup("status.json", CONTROL)
         info = await mount.operations.open(entry.st_ino, os.O_RDONLY, CONTEXT)
@@ -749,7 +658,7 @@ async def test_the_status_is_a_picture_taken_at_open(autojump_clock: MockClock) 
             "size": 51200,
             "serial": "SER",
             "state": "up",
-            "reads": 1,
+            "reads": 2,
             "read_bytes": 1024,
             "writes": 1,
             "write_bytes": 512,

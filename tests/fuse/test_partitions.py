@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from aoefs.errors import FrameError
 from aoefs.fuse.partitions import MAX_CHAIN, MAX_ENTRIES_BYTES, Partition, read_table_untrusted
+from tests.fuse.tables import boot_record, entry
 from tests.lab import find_program, require
 
 SECTORS = 32768  # 16 MiB
@@ -99,14 +100,6 @@ def gpt(gpt_of_sfdisk: bytes) -> bytearray:
 
 def place(disk: bytearray, lba: int, offset: int, data: bytes | bytearray) -> None:
     disk[lba * 512 + offset : lba * 512 + offset + len(data)] = data
-
-
-def entry(kind: int, first: int, sectors: int, status: int = 0) -> bytes:
-    return struct.pack("<B3xB3xII", status, kind, first, sectors)
-
-
-def boot_record(*entries: bytes) -> bytes:
-    return bytes(446) + b"".join(entries).ljust(64, b"\0") + b"\x55\xaa"
 
 
 def mend_header(disk: bytearray, lba: int) -> None:

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.engine.disk import Disk
+from aoefs.engine.supervisor import Supervisor
 from aoefs.fuse.readahead import CHUNK_BYTES, DEPTH, MAX_CHUNKS, ReadAhead, ReadAheads
 from tests.scene import Scene, SimulatedTarget, open_scene
 
@@ -22,7 +23,7 @@ async def open_disk() -> AsyncIterator[tuple[Scene, SimulatedTarget, Disk, ReadA
         target = scene.add_target(0, 1, sectors=SIZE // 512, max_sectors=128, bufcnt=64)
         disk = await scene.disk(0, 1)
         await trio.sleep(2)
-        yield scene, target, disk, ReadAheads(scene.nursery)
+        yield scene, target, disk, ReadAheads(Supervisor(scene.nursery))
 
 
 async def in_order(ahead: ReadAhead, disk: Disk, target: SimulatedTarget, first: int, count: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
-from aoefs.fuse.workerloop import _LowLevel, _Trio
+from aoefs.engine.inplace import InPlace
+from aoefs.fuse.workerloop import LowLevel, Trio
 
 
 class FakePlace:
@@ -60,7 +62,7 @@ class Workers:
 
     def __init__(self, place: FakePlace) -> None:
         self.place = place
-        self.low_level = _LowLevel(place)
+        self.low_level = LowLevel(cast(InPlace, place))
         self.took: list[int] = []
         self.candidates: list[int] = []  # then: who was about to have a go
         self.scopes: list[trio.CancelScope] = []
@@ -70,7 +72,7 @@ class Workers:
             self.scopes.append(scope)
             await self.low_level.wait_readable(7)
             self.took.append(number)
-            self.candidates.append(self.low_level._candidates)
+            self.candidates.append(self.low_level.candidates)
 
     async def come(self, nursery: trio.Nursery, count: int) -> None:
         for number in range(len(self.scopes), len(self.scopes) + count):
@@ -96,7 +98,7 @@ async def settle(pipe: tuple[int, int]) -> None:
 
 async def test_a_request_that_is_there_costs_no_turn_of_the_loop(pipe: tuple[int, int]) -> None:
     place = FakePlace(3, descriptor=pipe[0])
-    low_level = _LowLevel(place)
+    low_level = LowLevel(cast(InPlace, place))
     for _ in range(3):
         await low_level.wait_readable(7)
     assert (place.attending, place.turns) == ([7], 0)
@@ -124,7 +126,7 @@ async def test_who_comes_by_may_take_a_request_before_the_one_who_watches_runs(p
         await workers.low_level.wait_readable(7)
         await settle(pipe)
         assert workers.took == []
-        assert [len(workers.low_level._asleep), workers.low_level._candidates] == [1, 0], "the other goes on watching"
+        assert [len(workers.low_level.asleep), workers.low_level.candidates] == [1, 0], "the other goes on watching"
         arrive(pipe, workers.place, 2)
         await settle(pipe)
         assert workers.took == [0, 1]
@@ -136,13 +138,13 @@ async def test_as_many_have_a_go_in_one_turn_as_the_place_wants(pipe: tuple[int,
         await workers.come(nursery, 6)
         workers.place.requests = 4
         await workers.low_level.wait_readable(7)
-        assert workers.low_level._candidates == 0, "somebody watches already"
+        assert workers.low_level.candidates == 0, "somebody watches already"
         os.write(pipe[1], b"x")
         await settle(pipe)
         assert workers.candidates[0] == 3
         assert len(workers.took) == 3
         assert set(workers.took[1:]) <= {3, 4, 5}, "those who came last"
-        assert len(workers.low_level._asleep) == 2, "one of those who found nothing watches"
+        assert len(workers.low_level.asleep) == 2, "one of those who found nothing watches"
         nursery.cancel_scope.cancel()
 
 
@@ -188,7 +190,7 @@ async def test_the_place_is_told_when_nobody_waits_for_requests_any_more(pipe: t
 
 async def test_the_loop_is_asked_only_when_waiting_in_place_brought_nothing(pipe: tuple[int, int]) -> None:
     place = FakePlace(descriptor=pipe[0])
-    low_level = _LowLevel(place)
+    low_level = LowLevel(cast(InPlace, place))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(low_level.wait_readable, 7)
         await trio.testing.wait_all_tasks_blocked()
@@ -199,13 +201,13 @@ async def test_the_loop_is_asked_only_when_waiting_in_place_brought_nothing(pipe
 
 async def test_others_who_are_ready_get_a_turn_before_anybody_waits(pipe: tuple[int, int]) -> None:
     place = FakePlace(1, ready=2, descriptor=pipe[0])
-    await _LowLevel(place).wait_readable(7)
+    await LowLevel(cast(InPlace, place)).wait_readable(7)
     assert place.turns == 2
 
 
 async def test_closing_ends_the_waiting_of_all_and_whatever_would_begin_later(pipe: tuple[int, int]) -> None:
     place = FakePlace(descriptor=pipe[0])
-    low_level = _LowLevel(place)
+    low_level = LowLevel(cast(InPlace, place))
     ended: list[bool] = []
 
     async def wait() -> None:
@@ -224,7 +226,7 @@ async def test_closing_ends_the_waiting_of_all_and_whatever_would_begin_later(pi
 
 
 def test_everything_else_is_trios_own() -> None:
-    stand_in = _Trio(FakePlace())
+    stand_in = Trio(cast(InPlace, FakePlace()))
     assert stand_in.open_nursery is trio.open_nursery
     assert stand_in.lowlevel.current_task is trio.lowlevel.current_task
     assert stand_in.ClosedResourceError is trio.ClosedResourceError

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.errors import UserError
+from aoefs.errors import TargetError, UserError
 from aoefs.protocol.wire import (
     MAX_CONFIG_BYTES,
     AoeCommand,
@@ -16,7 +16,6 @@ from aoefs.protocol.wire import (
     ConfigCommand,
     ErrorCode,
     Header,
-    decode_config_untrusted,
     encode_config,
 )
 from aoefs.status.tables import printable
@@ -80,11 +79,12 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             print(f"aoefs: the config string of {address} {verb}: '{printable(_text(present))}'", file=sys.stderr)
             return 1
     answer = await companion.command(engine, found.endpoint, AoeCommand.CONFIG, encode, arguments.timeout)
-    if answer.header.is_error and answer.header.error == ErrorCode.CONFIG_STRING_PRESENT:
+    if isinstance(answer.error, TargetError) and answer.error.code == ErrorCode.CONFIG_STRING_PRESENT:
         there = printable(_text(found.config.string))
         raise UserError(f"{address} has a config string already, '{there}': --force replaces it")
     companion.require_success(answer, "the config string")
-    stored = decode_config_untrusted(answer.frame).string
+    assert isinstance(answer.argument, ConfigArgument)
+    stored = answer.argument.string
     if kind in (ConfigCommand.SET, ConfigCommand.FORCE_SET) and stored != string:
         raise UserError(f"{address} accepted the config string, but has '{printable(_text(stored))}' now")
     return 0

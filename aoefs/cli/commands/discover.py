@@ -133,16 +133,16 @@ async def _explain_access(engine: Engine) -> dict[Address, tuple[str | None, str
     from aoefs.engine.strangers import RESERVED
 
     found: dict[Address, tuple[str | None, str]] = {}
-    ours = set(engine.macs())
+    ours = set(engine.driver.macs())
 
     async def explain(disk: Disk) -> None:
         address = disk.target.address
         with suppress(RequestError):
-            holders = await disk.holders()
+            holders = await disk.commands.holders()
             if holders and not ours.intersection(holders):
                 found[address] = RESERVED, f"{_list(holders)} has reserved it: its I/O fails (EBUSY)"
         with suppress(RequestError):
-            mask = await disk.mask()
+            mask = await disk.commands.mask()
             used = {path.interface for path in disk.target.paths}
             left_out = [link for link in engine.links.values() if link.mac not in mask and link.interface not in used]
             if mask and left_out and address not in found:

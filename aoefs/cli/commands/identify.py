@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from aoefs.cli import companion
 from aoefs.errors import AtaError, FrameError, TargetError, UserError
-from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AtaArgument, decode_ata_untrusted
+from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument
 from aoefs.status.tables import format_size, print_table, printable
 
 if TYPE_CHECKING:
-    from aoefs.engine.conversation import Endpoint
+    from aoefs.core.link import Endpoint
     from aoefs.engine.engine import Engine
     from aoefs.protocol.ata import Identity
     from aoefs.protocol.smart import Attribute
@@ -94,24 +94,25 @@ async def _smart(
     """The verdict of the disk on itself, and its attributes (none when it tells none)."""
     from aoefs.engine import conversation
     from aoefs.protocol import smart
-    from aoefs.protocol.ata import check_result
 
     if not identity.smart:
         raise UserError(f"{endpoint.address} has no SMART, as its IDENTIFY data say")
 
-    async def ask(feature: smart.Feature, least_bytes: int = 0) -> tuple[AtaArgument, bytes]:
+    async def ask(feature: smart.Feature, data_bytes: int = 0) -> tuple[AtaArgument, bytes]:
         registers = smart.smart_registers(feature)
         async with companion.patience(f"waiting for {endpoint.address}"):
             answers = await conversation.ask_ata(
-                engine, endpoint, registers, conversation.waits(wait), least_bytes=ATA_BYTES + least_bytes
+                engine.driver, endpoint, registers, conversation.pauses_within(wait), data_bytes=data_bytes
             )
         what = f"SMART {feature.name.replace('_', ' ')}"
         if not answers:
             raise UserError(f"{endpoint.address} does not answer {what}")
         companion.require_success(answers[0], what)
-        ata = decode_ata_untrusted(answers[0].frame)
-        check_result(ata)
-        return ata, answers[0].frame[ATA_BYTES:]
+        answer = answers[0]
+        if answer.error is not None:
+            raise answer.error
+        assert isinstance(answer.argument, AtaArgument)
+        return answer.argument, answer.data
 
     try:
         status, _ = await ask(smart.Feature.RETURN_STATUS)

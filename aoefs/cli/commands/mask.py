@@ -20,7 +20,6 @@ from aoefs.protocol.wire import (
     MaskCommand,
     MaskDirective,
     MaskError,
-    decode_mask_untrusted,
     encode_mask,
     format_mac,
     parse_mac,
@@ -74,7 +73,8 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
 
         answer = await companion.command(engine, found.endpoint, AoeCommand.MASK, encode, arguments.timeout)
         companion.require_success(answer, "the mask command")
-        told = decode_mask_untrusted(answer.frame)
+        told = answer.argument
+        assert isinstance(told, MaskArgument)
         if told.error:
             why = _ERRORS.get(told.error, f"error {told.error}")  # type: ignore[call-overload]  # any byte may come
             failed = argument.directives[told.count or 0 :][:1]

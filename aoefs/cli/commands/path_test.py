@@ -26,14 +26,14 @@ from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
     SECTOR_BYTES,
     Address,
-    decode_config_untrusted,
+    ConfigArgument,
     format_mac,
     payload_sectors,
 )
 from aoefs.status.tables import print_table
 
 if TYPE_CHECKING:
-    from aoefs.engine.conversation import Answer
+    from aoefs.core.lonecommand import Answer
     from aoefs.engine.engine import Engine
 
 PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds after each try with one size
@@ -88,7 +88,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     found: list[Answer] = []
     async with companion.patience("looking for targets"):
         for address in dict.fromkeys(arguments.targets) or [BROADCAST_ADDRESS]:
-            answers = await conversation.find(engine, address, conversation.waits(arguments.timeout))
+            answers = await conversation.find(engine.driver, address, conversation.pauses_within(arguments.timeout))
             if not answers and address != BROADCAST_ADDRESS:
                 raise companion.nobody(engine, address, arguments.timeout)
             found += {answer.endpoint: answer for answer in answers}.values()
@@ -155,26 +155,27 @@ async def largest(passes: Callable[[int], Awaitable[bool]], limit: int) -> int:
 
 async def _measure(engine: Engine, answer: Answer) -> PathResult:
     from aoefs.engine import conversation
-    from aoefs.protocol.ata import FAILED, IDENTIFY_REGISTERS, transfer_registers
+    from aoefs.protocol.ata import IDENTIFY_REGISTERS, transfer_registers
 
     endpoint = answer.endpoint
     identities = await companion.identify_all(engine, endpoint, sum(PAUSES))
-    target_sectors = decode_config_untrusted(answer.frame).sectors or 2  # 0 means 2 (AoEr11 section 3.2)
+    assert isinstance(answer.argument, ConfigArgument)
+    target_sectors = answer.argument.sectors or 2  # 0 means 2 (AoEr11 section 3.2)
     local_sectors = endpoint.link.max_sectors
     limit = min(local_sectors, target_sectors)
     refused = False
 
     async def reaches(sectors: int) -> bool:
         data = bytes(sectors * SECTOR_BYTES)
-        return bool(await conversation.ask_ata(engine, endpoint, IDENTIFY_REGISTERS, PAUSES, data))
+        return bool(await conversation.ask_ata(engine.driver, endpoint, IDENTIFY_REGISTERS, PAUSES, data))
 
     async def comes_back(sectors: int) -> bool:
         nonlocal refused
         registers = transfer_registers(0, sectors, write=False, lba48=False)
         answers = await conversation.ask_ata(
-            engine, endpoint, registers, PAUSES, least_bytes=ATA_BYTES + sectors * SECTOR_BYTES
+            engine.driver, endpoint, registers, PAUSES, data_bytes=sectors * SECTOR_BYTES
         )
-        refused = any(each.header.is_error or each.frame[27] & FAILED for each in answers)
+        refused = any(each.error is not None for each in answers)
         return bool(answers) and not refused
 
     to_target = await largest(reaches, limit)

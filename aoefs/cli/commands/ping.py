@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
 from aoefs.cli.options import seconds, whole
-from aoefs.errors import AtaError, RequestError, TargetError
-from aoefs.protocol.wire import ATA_BYTES, SECTOR_BYTES, AoeCommand, decode_ata_untrusted
+from aoefs.protocol.wire import SECTOR_BYTES, AoeCommand
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aoefs.engine.conversation import Answer, Endpoint
+    from aoefs.core.link import Endpoint
+    from aoefs.core.lonecommand import Answer
     from aoefs.engine.engine import Engine
 
 
@@ -116,7 +116,7 @@ class _Pinger:
         wait = (self._arguments.timeout,)
         endpoints = self._endpoints
         if not endpoints:
-            answers = await conversation.find(self._engine, self._arguments.target, wait)
+            answers = await conversation.find(self._engine.driver, self._arguments.target, wait)
             endpoints = self._endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
             if not (self._arguments.read and endpoints):
                 for endpoint in endpoints or (None,):
@@ -135,11 +135,12 @@ class _Pinger:
         wait = (self._arguments.timeout,)
         if self._arguments.read:
             registers = transfer_registers(0, 1, write=False, lba48=False)  # LBA28: every target knows it
-            least = ATA_BYTES + SECTOR_BYTES
-            answers = await conversation.ask_ata(self._engine, endpoint, registers, wait, least_bytes=least)
+            answers = await conversation.ask_ata(
+                self._engine.driver, endpoint, registers, wait, data_bytes=SECTOR_BYTES
+            )
         else:
             answers = await conversation.ask(
-                self._engine, [endpoint], AoeCommand.CONFIG, conversation.encode_query, wait
+                self._engine.driver, [endpoint], AoeCommand.CONFIG, conversation.encode_query, wait
             )
         self._account(number, answers)
 
@@ -149,7 +150,7 @@ class _Pinger:
         tally.sent += 1
         for index, answer in enumerate(answers):
             self._last_heard = max(self._last_heard, number)
-            failure = _failure(answer)
+            failure = answer.error
             if index:
                 tally.duplicates += 1
             elif failure is not None:
@@ -159,16 +160,3 @@ class _Pinger:
             end = f"time={1000 * answer.seconds:.3f} ms" if failure is None else str(failure)
             where = f"{answer.header.address} from {companion.place(answer.endpoint)}"
             print(f"{where}: seq={number} {end}{' (DUP!)' if index else ''}", flush=True)
-
-
-def _failure(answer: Answer) -> RequestError | None:
-    from aoefs.protocol.ata import check_result
-
-    if answer.header.is_error:
-        return TargetError(answer.header.error)
-    if answer.header.command == AoeCommand.ATA:
-        try:
-            check_result(decode_ata_untrusted(answer.frame))
-        except AtaError as error:
-            return error
-    return None

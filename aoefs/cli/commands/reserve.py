@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
 from aoefs.cli.options import argument_type
-from aoefs.errors import UserError
+from aoefs.errors import TargetError, UserError
 from aoefs.protocol.wire import (
     AoeCommand,
     ErrorCode,
     Header,
     ReserveArgument,
     ReserveCommand,
-    decode_reserve_untrusted,
     encode_reserve,
     format_mac,
     parse_mac,
@@ -74,10 +73,11 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         return encode_reserve(header, ReserveArgument(_ACTIONS[action], macs))
 
     answer = await companion.command(engine, found.endpoint, AoeCommand.RESERVE, encode, arguments.timeout)
-    if answer.header.is_error and answer.header.error == ErrorCode.TARGET_RESERVED:
+    if isinstance(answer.error, TargetError) and answer.error.code == ErrorCode.TARGET_RESERVED:
         raise UserError(f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over")
     companion.require_success(answer, f"to {'tell its reservation' if action == 'get' else action}")
-    holders = [format_mac(mac) for mac in decode_reserve_untrusted(answer.frame).macs]
+    assert isinstance(answer.argument, ReserveArgument)
+    holders = [format_mac(mac) for mac in answer.argument.macs]
     if action != "get" and set(holders) != set(map(format_mac, macs)):
         raise UserError(f"{address} accepted that, but is held by {', '.join(holders) or 'nobody'} now")
     if arguments.json:

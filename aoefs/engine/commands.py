@@ -1,0 +1,130 @@
+"""Lone commands to one target that was identified: over all its paths, for as long as the target may take.
+
+Owns the waiting for their answers.  A command counts as something that waits for the target, so silence suspends the
+target and deadsecs ends the command.  While the target is suspended nothing is sent; a command that waits is sent as
+soon as the target is back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from aoefs.core.link import Endpoint
+from aoefs.core.lonecommand import Answer, LoneCommand
+from aoefs.core.target import State, Target
+from aoefs.engine.conversation import converse
+from aoefs.engine.driver import Driver
+from aoefs.engine.waits import Wait
+from aoefs.errors import RequestError, TargetError, TargetLost
+from aoefs.protocol.wire import (
+    AoeCommand,
+    AtaArgument,
+    ConfigArgument,
+    ConfigCommand,
+    Header,
+    MaskArgument,
+    MaskDirective,
+    ReserveArgument,
+    encode_ata,
+    encode_config,
+    encode_mask,
+    encode_reserve,
+)
+
+FIRST_PAUSE: Final = 1.0  # seconds until a command is sent again, then doubling: a FLUSH may take a disk long
+MAX_PAUSE: Final = 8.0  # seconds
+
+
+class Commands:
+    """See the module.  Each raises TargetError for an AoE error and TargetLost without an answer."""
+
+    def __init__(self, driver: Driver, target: Target) -> None:
+        self._driver = driver
+        self._target = target
+        self._waits: set[Wait] = set()
+
+    @property
+    def under_way(self) -> int:
+        return len(self._waits)
+
+    def interrupt(self, error: RequestError | None) -> None:
+        """The target is gone (``error``): end all commands; or it is back: send them again."""
+        for wait in self._waits:
+            wait.error = error
+            wait.wake()
+
+    async def ata(self, registers: AtaArgument, data: bytes = b"") -> Answer:
+        """One ATA command; ``error`` of the answer may be an AtaError."""
+        return await self._carry_out(AoeCommand.ATA, lambda header: encode_ata(header, registers, data))
+
+    async def reserve(self, argument: ReserveArgument) -> tuple[bytes, ...]:
+        """Ask for or change the MACs of the initiators that alone may use the disk (AoEr11 section 3.4); the list then.
+
+        TargetError 6 if another host holds it, 1 if the target knows no reservations.
+        """
+        answer = await self._carry_out(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
+        assert isinstance(answer.argument, ReserveArgument)
+        return answer.argument.macs
+
+    async def holders(self) -> tuple[bytes, ...]:
+        """The MACs that hold its reservation; none if it is free."""
+        return await self.reserve(ReserveArgument())
+
+    async def mask(self) -> tuple[bytes, ...]:
+        """The only MACs that the target listens to; none if it listens to all (AoEr11 section 3.3)."""
+        answer = await self._carry_out(AoeCommand.MASK, lambda header: encode_mask(header, MaskArgument()))
+        assert isinstance(answer.argument, MaskArgument)
+        return tuple(mac for kind, mac in answer.argument.directives if kind != MaskDirective.DELETE)
+
+    async def set_config(self, string: bytes) -> None:
+        """Store the config string (0 to 1024 bytes), whatever was there."""
+        argument = ConfigArgument(ConfigCommand.FORCE_SET, string)
+        answer = await self._carry_out(AoeCommand.CONFIG, lambda header: encode_config(header, argument))
+        assert isinstance(answer.argument, ConfigArgument)
+        self._target.config = answer.argument.string
+
+    async def _carry_out(self, command: AoeCommand, encode: Callable[[Header], bytes]) -> Answer:
+        """Send it again after max(1 s, RTO), doubling, on each path in turn."""
+        target, driver = self._target, self._driver
+        lone = LoneCommand(command, encode, target.answers_from)
+        wait = Wait(driver.sleepers)
+        self._waits.add(wait)
+        now = driver.now()
+        target.begin_lone_command(now)
+        driver.timer.arm(target, now)
+        try:
+            answers = await converse(driver, lone, lambda: self._next_endpoint(lone), self._pauses(), wait=wait)
+        finally:
+            target.end_lone_command()
+            self._waits.discard(wait)
+        if not answers:
+            raise wait.error or TargetLost(f"{target.name} did not answer {command.name}")
+        target.heard(driver.now())
+        answer = answers[0]
+        if isinstance(answer.error, TargetError):
+            raise answer.error
+        return answer
+
+    def _next_endpoint(self, lone: LoneCommand) -> Sequence[Endpoint]:
+        target = self._target
+        renews = target.awaiting_reservation and lone.command is AoeCommand.RESERVE
+        if target.suspended and not renews:
+            return ()
+        paths = [path for path in target.paths if not path.degraded] or target.paths
+        if not paths:
+            return ()
+        path = paths[lone.sendings % len(paths)]
+        return (Endpoint(path.link, path.mac, target.address),)
+
+    def _pauses(self) -> Iterator[float]:
+        """While the target is up, and deadsecs are not over."""
+        target = self._target
+        until = self._driver.now() + (target.deadsecs or math.inf)
+        pause = FIRST_PAUSE
+        while target.state is State.UP and (left := until - self._driver.now()) > 0:
+            if not target.suspended:
+                pause = max(pause, max((path.rtt.rto for path in target.paths), default=0.0))
+            yield min(pause, left)
+            pause = min(pause * 2, MAX_PAUSE)

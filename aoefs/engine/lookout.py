@@ -1,0 +1,123 @@
+"""The lookout: asks again for targets that are silent, and on paths of which too little is known.
+
+Owns when each of them was asked, and how often.  No task of its own: the engine calls :meth:`Lookout.look` once a
+second.  What answers is a sighting like any other (``engine.roster``).
+"""
+
+from __future__ import annotations
+
+import trio
+
+from aoefs.core.link import Endpoint
+from aoefs.core.path import Path
+from aoefs.core.target import Target
+from aoefs.engine.changes import Change, Changes
+from aoefs.engine.discovery import Discovery
+from aoefs.engine.disk import Disk
+from aoefs.engine.driver import Driver
+from aoefs.engine.roster import Roster
+from aoefs.protocol.wire import MAX_SECTORS, ConfigArgument
+
+SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
+WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
+FORGET_AFTER = 3600.0  # seconds after which a target that is down and not open is forgotten
+QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
+FIRST_DISCOVERY = 1.0  # seconds after the start at which it is over in any case
+
+
+class Lookout:
+    def __init__(self, driver: Driver, roster: Roster, discovery: Discovery, changes: Changes) -> None:
+        self._driver = driver
+        self._roster = roster
+        self._discovery = discovery
+        self._changes = changes
+        self._asked: dict[Target, tuple[float, int]] = {}  # silent ones: when to ask next, and how often we did
+        self._narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to measure, and the pause
+        self._started_at = driver.now()
+
+    def look(self, now: float) -> None:
+        """Ask for targets that are silent, at growing distances; forget those that were down for long."""
+        for disk in list(self._roster.disks.values()):
+            target = disk.target
+            if now - target.down_since > FORGET_AFTER and self._roster.reason_to_keep(disk) is None:
+                self._roster.forget(disk)
+                continue
+            if not target.is_silent:
+                self._asked.pop(target, None)
+                self._look_at_paths(target, now)
+                continue
+            at, tries = self._asked.get(target, (now, 0))
+            if at <= now:
+                self._ask_everywhere(target)
+                self._asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
+
+    def identify_again(self, target: Target) -> None:
+        """It was just suspended: see on its paths whether it is still there and still the same disk."""
+        for path in target.paths:
+            if path.link.up:
+                sectors = min(path.full_sectors, MAX_SECTORS)
+                config = ConfigArgument(string=target.config, buffer_count=target.bufcnt, sectors=sectors)
+                self._discovery.identify(Endpoint(path.link, path.mac, target.address), config)
+
+    def revalidate(self, disk: Disk) -> None:
+        """Ask a target again who it is, where it is known to be, or everywhere if it is silent; what is cached is old.
+
+        Returns at once.
+        """
+        target = disk.target
+        if target.is_silent:
+            self._ask_everywhere(target)
+        else:
+            for path in target.paths:
+                self._ask_on(path, target)
+        disk.generation += 1
+        self._changes.publish(disk, Change.REVALIDATED)
+
+    def discover(self) -> None:
+        """Ask on all links, now and by the schedule."""
+        for link in self._driver.links.values():
+            self._discovery.start(link)
+
+    async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
+        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most.
+
+        Endpoints that are still under IDENTIFY are waited for.
+        """
+        now, roster = self._driver.now, self._roster
+        with trio.move_on_after(max(0.0, self._started_at + patience - now())):
+            await roster.first_appeared.wait()
+            while (quiet := roster.last_appeared_at + QUIET_AFTER_TARGET - now()) > 0:  # noqa: ASYNC110 (it moves)
+                await trio.sleep(quiet)
+            while self._discovery.candidates():  # noqa: ASYNC110 (a few times in the life of a process)
+                await trio.sleep(0.01)
+
+    def _ask_everywhere(self, target: Target) -> None:
+        """It may come back with another MAC."""
+        for link in self._driver.links.values():
+            if link.up:
+                self._discovery.ask(link, address=target.address)
+
+    def _ask_on(self, path: Path, target: Target) -> None:
+        if path.link.up:
+            self._discovery.ask(path.link, path.mac, target.address)
+
+    def _look_at_paths(self, target: Target, now: float) -> None:
+        """Ask on paths of which we know too little: they are measured with frames of full size.
+
+        So a degraded path comes back, one that loses only large frames gets smaller ones, and larger ones again when
+        they pass.
+        """
+        narrow = self._narrow
+        stuck = target.is_stuck(now)
+        for path in target.paths:
+            if not path.link.up:
+                continue
+            at, pause = narrow.get(path, (now + WIDEN_AFTER, WIDEN_AFTER))
+            if path.sectors == path.full_sectors:
+                narrow.pop(path, None)
+            elif at <= now:
+                narrow[path] = (now + 2 * pause, 2 * pause)
+            else:
+                narrow[path] = (at, pause)
+            if stuck or path.degraded or (path in narrow and at <= now):
+                self._ask_on(path, target)

@@ -1,0 +1,73 @@
+"""Which interfaces a mount speaks on: those that its user named, or every usable one, as they come and go.
+
+Owns the names that are wanted now.  One task follows what netlink says (:meth:`Interfaces.follow`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from aoefs.engine.engine import Engine
+from aoefs.errors import ControlError, UserError
+from aoefs.host import interfaces
+from aoefs.net.netlink import Interface, InterfaceMonitor
+from aoefs.protocol.wire import format_mac, payload_sectors
+
+log = logging.getLogger("aoefs")
+
+
+class Interfaces:
+    """``names`` are those that the user gave; none means every usable interface."""
+
+    def __init__(self, engine: Engine, names: Sequence[str]) -> None:
+        self._engine = engine
+        self._names = tuple(names)
+
+    async def follow(self) -> None:
+        """Interfaces come, go, and change their MTU or their address."""
+        with InterfaceMonitor() as monitor:
+            async for event in monitor:
+                if isinstance(event, Interface):
+                    self._follow_interface(event)
+                elif (link := self._engine.links.get(event.name)) is not None:
+                    log.warning("%s is gone", event.name)
+                    self._engine.drop_link(link)
+
+    def _follow_interface(self, interface: Interface) -> None:
+        engine, name = self._engine, interface.name
+        link = engine.links.get(name)
+        if link is not None and interface.mac != link.mac:
+            log.warning("%s has the address %s now", name, format_mac(interface.mac))
+            engine.drop_link(link)  # its socket and its paths are made for the old one
+            link = None
+        try:
+            if link is not None:
+                engine.link_changed(link, up=interface.up and interface.running)
+            elif self._is_wanted(interface):
+                engine.open_link(name)
+        except OSError as error:
+            log.warning("%s: %s", name, error.strerror)
+
+    def _is_wanted(self, interface: Interface) -> bool:
+        usable = interface.ethernet and interface.up and payload_sectors(interface.mtu) > 0
+        return usable and (interface.name in self._names if self._names else not interface.master)
+
+    def set(self, names: Sequence[str]) -> None:
+        """Speak on these interfaces from now on (none: on every usable one); all of them, or ControlError."""
+        engine = self._engine
+        opened: list[str] = []
+        try:
+            chosen = [interface.name for interface in interfaces.choose(names)]
+            for name in chosen:
+                if name not in engine.links:
+                    engine.open_link(name)
+                    opened.append(name)
+        except (UserError, OSError) as error:
+            for name in opened:
+                engine.drop_link(engine.links[name])
+            raise ControlError(str(error)) from None
+        for link in [link for name, link in engine.links.items() if name not in chosen]:
+            engine.drop_link(link)
+        self._names = tuple(names)
+        log.info("speaking on %s from now on", ", ".join(chosen))

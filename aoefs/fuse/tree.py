@@ -1,0 +1,199 @@
+"""The tree of the mount: which name is which inode, and what stat(2) says of it.
+
+Owns the inode numbers: of the root, of ``.aoefs`` and its control files, of the files of each disk (``fuse.nodes``) and
+of its directory below ``.aoefs``.
+
+What always holds: an inode number stands for one disk (one ``core.target.Target``), one partition at one place of it,
+or one control file, and is never used again.  Another disk under the same name gets a new number.  mtime never moves:
+the kernel would drop its cache at every look.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FUSEError
+
+from aoefs.engine.disk import Disk
+from aoefs.fuse.control import Control, ControlFile
+from aoefs.fuse.nodes import DiskNodes, Node
+from aoefs.protocol.wire import SECTOR_BYTES, Address
+
+BLOCK_BYTES = 1 << 20  # st_blksize: what cat and cp then ask for
+CACHE_SECONDS = 3600.0  # how long the kernel may keep attributes, and names of ours; changes are pushed to it
+ROOT = pyfuse3.ROOT_INODE
+CONTROL = ROOT + 1
+_FIRST_DISK = 16  # below are the control files of the mount itself
+_CONTROL_NAME = b".aoefs"
+
+
+@dataclass(slots=True)
+class ControlNode:
+    """A directory of control files by name, or one of them."""
+
+    inode: int
+    path: str
+    file: ControlFile | None = None
+    children: dict[bytes, ControlNode] = field(default_factory=dict)
+
+
+class Tree:
+    """``disks`` are the present ones by address.  ``umask`` is taken from 0666 (files) and 0777 (directories); control
+    files are never writable for others than their owner.
+    """
+
+    def __init__(
+        self, disks: Mapping[Address, Disk], control: Control, *, uid: int, gid: int, umask: int, read_only: bool
+    ) -> None:
+        self.nodes: dict[int, Node] = {}  # by inode number
+        self.control_nodes: dict[int, ControlNode] = {}
+        self._disks = disks
+        self._control = control
+        self._owner = (uid, gid)
+        self._umask = umask
+        self._read_only = read_only
+        self._mounted_ns = time.time_ns()
+        self._of_disk: dict[Disk, DiskNodes] = {}
+        self._directories: dict[Disk, ControlNode] = {}
+        self._next_inode = CONTROL
+        self._control_root = self._make_directory(_CONTROL_NAME.decode(), control.files)
+        self._next_inode = _FIRST_DISK
+
+    # ── nodes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _new_inode(self) -> int:
+        self._next_inode += 1
+        return self._next_inode - 1
+
+    def _make_directory(self, path: str, files: Mapping[str, ControlFile]) -> ControlNode:
+        directory = ControlNode(self._new_inode(), path)
+        for name, file in files.items():
+            directory.children[name.encode()] = ControlNode(self._new_inode(), f"{path}/{name}", file)
+        for node in (directory, *directory.children.values()):
+            self.control_nodes[node.inode] = node
+        return directory
+
+    def is_present(self, disk: Disk) -> bool:
+        return self._disks.get(disk.target.address) is disk
+
+    def nodes_of(self, disk: Disk) -> DiskNodes:
+        """The files of a disk, made when they are first asked for."""
+        nodes = self._of_disk.get(disk)
+        if nodes is None:
+            nodes = self._of_disk[disk] = DiskNodes(disk, self._new_inode)
+            self.nodes[nodes.whole.inode] = nodes.whole
+            path = f"{self._control_root.path}/{disk.target.name}"
+            self._directories[disk] = self._make_directory(path, self._control.files_of(disk))
+        return nodes
+
+    def known_nodes_of(self, disk: Disk) -> DiskNodes | None:
+        """The same, if the kernel may know of any."""
+        return self._of_disk.get(disk)
+
+    def remove(self, disk: Disk) -> tuple[Node, ...]:
+        """The disk is gone for good: its files, gone too now."""
+        nodes = self._of_disk.pop(disk)
+        directory = self._directories.pop(disk)
+        for control in (directory, *directory.children.values()):
+            del self.control_nodes[control.inode]
+        return self.mark_gone([*nodes.take_gone(), *nodes])
+
+    def mark_gone(self, nodes: Iterable[Node]) -> tuple[Node, ...]:
+        """Open handles on them fail from now on."""
+        gone = tuple(nodes)
+        for node in gone:
+            node.gone = True
+            self.let_go(node)
+        return gone
+
+    def let_go(self, node: Node) -> None:
+        """Forget a node that is gone, unless it is still open."""
+        if node.gone and not node.opened:
+            self.nodes.pop(node.inode, None)
+
+    # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _disk_named(self, name: bytes) -> Disk:
+        """The disk of this name now; ENOENT if there is none."""
+        try:
+            disk = self._disks.get(Address.parse(os.fsdecode(name)))
+        except ValueError:
+            disk = None
+        if disk is None or os.fsencode(disk.target.name) != name:
+            raise FUSEError(errno.ENOENT)
+        return disk
+
+    def find(self, directory: int, name: bytes) -> int:
+        """The inode of a name in a directory; ENOENT if there is none."""
+        if name == b".":
+            return directory
+        if name == b"..":
+            return CONTROL if directory > CONTROL else ROOT
+        if directory == ROOT:
+            return CONTROL if name == _CONTROL_NAME else self._find_disk_file(name)
+        parent = self.control_nodes.get(directory)
+        child = parent.children.get(name) if parent is not None else None
+        if child is not None:
+            return child.inode
+        if parent is not self._control_root:
+            raise FUSEError(errno.ENOENT)
+        disk = self._disk_named(name)
+        self.nodes_of(disk)
+        return self._directories[disk].inode
+
+    def _find_disk_file(self, name: bytes) -> int:
+        for node in self.nodes_of(self._disk_named(name.partition(b"p")[0])):
+            if node.name == name:
+                return node.inode
+        raise FUSEError(errno.ENOENT)
+
+    def entries(self, directory: int) -> list[tuple[int, bytes]]:
+        """(inode, name) of everything in a directory, by inode."""
+        disks = self._disks.values() if directory in (ROOT, CONTROL) else ()
+        if directory == ROOT:
+            nodes = [node for disk in disks for node in self.nodes_of(disk)]
+            entries = [(CONTROL, _CONTROL_NAME), *((node.inode, node.name) for node in nodes)]
+        else:
+            parent = self.control_nodes.get(directory)
+            entries = [(node.inode, name) for name, node in parent.children.items()] if parent else []
+            whole = [self.nodes_of(disk).whole for disk in disks]
+            entries += [(self._directories[node.disk].inode, node.name) for node in whole]
+        return sorted(entries)
+
+    # ── attributes ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def attributes(self, inode: int) -> EntryAttributes:
+        """ESTALE for an inode that is no more."""
+        entry = EntryAttributes()
+        entry.st_ino = inode
+        entry.st_uid, entry.st_gid = self._owner
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._mounted_ns
+        entry.st_blksize = BLOCK_BYTES
+        entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
+        control = self.control_nodes.get(inode)
+        if control is not None and control.file is not None:
+            mode = (0o444 if control.file.read else 0) | (0o200 if control.file.write and not self._read_only else 0)
+            entry.st_mode = stat.S_IFREG | mode & ~self._umask
+            entry.attr_timeout = 0
+        elif inode == ROOT or control is not None:
+            entry.st_mode = stat.S_IFDIR | 0o777 & ~self._umask & ~0o222
+            if not self._read_only:
+                entry.st_mode |= 0o200 & ~self._umask
+            entry.st_nlink = {ROOT: 3, CONTROL: 2 + len(self._disks)}.get(inode, 2)
+            if inode >= _FIRST_DISK:
+                entry.entry_timeout = 0
+        else:
+            node = self.nodes.get(inode)
+            if node is None:
+                raise FUSEError(errno.ESTALE)
+            entry.st_mode = stat.S_IFREG | (0o444 if self._read_only else 0o666) & ~self._umask
+            entry.entry_timeout = 0  # another disk may take the name, and an open of it must never get the old one
+            entry.st_size = node.size_bytes
+            entry.st_blocks = node.size_bytes // SECTOR_BYTES
+        return entry

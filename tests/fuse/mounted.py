@@ -1,0 +1,129 @@
+"""The file system's operations as pyfuse3 would call them, without a mount, on an engine on a simulated segment."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, cast
+
+import pyfuse3
+import pytest
+from pyfuse3 import EntryAttributes, FUSEError
+
+from aoefs.engine.changes import Change
+from aoefs.engine.disk import Disk
+from aoefs.engine.settings import Settings
+from aoefs.fuse.control import Control
+from aoefs.fuse.kernel import Kernel, Notice
+from aoefs.fuse.operations import AoeOperations
+from aoefs.fuse.tree import ROOT
+from aoefs.status.events import EventRing
+from aoefs.status.report import status_report
+from tests.scene import Scene, open_scene
+
+
+class FakeKernel(Kernel):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.notices: list[Notice] = []
+
+    def notify(self, notices: Sequence[Notice]) -> None:
+        self.notices += notices
+
+    def take(self) -> list[Notice]:
+        """What it was told since the last look."""
+        taken, self.notices = self.notices, []
+        return taken
+
+
+CONTEXT = cast(pyfuse3.RequestContext, None)
+
+
+class Mounted:
+    """Operations as pyfuse3 would call them, with the types of this test."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        operations: AoeOperations,
+        kernel: FakeKernel,
+        changes: list[tuple[Disk, Change]],
+        ring: EventRing,
+    ) -> None:
+        self.scene = scene
+        self.ring = ring
+        self.operations: Any = operations
+        self.kernel = kernel
+        self.changes = changes
+
+    async def lookup(self, name: str, parent: int = ROOT) -> EntryAttributes:
+        return cast(EntryAttributes, await self.operations.lookup(parent, name.encode(), CONTEXT))
+
+    async def inode(self, name: str, parent: int = ROOT) -> int:
+        return int((await self.lookup(name, parent)).st_ino)
+
+    async def open(self, name: str = "e0.0", flags: int = os.O_RDWR) -> int:
+        return int((await self.operations.open(await self.inode(name), flags, CONTEXT)).fh)
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        return bytes(await self.operations.read(handle, offset, size))
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        return int(await self.operations.write(handle, offset, data))
+
+
+@asynccontextmanager
+async def mounted(
+    settings: Settings | None = None, set_interfaces: Callable[[list[str]], object] = print, **options: Any
+) -> AsyncIterator[Mounted]:
+    changes: list[tuple[Disk, Change]] = []
+    fields = {"uid": 1000, "gid": 1001, "umask": 0o077} | options
+    async with open_scene(settings, on_change=lambda disk, change: changes.append((disk, change))) as scene:
+
+        def status() -> dict[str, object]:
+            return status_report(scene.engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="0")
+
+        ring = EventRing()
+        control = Control(scene.engine, ring, status, lambda names: set_interfaces(list(names)))
+        kernel = FakeKernel()
+        yield Mounted(scene, AoeOperations(scene.engine, control, kernel, **fields), kernel, changes, ring)
+
+
+@contextmanager
+def fails(code: int) -> Iterator[None]:
+    with pytest.raises(FUSEError) as caught:
+        yield
+    assert errno.errorcode[caught.value.errno] == errno.errorcode[code]
+
+
+class Listing:
+    """Takes ``room`` entries of a readdir call at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 0
+        self.entries: list[tuple[str, int]] = []
+        self.next_id = 0
+        monkeypatch.setattr(pyfuse3, "readdir_reply", self._reply)
+
+    def _reply(self, _token: object, name: bytes, entry: EntryAttributes, next_id: int) -> bool:
+        if not self.room:
+            return False
+        self.room -= 1
+        self.entries.append((name.decode(), entry.st_ino))
+        assert next_id > self.next_id
+        self.next_id = next_id
+        return True
+
+    async def read(self, mount: Mounted, inode: int, room: int) -> int:
+        """One call; how many entries it gave."""
+        before = len(self.entries)
+        self.room = room
+        await mount.operations.readdir(inode, self.next_id, object())
+        return len(self.entries) - before
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.entries]
