@@ -1,7 +1,4 @@
-"""Answers off a socket: each good one lands exactly in place, and nothing else does, whatever comes in which order.
-
-The link is one half of a socket pair that keeps message boundaries; frames are written into the other half.
-"""
+"""Answers off a socket: each good one lands exactly in its place, and no other frame does, in whatever order."""
 
 from __future__ import annotations
 
@@ -16,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aoefs.core.path import Path, Run
-from aoefs.core.request import Request
-from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.link import Link
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.path import Path
+from aoefs.core.request import Request, Run
+from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.net.landing import SLOTS, Entry, Landing
-from aoefs.net.packetsocket import PacketSocket
 from aoefs.protocol.ata import Identity, Status
 from aoefs.protocol.wire import (
     ATA_BYTES,
@@ -36,39 +34,9 @@ from aoefs.protocol.wire import (
     encode_header,
     pad,
 )
+from tests.net.sockets import OURS, FakeSocket, socket_and_wire
 
-OURS = bytes.fromhex("020000000001")
-SO_SNDBUFFORCE = 32
 DISK_SECTORS = 4096
-
-
-class FakeLink:
-    """What Landing and Sending use of a PacketSocket."""
-
-    def __init__(self, ours: socket.socket, mtu: int) -> None:
-        self.interface = "fake0"
-        self.mac = OURS
-        self.mtu = mtu
-        self.socket = ours
-        self.descriptor = ours.fileno()
-        self.rx_frames = self.tx_frames = self.tx_full = 0
-        self.errors: list[int | None] = []
-
-    def on_send_error(self, error: OSError) -> None:
-        self.errors.append(error.errno)
-
-
-@contextmanager
-def socket_link(mtu: int = 1500) -> Iterator[tuple[FakeLink, socket.socket]]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        for end in (ours, theirs):
-            end.setblocking(False)
-            try:
-                end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 4 << 20)
-            except PermissionError:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        yield FakeLink(ours, mtu), theirs
 
 
 def content(address: Address, lba: int) -> bytes:
@@ -93,12 +61,12 @@ class Reader:
 
 @dataclass
 class Bench:
-    """A Landing and the initiators whose answers it takes; completes entries as the engine does."""
+    """A Landing and the targets whose answers it receives; entries are completed as the engine does."""
 
-    link: FakeLink
+    ours: FakeSocket
     wire: socket.socket
     landing: Landing
-    tags: TagTable[Run | Exchange]
+    tags: TagTable[Run | LoneCommand]
     now: float = 1.0
     targets: list[Target] = field(default_factory=list)
     owners: dict[Path, Target] = field(default_factory=dict)
@@ -110,7 +78,7 @@ class Bench:
         identity = Identity(sectors=DISK_SECTORS, serial="S", model="M", firmware="F")
         target = Target(Address(shelf, slot), identity, self.tags, deadsecs=0)
         target.set_bufcnt(64)
-        path = target.add_path(self.link, "fake0", (OURS, self.mac(target)), step)
+        path = target.add_path(self.ours.as_link, "fake0", (OURS, self.mac(target)), step)
         path.window.size = window
         self.targets.append(target)
         self.owners[path] = target
@@ -162,7 +130,7 @@ class Bench:
         """Put frames on the wire and take them off, batch by batch; the entries."""
         for frame in frames:
             self.wire.send(frame)
-        before = self.link.rx_frames
+        before = self.ours.rx_frames
         found = []
         while True:
             received, entries, odd = self.landing.receive()
@@ -178,7 +146,7 @@ class Bench:
                 if target.receive(run, first, count, self.now):
                     self.queue.append((target, entry))
             found += entries
-        assert self.link.rx_frames - before == len(frames)
+        assert self.ours.rx_frames - before == len(frames)
         if complete:
             self.complete()
         return found
@@ -208,9 +176,9 @@ class Bench:
 
 @contextmanager
 def open_bench(mtu: int = 1500) -> Iterator[Bench]:
-    with socket_link(mtu) as (link, wire):
-        tags: TagTable[Run | Exchange] = TagTable(random.Random(7).getrandbits(31))
-        yield Bench(link, wire, Landing(cast(PacketSocket, link), tags), tags)
+    with socket_and_wire(mtu) as (ours, wire):
+        tags: TagTable[Run | LoneCommand] = TagTable(random.Random(7).getrandbits(31))
+        yield Bench(ours, wire, Landing(ours.as_packet_socket, tags), tags)
 
 
 @pytest.fixture
@@ -285,7 +253,7 @@ def test_jumbo_frames_land_in_place(bench: Bench) -> None:
 
 def test_the_spill_grows_with_the_mtu(bench: Bench) -> None:
     target = bench.add_target(1, 2, step=17)
-    bench.link.mtu = 9000
+    bench.ours.mtu = 9000
     reader = bench.submit(target, 0, 17 * 4)
     (run,) = bench.send(target)
     bench.receive([bench.answer(run, index) for index in (3, 2, 1, 0)])
@@ -375,12 +343,15 @@ def test_a_late_answer_to_a_resent_command_is_used_and_a_bad_frame_cannot_undo_i
     (first,) = bench.send(target)
     bench.now += 0.3
     target.handle_timeout(bench.now)
-    again = bench.send(target)
-    assert again
-    assert sum(run.count for run in again) >= 3
+    retransmitted = bench.send(target)
+    assert retransmitted
+    assert sum(run.count for run in retransmitted) >= 3
     late = [bench.answer(first, index) for index in range(first.count)]
     bench.receive(late, complete=False)
-    bad = [bench.answer(again[0], index, source=OURS, data=b"\x66" * 1024) for index in range(again[0].count)]
+    bad = [
+        bench.answer(retransmitted[0], index, source=OURS, data=b"\x66" * 1024)
+        for index in range(retransmitted[0].count)
+    ]
     bench.receive(bad, complete=False)
     bench.complete()
     assert reader.ended == contents(target.address, 0, 64)
@@ -392,11 +363,11 @@ def test_a_bad_frame_after_a_late_answer_is_harmless_while_the_request_goes_on(b
     (first,) = bench.send(target)
     bench.now += 0.3
     target.handle_timeout(bench.now)
-    again = [run for run in bench.send(target) if run.count >= 3]
+    retransmitted = [run for run in bench.send(target) if run.count >= 3]
     bench.receive([bench.answer(first, index) for index in range(first.count - 1)])
     assert reader.ended is None
     for _ in range(3):
-        bench.receive([bench.answer(again[0], 0, source=OURS, data=b"\x66" * 1024)])
+        bench.receive([bench.answer(retransmitted[0], 0, source=OURS, data=b"\x66" * 1024)])
     bench.receive([bench.answer(first, first.count - 1)])
     assert reader.ended == contents(target.address, 0, 64)
 
@@ -414,7 +385,7 @@ def test_nothing_is_written_to_the_buffer_of_an_abandoned_request(bench: Bench) 
 
 def test_an_answer_from_another_link_of_the_same_target_is_odd(bench: Bench) -> None:
     target = bench.add_target(1, 2)
-    other = target.add_path(object(), "fake1", (OURS, Bench.mac(target)), 2)
+    other = target.add_path(cast(Link, object()), "fake1", (OURS, Bench.mac(target)), 2)
     bench.owners[other] = target
     reader = bench.submit(target, 0, 8)
     target.paths = [other]
@@ -449,13 +420,13 @@ def test_whatever_comes_in_whatever_order_every_good_answer_lands_in_place(
 ) -> None:
     chance = random.Random(seed)
     with open_bench() as bench:
-        machines = [bench.add_target(index, 0, step=chance.choice((1, 2))) for index in range(targets)]
+        disks = [bench.add_target(index, 0, step=chance.choice((1, 2))) for index in range(targets)]
         for _ in range(chance.randint(1, 6)):
-            target = chance.choice(machines)
+            target = chance.choice(disks)
             bench.submit(target, chance.randrange(500), chance.randint(1, 90), write=chance.random() < 0.2)
         air: list[bytes] = []  # answers that are on their way
         for step in range(400):
-            for target in machines:
+            for target in disks:
                 target.handle_timeout(bench.now)
                 for run in bench.send(target):
                     for index in range(run.count):
@@ -467,7 +438,7 @@ def test_whatever_comes_in_whatever_order_every_good_answer_lands_in_place(
                         if chance.random() < badness:
                             bad = dict(BAD[chance.choice(list(BAD))])
                             air.append(bench.answer(run, index, **bad))
-            if not any(target._waiting or target._fresh for target in machines):
+            if not any(target.requests() for target in disks):
                 break
             if chance.random() < badness:
                 chance.shuffle(air)
@@ -484,14 +455,14 @@ def test_whatever_comes_in_whatever_order_every_good_answer_lands_in_place(
             if chance.random() < badness / 20:
                 reader = chance.choice(bench.readers)
                 if not reader.request.ended:
-                    bench.targets[[t.address for t in machines].index(reader.address)].abandon(reader.request)
+                    bench.targets[[t.address for t in disks].index(reader.address)].abandon(reader.request)
                     reader.ended = bytes(reader.buffer)
             bench.now += chance.choice((0.00001, 0.0003, 0.02, 0.3))
-            for target in machines:
+            for target in disks:
                 target.heard(bench.now)
             bench.check()
         bench.receive(air)
         bench.check()
         for reader in bench.readers:
             assert reader.ended is not None
-        assert all(not target._waiting for target in machines)
+        assert not any(target.requests() for target in disks)

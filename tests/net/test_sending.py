@@ -1,4 +1,4 @@
-"""Runs onto a socket: bit for bit what ``protocol.wire`` encodes, and an honest count of what the socket took."""
+"""Runs onto a socket: bit for bit what ``protocol.wire`` encodes, and the right count of what the socket took."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.core.path import Run
-from aoefs.core.request import Request
-from aoefs.core.tags import Exchange, TagTable
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.request import Request, Run
+from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
-from aoefs.net.packetsocket import PacketSocket
 from aoefs.net.sending import Sending
 from aoefs.protocol.ata import Identity, transfer_registers
 from aoefs.protocol.wire import SECTOR_BYTES, Address, AoeCommand, Header, encode_ata
-from tests.net.test_landing import OURS, FakeLink, socket_link
+from tests.net.sockets import OURS, FakeSocket, socket_and_wire
 
 THEIRS = bytes.fromhex("02aa00000001")
 LBA28_DISK = 1 << 28
@@ -32,11 +31,11 @@ LBA48_DISK = 1 << 40
 class Sender:
     """A Sending and the targets whose runs it sends."""
 
-    def __init__(self, link: FakeLink, wire: socket.socket) -> None:
-        self.link = link
+    def __init__(self, ours: FakeSocket, wire: socket.socket) -> None:
+        self.ours = ours
         self.wire = wire
-        self.sending = Sending(cast(PacketSocket, link))
-        self.tags: TagTable[Run | Exchange] = TagTable(0x155_5555)
+        self.sending = Sending(ours.as_packet_socket)
+        self.tags: TagTable[Run | LoneCommand] = TagTable(0x155_5555)
 
     def run(
         self,
@@ -52,7 +51,7 @@ class Sender:
         identity = Identity(sectors=LBA48_DISK, serial="S", model="M", firmware="F", lba48=lba48)
         target = Target(address, identity, self.tags)
         target.set_bufcnt(64)
-        path = target.add_path(self.link, "fake0", (OURS, THEIRS), step)
+        path = target.add_path(self.ours.as_link, "fake0", (OURS, THEIRS), step)
         path.window.size = 64
         data = random.Random(lba).randbytes(sectors * SECTOR_BYTES)
         buffer = memoryview(data if write else bytearray(data))
@@ -85,8 +84,8 @@ def encoded(run: Run) -> list[bytes]:
 
 @pytest.fixture
 def sender() -> Iterator[Sender]:
-    with socket_link(9000) as (link, wire):
-        yield Sender(link, wire)
+    with socket_and_wire(9000) as (ours, wire):
+        yield Sender(ours, wire)
 
 
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
@@ -102,15 +101,15 @@ def test_a_run_is_sent_bit_for_bit_as_the_codec_encodes_it(
         assert run.count == commands
         assert sender.sending.send(run) == commands
         assert sender.received() == encoded(run)
-    assert sender.link.tx_frames == commands * len({0, step - 1, step // 2})
+    assert sender.ours.tx_frames == commands * len({0, step - 1, step // 2})
 
 
 @given(seed=st.integers(0, 1 << 32))
 def test_no_run_leaves_a_trace_in_the_next_one(seed: int) -> None:
     """Reads and writes, short last commands, both widths, other payloads, one after another through one Sending."""
     chance = random.Random(seed)
-    with socket_link(9000) as (link, wire):
-        sender = Sender(link, wire)
+    with socket_and_wire(9000) as (ours, wire):
+        sender = Sender(ours, wire)
         for _ in range(8):
             step = chance.choice((1, 2, 3))
             run = sender.run(
@@ -136,16 +135,16 @@ def test_a_path_whose_disk_learned_long_addresses_uses_them(sender: Sender) -> N
 
 def test_the_rest_of_a_request_is_sent_from_its_place_in_the_buffer(sender: Sender) -> None:
     run = sender.run(5, 200, write=True)
-    initiator_run = Run(run.request, run.path, 37, 21, 2, 0.0)
-    initiator_run.tag = 0x9000_0000
-    sender.sending.send(initiator_run)
-    assert sender.received() == encoded(initiator_run)
+    rest = Run(run.request, run.path, 37, 21, 2, 0.0)
+    rest.tag = 0x9000_0000
+    sender.sending.send(rest)
+    assert sender.received() == encoded(rest)
 
 
 @pytest.mark.parametrize("commands", [1, 2, 3, 64])
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
 def test_a_full_socket_takes_a_part_and_says_how_much(sender: Sender, commands: int, write: bool) -> None:
-    sender.link.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sender.ours.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     taken = []
     for _ in range(40):
         run = sender.run(0, commands * 2, write=write)
@@ -156,10 +155,10 @@ def test_a_full_socket_takes_a_part_and_says_how_much(sender: Sender, commands: 
     else:
         pytest.fail("the socket never was full")
     assert sender.received() == taken
-    assert sender.link.tx_frames == len(taken)
-    again = sender.sending.send(run)
-    assert sender.received() == encoded(run)[:again]
-    assert again > 0
+    assert sender.ours.tx_frames == len(taken)
+    sent = sender.sending.send(run)
+    assert sender.received() == encoded(run)[:sent]
+    assert sent > 0
 
 
 class BrokenSocket:
@@ -178,21 +177,21 @@ class BrokenSocket:
 
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE])
-def test_a_refusal_that_may_pass_leaves_the_run_unsent(sender: Sender, code: int) -> None:
-    sender.link.socket = cast(socket.socket, BrokenSocket(code))
+def test_an_error_that_may_pass_leaves_the_run_unsent(sender: Sender, code: int) -> None:
+    sender.ours.socket = cast(socket.socket, BrokenSocket(code))
     assert sender.sending.send(sender.run(0, 2)) == 0
-    assert sender.link.errors == [code]
+    assert sender.ours.errors == [code]
 
 
 @pytest.mark.parametrize("code", [errno.ENETDOWN, errno.ENXIO, errno.ENODEV])
 def test_a_link_that_is_down_takes_everything_and_loses_it(sender: Sender, code: int) -> None:
-    sender.link.socket = cast(socket.socket, BrokenSocket(code))
+    sender.ours.socket = cast(socket.socket, BrokenSocket(code))
     assert sender.sending.send(sender.run(0, 4)) == 2
-    assert sender.link.errors == [code]
-    assert sender.link.tx_frames == 0
+    assert sender.ours.errors == [code]
+    assert sender.ours.tx_frames == 0
 
 
-def test_a_plain_run_that_is_refused_half_way_counts_what_went(sender: Sender) -> None:
-    sender.link.socket = cast(socket.socket, BrokenSocket(errno.ENOBUFS, good=1))
+def test_a_short_run_that_fails_half_way_counts_what_was_sent(sender: Sender) -> None:
+    sender.ours.socket = cast(socket.socket, BrokenSocket(errno.ENOBUFS, good=1))
     assert sender.sending.send(sender.run(0, 4)) == 1
-    assert sender.link.tx_frames == 1
+    assert sender.ours.tx_frames == 1
