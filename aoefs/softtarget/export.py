@@ -1,4 +1,4 @@
-"""One export of the software target, as a pure machine: frame in, answer out.
+"""One export of the software target, as a pure state machine: frame in, answer out.
 
 Owns what the export says on the wire: its config string, its IDENTIFY data, which command gets which answer.  It has
 no socket, clock or trio.  ``mac`` and ``max_sectors`` of the interface that a frame came on are arguments; the sectors

@@ -76,7 +76,7 @@ _DRDY = int(Status.DRDY)
 # What the rows of a run have in common once the steps of their LBA are subtracted: everything but the tag and what
 # follows the registers.
 _RUN_MASK = np.array([~0 & (1 << 64) - 1, ~0 & (1 << 64) - 1, 0xFFFF_FFFF, ~0 & (1 << 64) - 1, 0xFFFF_FFFF], "<u8")
-_WRITE_BIT = 0x10  # of an opcode: tells WRITE (EXT) from READ (EXT)
+_WRITE_BIT = 0x10  # of an opcode: set for WRITE (EXT), clear for READ (EXT)
 
 
 @functools.cache
@@ -188,7 +188,7 @@ class Server:
         if service.socket.max_sectors:
             for export in self.exports.values():
                 for frame in export.announcements(mac=service.socket.mac, max_sectors=service.socket.max_sectors):
-                    service.socket.send(frame)
+                    service.socket.send_frame(frame)
 
     async def _watch_interfaces(self, monitor: InterfaceMonitor) -> None:
         async for change in monitor:
@@ -441,7 +441,7 @@ class Server:
             answer = each.handle_untrusted(frame, mac=socket.mac, max_sectors=socket.max_sectors)
             if isinstance(answer, FlushRequest):
                 self._queue_flush(each, service, answer)
-            elif answer is not None and not socket.send(answer):
+            elif answer is not None and not socket.send_frame(answer):
                 service.dropped += 1
 
     # ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -468,7 +468,7 @@ class Server:
             except OSError as error:
                 failure = error
             for service, request in served:
-                if not service.socket.send(export.finish_flush(request, failure)):
+                if not service.socket.send_frame(export.finish_flush(request, failure)):
                     service.dropped += 1
         flushes.active = False  # no await since the list was found empty
 

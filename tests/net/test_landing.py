@@ -378,7 +378,7 @@ def test_nothing_is_written_to_the_buffer_of_an_abandoned_request(bench: Bench) 
     (run,) = bench.send(target)
     target.abandon(reader.request)
     entries = bench.receive([bench.answer(run, index) for index in range(16)])
-    assert sum(count for _, _, count in entries) == 16, "they count for the windows all the same"
+    assert sum(count for _, _, count in entries) == 16, "they still count for the windows"
     assert bytes(reader.buffer) == b"\xee" * 32 * SECTOR_BYTES
     assert target.in_flight == 0
 

@@ -1,4 +1,4 @@
-"""Message vectors on real packet sockets: pieces gathered and scattered, batches cut short, errors told."""
+"""Message vectors on real packet sockets: pieces gathered and scattered, batches cut short, errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ethernet(lab: Lab) -> bytes:
 
 
 def wait_for(wire: socket.socket, count: int) -> None:
-    """Until so many frames are in the socket's queue; a busy kernel delivers them a little after they were sent."""
+    """Wait until so many frames are in the socket's queue: a busy kernel delivers them a little later."""
     arrived = 0
 
     def enough() -> bool:
@@ -81,7 +81,7 @@ def test_slots_may_be_sent_from_the_middle_on(lab: Lab) -> None:
             assert there.recv(2000) == headers[row].tobytes() + payloads[row].tobytes()
 
 
-def test_a_piece_of_no_bytes_is_skipped_and_a_short_frame_tells_its_length(lab: Lab) -> None:
+def test_a_piece_of_no_bytes_is_skipped_and_a_short_frame_has_its_length(lab: Lab) -> None:
     sender, receiver = MessageVector(2, 2), MessageVector(2, 2)
     headers, payloads = tables(2)
     headers[:, :14] = np.frombuffer(ethernet(lab), np.uint8)
@@ -118,7 +118,7 @@ def test_a_frame_longer_than_its_slot_is_cut_and_does_not_touch_the_next(lab: La
 
 def test_only_as_many_frames_are_taken_as_asked_for(lab: Lab) -> None:
     receiver = MessageVector(4, 2)
-    headers, payloads = tables(4)  # kept by name: the vector knows only where they lie
+    headers, payloads = tables(4)  # kept by name: the vector holds only their addresses
     lay_out(receiver, headers, payloads)
     with open_packet_socket(lab, INITIATOR) as here, open_packet_socket(lab, TARGET) as there:
         for _ in range(7):
@@ -127,7 +127,7 @@ def test_only_as_many_frames_are_taken_as_asked_for(lab: Lab) -> None:
         assert [receiver.receive(there.fileno(), 4) for _ in range(3)] == [4, 3, 0]
 
 
-def test_a_batch_that_fails_in_the_middle_tells_how_many_went_out(lab: Lab) -> None:
+def test_a_batch_that_fails_in_the_middle_returns_how_many_went_out(lab: Lab) -> None:
     sender = MessageVector(4, 2)
     headers, payloads = tables(4)
     headers[:, :14] = np.frombuffer(ethernet(lab), np.uint8)
@@ -146,7 +146,7 @@ def test_a_full_socket_is_a_blocking_io_error_and_never_waits(lab: Lab) -> None:
     headers, payloads = tables(64)
     headers[:, :14] = np.frombuffer(ethernet(lab), np.uint8)
     lay_out(sender, headers, payloads)
-    # A token bucket that passes next to nothing keeps what is sent in its queue, and so in the socket's account.
+    # A token bucket that passes almost nothing keeps what is sent in its queue, and so in the socket's send buffer.
     bucket = ["tbf", "rate", "8bit", "burst", "1600", "limit", "1000000"]
     lab.run(INITIATOR, ["tc", "qdisc", "add", "dev", "aoe0", "root", *bucket])
     with open_packet_socket(lab, INITIATOR) as here:
@@ -157,7 +157,7 @@ def test_a_full_socket_is_a_blocking_io_error_and_never_waits(lab: Lab) -> None:
         assert caught.value.errno == errno.EAGAIN
 
 
-def test_an_interface_that_went_down_is_told_once_by_both_directions(lab: Lab) -> None:
+def test_an_interface_that_went_down_is_reported_once_in_both_directions(lab: Lab) -> None:
     vector = MessageVector(2, 2)
     headers, payloads = tables(2)
     headers[:, :14] = np.frombuffer(ethernet(lab), np.uint8)
@@ -181,7 +181,7 @@ def test_the_address_of_a_buffer_is_where_its_bytes_lie() -> None:
 
 
 def test_a_vector_keeps_its_tables_alive(lab: Lab) -> None:
-    """The kernel follows addresses that Python does not know of; they must not outlive what they point to."""
+    """The kernel uses addresses that Python does not see; what they point to must live as long."""
     vectors = [MessageVector(64, 2) for _ in range(50)]
     del vectors[::2]
     np.random.default_rng(2).bytes(1 << 20)  # use what was freed

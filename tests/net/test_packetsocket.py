@@ -1,4 +1,4 @@
-"""Packet sockets on real veth pairs: what the kernel lets through, and what happens when the interface changes."""
+"""Packet sockets on real veth pairs: what the filter passes, and what happens when the interface changes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def received(link: PacketSocket, count: int) -> list[bytes]:
 
 @contextmanager
 def wire_of(lab: Lab, side: str) -> Iterator[socket.socket]:
-    """A socket at the other end that sends what it is told."""
+    """A plain socket at the other end."""
     with open_packet_socket(lab, side) as wire:
         yield wire
 
@@ -172,7 +172,7 @@ def test_a_link_works_again_when_its_interface_came_back(lab: Lab) -> None:
         lab.ip(INITIATOR, "link", "set", "aoe0", "up")
         carrier = lab.sides[INITIATOR].root / "sys/class/net/aoe0/carrier"
         wait_until(lambda: carrier.read_text() == "1\n", what="carrier")
-        with pytest.raises(OSError, match="Network is down"):  # told once that it had been down
+        with pytest.raises(OSError, match="Network is down"):  # reported once
             link.socket.recv(2000)
         answer = frame(link.mac, lab.mac(TARGET), response=True)
         wire.send(answer)
@@ -198,10 +198,10 @@ def test_an_interface_that_does_not_exist_is_enodev_and_leaves_no_socket(lab: La
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_a_refused_send_that_nobody_can_explain_is_raised(lab: Lab) -> None:
+def test_a_failed_send_without_an_explanation_is_raised(lab: Lab) -> None:
     with open_link(lab) as link:
         with pytest.raises(OSError, match="Invalid argument"):
-            link.send(b"short")  # no whole Ethernet header: a defect of ours
+            link.send(b"short")  # no complete Ethernet header: a defect of ours
         assert link.up
 
 
@@ -213,7 +213,7 @@ def test_a_full_socket_is_counted_and_the_frame_lost(lab: Lab) -> None:
     assert (statistics.tx_full, statistics.up) == (2, True)
 
 
-def test_frames_lost_for_want_of_buffer_are_counted_once(lab: Lab) -> None:
+def test_frames_lost_because_the_buffer_is_full_are_counted_once(lab: Lab) -> None:
     answer = frame(lab.mac(INITIATOR), lab.mac(TARGET), response=True)
     with open_link(lab) as link, wire_of(lab, TARGET) as wire:
         link.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -225,7 +225,7 @@ def test_frames_lost_for_want_of_buffer_are_counted_once(lab: Lab) -> None:
             kept.extend(queued(link))
             return link.statistics().rx_dropped
 
-        # Asked for again and again: the kernel's counter starts anew when it is read, ours must not.
+        # Read often: the kernel resets its counter each time, ours must keep the sum.
         wait_until(lambda: lost() + len(kept) == 100, what="every frame is received or counted as lost")
         assert lost() > 0
         assert kept
@@ -246,6 +246,6 @@ def test_a_link_may_be_opened_before_its_interface_comes_up(lab: Lab) -> None:
         wait_until(lambda: carrier.read_text() == "1\n", what="carrier")
         answer = frame(link.mac, lab.mac(TARGET), response=True)
         wire.send(answer)
-        with pytest.raises(OSError, match="Network is down"):  # told once that it was down
+        with pytest.raises(OSError, match="Network is down"):  # reported once
             link.socket.recv(2000)
         assert received(link, 1) == [answer]
