@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.live import log_of, mount_until, status
+from tests.faults.live import log_of, mount_until
 from tests.lab import INITIATOR, TARGET, Lab, Mount, Process, python_module, wait_until
 from tests.lab.forwarder import BLACK_HOLE, NOTHING_WRONG, Misdeeds, Wire
 from tests.segment import Faults
@@ -49,7 +49,7 @@ MENU: dict[str, Callable[[random.Random], Misdeeds]] = {
     "jitter": lambda dice: Misdeeds(Faults(jitter=dice.choice((0.0003, 0.005)))),
     "corruption": lambda dice: Misdeeds(Faults(corrupt=0.02)),
     "no jumbo": lambda dice: Misdeeds(Faults(longest=1514)),
-    "held back": lambda dice: Misdeeds(hold_writes=0.03, hold_by=dice.choice((0.05, 0.4))),
+    "held back": lambda dice: Misdeeds(hold_writes=0.03, hold_by=dice.choice((0.05, 0.3))),
     "lies": lambda dice: Misdeeds(Faults(loss=0.01, reorder=0.05), lies=dice.choice((0.05, 0.5))),
     "all": lambda dice: Misdeeds(
         Faults(loss=0.02, burst=2, duplicate=0.05, reorder=0.05, jitter=0.0003, corrupt=0.01), 0.01, 0.3, (), 0.05
@@ -280,7 +280,7 @@ def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = pri
             assert job.wait(90) == 0, f"seed {seed}: {job.output}\n{log_of(mount)}"
         for wire in wires:
             wait_until(lambda wire=wire: not any(one.under_way for one in wire.report().values()))  # type: ignore[misc]
-        found = status(mount)
+        found = mount.status()
         for target in found["targets"]:
             assert target["errors"] == 0, f"seed {seed}: {target}\n{log_of(mount)}"
             assert target["state"] == "up"

@@ -13,13 +13,13 @@ from tests.lab.forwarder import Wire
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab without any cable yet; ``indirect`` parameters give its MTU (1500)."""
+    """A lab without a cable; ``indirect`` parameters give its MTU (1500)."""
     with Lab(mtu=getattr(request, "param", 1500), pairs=0) as made:
         yield made
 
 
 @pytest.fixture
 def wire(lab: Lab) -> Iterator[Wire]:
-    """``aoe0`` of the initiator and ``aoe0`` of the target, joined by a faulty wire that is good at first."""
+    """``aoe0`` of the initiator and of the target, joined by a faulty wire that has no faults yet."""
     with contextlib.closing(Wire(lab, INITIATOR, TARGET)) as made:
         yield made

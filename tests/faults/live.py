@@ -1,16 +1,14 @@
-"""What the tests of live mounts have in common: a mount whose log can be read, its counters, and I/O of theirs."""
+"""What the tests of live mounts share: a mount with a log, its paths, direct I/O, work beside the test."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import mmap
 import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +18,7 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 def mount_until(lab: Lab, *names: str, timeout: float = 10.0, **options: Any) -> Mount:
-    """A mount in the foreground (so that ``mount.process.output`` is its log), once all of these files are there."""
+    """A mount in the foreground (for :func:`log_of`), once all of these files are there."""
     mount = lab.mount(foreground=True, verbose=True, **options)
     wait_until(lambda: set(names) <= set(os.listdir(mount.here)), timeout, f"{names} at {mount.path}")
     return mount
@@ -31,20 +29,8 @@ def log_of(mount: Mount) -> str:
     return mount.process.output
 
 
-def status(mount: Mount) -> dict[str, Any]:
-    """The status file, read without starting a program."""
-    answer: dict[str, Any] = json.loads((mount.here / ".aoefs/status.json").read_text())
-    return answer
-
-
-def target_of(mount: Mount, name: str = "e0.0") -> dict[str, Any]:
-    """What the status says of one target."""
-    found: dict[str, Any] = next(target for target in status(mount)["targets"] if target["name"] == name)
-    return found
-
-
 def path_of(mount: Mount, name: str = "e0.0", interface: str = "aoe0") -> dict[str, Any]:
-    found: dict[str, Any] = next(path for path in target_of(mount, name)["paths"] if path["interface"] == interface)
+    found: dict[str, Any] = next(path for path in mount.target(name)["paths"] if path["interface"] == interface)
     return found
 
 
@@ -60,7 +46,7 @@ def serve_journal(lab: Lab, image: Path, *faults: str) -> Path:
 
 
 def errno_of(call: Callable[[], object], timeout: float = 30.0) -> int | None:
-    """The errno with which a call fails; None when it succeeds.  A call that hangs fails the test, and nothing else."""
+    """The errno with which a call fails, or None.  A call that hangs fails the test, but does not hang it."""
     outcome: list[int | None] = []
 
     def run() -> None:
@@ -79,25 +65,12 @@ def errno_of(call: Callable[[], object], timeout: float = 30.0) -> int | None:
 
 
 def set_link(lab: Lab, side: str, interface: str, *, up: bool) -> None:
-    """Switch an interface on or off without starting a program (see :func:`opened`)."""
+    """Switch an interface on or off without starting a program (see :func:`tests.lab.opened`)."""
     with lab.inside(side), socket.socket() as any_socket:
         request = struct.pack("16sH14x", interface.encode(), 0)
         _, flags = struct.unpack("16sH14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))
         flags = flags | _IFF_UP if up else flags & ~_IFF_UP
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", interface.encode(), flags))
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int = os.O_RDWR | os.O_DIRECT) -> Iterator[int]:
-    """A descriptor.  While it is open, start no program when the target is silent and dirty: the child closes its
-    copy, which flushes and waits.
-    """
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        with contextlib.suppress(OSError):  # close reports a failed flush; tests that mean it close by themselves
-            os.close(descriptor)
 
 
 def aligned(data: bytes | int) -> mmap.mmap:
@@ -110,7 +83,7 @@ def aligned(data: bytes | int) -> mmap.mmap:
 
 
 def read(descriptor: int, size: int, offset: int = 0) -> bytes:
-    """Bytes of the disk itself, past the page cache."""
+    """Bytes of the disk itself, not of the page cache (the descriptor has O_DIRECT)."""
     buffer = aligned(size)
     assert os.preadv(descriptor, [buffer], offset) == size
     return buffer[:]
@@ -121,12 +94,12 @@ def write(descriptor: int, data: bytes, offset: int = 0) -> None:
 
 
 def pattern(number: int, size: int = 4096) -> bytes:
-    """Bytes that tell which write they are from."""
+    """Bytes that show which write they are from."""
     return (number.to_bytes(8, "little") * (size // 8))[:size]
 
 
 class Worker:
-    """Something that runs beside the test until told to stop; its failure is the test's."""
+    """Calls ``step`` with rising numbers beside the test, until the block ends; its failure fails the test."""
 
     def __init__(self, step: Callable[[int], object]) -> None:
         self.steps = 0
@@ -154,15 +127,15 @@ class Worker:
         if self.failure is not None:
             raise self.failure
 
-    def wait_for_steps(self, count: int, timeout: float = 20.0) -> None:
-        """Until this many more steps are done; a failure ends the waiting."""
+    def wait_for_steps(self, count: int, timeout: float = 60.0) -> None:
+        """Wait until this many more steps are done, or one has failed."""
         wanted = self.steps + count
         wait_until(lambda: self.steps >= wanted or self.failure is not None, timeout, f"{count} more steps")
         assert self.failure is None, self.failure
 
 
 def verify_with_fio(lab: Lab, path: Path, *options: str, size: str = "8M", timeout: float = 120) -> str:
-    """Write pseudo-random blocks with checksums in random order, read all of it back; fio fails on any difference."""
+    """Write blocks with checksums in random order and read them back; fio fails on any difference."""
     return lab.run(
         INITIATOR,
         [

@@ -1,9 +1,8 @@
 """A target whose power can be cut at any moment afterwards, or whose flush is broken on purpose.
 
-As a process, it serves a copy of an image from memory and writes every write and every flush to a *journal*, in the
-order in which they happened.  From the image and the journal, :func:`cut` builds what a disk with a volatile cache
-could hold after a power cut at any point: everything before the last flush that was answered by then, and of the
-later writes any.
+As a process, it serves a copy of an image from memory and appends every write and every flush to a *journal*, in their
+order.  From the image and the journal, :func:`cut` builds what a disk with a volatile cache could hold after a power
+cut at any point: all writes before the last flush that was answered by then, and any of the later writes.
 
     python -m tests.faults.powercut INTERFACE SHELF.SLOT IMAGE JOURNAL [fail|refuse]
 
@@ -32,7 +31,6 @@ from aoefs.protocol.wire import (
     SECTOR_BYTES,
     Address,
     AoeCommand,
-    decode_ata_untrusted,
     decode_header_untrusted,
 )
 from aoefs.softtarget.export import Export, FlushRequest
@@ -41,14 +39,15 @@ from aoefs.softtarget.store import MemoryStore
 
 _RECORD = struct.Struct("<QI")  # offset and length in bytes, then the data; a flush has length 0
 _FLUSHED = 0
-# What a write is torn into at most.  A sector would be smaller, but ext4 itself does not survive a torn superblock,
-# which is two sectors under one checksum, and so is that of its journal.
+_OPCODE = 27  # its place in an ATA frame
+# The pieces into which a power cut may tear a write.  Not sectors: ext4 does not survive a torn superblock, of its own
+# or of its journal, which is two sectors under one checksum.
 ATOMIC_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Written:
-    """One entry of a journal; a flush has no data.  ``end`` is where it ends in the journal."""
+    """One entry of a journal; a flush has no data.  ``end`` is its end in the journal (bytes)."""
 
     offset: int
     data: bytes
@@ -60,7 +59,7 @@ class Written:
 
 
 class JournalStore(MemoryStore):
-    """A disk in memory whose past is kept; each entry goes into the journal by one system call, so in order."""
+    """A disk in memory with a journal; each entry is appended by one system call, so they are in order."""
 
     def __init__(self, image: bytes, journal: Path, *, sync_fails: bool = False) -> None:
         super().__init__(len(image) // SECTOR_BYTES)
@@ -81,17 +80,15 @@ class JournalStore(MemoryStore):
         os.write(self._journal, _RECORD.pack(_FLUSHED, 0))
 
 
-class NoFlushMachine(Export):
-    """A disk that announces the flush commands and does not know them."""
+class NoFlushExport(Export):
+    """A disk that lists the flush commands in its identity, but answers them with ABRT."""
 
     def handle_untrusted(
         self, frame: bytes | memoryview, *, mac: bytes, max_sectors: int
     ) -> bytes | FlushRequest | None:
-        header = decode_header_untrusted(frame)
-        if header.command == AoeCommand.ATA and len(frame) >= ATA_BYTES:
-            ata = decode_ata_untrusted(frame)
-            if ata.command in (Opcode.FLUSH, Opcode.FLUSH_EXT):
-                return self._abort(header, ata, mac)
+        is_ata = decode_header_untrusted(frame).command == AoeCommand.ATA and len(frame) >= ATA_BYTES
+        if is_ata and frame[_OPCODE] in (Opcode.FLUSH, Opcode.FLUSH_EXT):
+            frame = bytes(frame[:_OPCODE]) + b"\0" + bytes(frame[_OPCODE + 1 :])  # NOP, which is not implemented
         return super().handle_untrusted(frame, mac=mac, max_sectors=max_sectors)
 
 
@@ -138,9 +135,9 @@ async def _serve(server: Server) -> None:
 def main(arguments: Sequence[str]) -> None:
     interface, address, image, journal, *faults = arguments
     store = JournalStore(Path(image).read_bytes(), Path(journal), sync_fails="fail" in faults)
-    kind = NoFlushMachine if "refuse" in faults else Export
-    machine = kind(Address.parse(address), store, serial="power cut")
-    trio.run(_serve, Server([machine], [PacketSocket(interface, role=Role.TARGET)]))
+    kind = NoFlushExport if "refuse" in faults else Export
+    export = kind(Address.parse(address), store, serial="power cut")
+    trio.run(_serve, Server([export], [PacketSocket(interface, role=Role.TARGET)]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Streams of buffered writes, answered early: what a killed daemon, a bad network and a bad disk make of them."""
+"""Write-behind: what a killed daemon, a bad network and a bad disk do to streams of writes that are answered early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aoefs.protocol.ata import Opcode
-from tests.faults.live import Worker, errno_of, log_of, mount_until, pattern, serve_journal, target_of
+from tests.faults.live import Worker, errno_of, log_of, mount_until, pattern, serve_journal
 from tests.lab import Lab, wait_until
 from tests.lab.forwarder import BLACK_HOLE, Misdeeds, Wire
 from tests.segment import Faults
@@ -46,7 +46,7 @@ class Stream(Worker):
 
 
 def blocks_in_order(disk: Path) -> int:
-    """How many blocks a stream has written from the beginning of a disk on, without a gap."""
+    """How many blocks of a stream are on a disk, from its beginning, without a gap."""
     data = disk.read_bytes()
     return next(
         (n for n in range(SIZE // BLOCK) if data[n * BLOCK : (n + 1) * BLOCK] != pattern(n + 1, BLOCK)), SIZE // BLOCK
@@ -54,20 +54,20 @@ def blocks_in_order(disk: Path) -> int:
 
 
 @pytest.mark.parametrize("lab", [1500, 9000], indirect=True)
-def test_a_daemon_that_is_killed_takes_no_write_of_a_stream_with_it(lab: Lab, wire: Wire) -> None:
+def test_a_daemon_that_is_killed_loses_no_write_of_a_stream(lab: Lab, wire: Wire) -> None:
     disk = lab.image("disk", SIZE, seed=None)
     lab.vblade(0, 0, disk)
     mount = mount_until(lab, "e0.0")
     wire.misbehave(out=FAR)
     with Stream(mount.here / "e0.0") as stream:
         stream.wait_for_steps(100)
-        wait_until(lambda: target_of(mount)["in_flight"] > 4, what="several writes under way at once")
+        wait_until(lambda: mount.target()["in_flight"] > 4, what="several writes under way at once")
         assert mount.process is not None
         mount.process.kill()
         mount.process.wait()
         wait_until(lambda: stream.error is not None)
         stream.close()
-    wait_until(lambda: not any(one.under_way for one in wire.report().values()))
+    wait_until(wire.is_quiet)
     wait_until(lambda: blocks_in_order(disk) >= stream.taken, what="all that write(2) took is on the disk")
 
 
@@ -82,11 +82,11 @@ def test_a_stream_over_a_bad_network_is_whole_after_fsync(lab: Lab, wire: Wire) 
     os.fsync(stream.descriptor)
     assert stream.error is None
     assert blocks_in_order(disk) == stream.taken
-    assert target_of(mount)["retransmits"] > 0
+    assert mount.target()["retransmits"] > 0
     assert stream.close() is None
 
 
-def test_a_target_that_stops_taking_writes_fails_the_stream_and_whoever_closes(lab: Lab, wire: Wire) -> None:
+def test_a_target_that_stops_taking_writes_fails_the_stream_and_its_close(lab: Lab, wire: Wire) -> None:
     disk = lab.image("disk", SIZE, seed=None)
     lab.vblade(0, 0, disk)
     mount = mount_until(lab, "e0.0", deadsecs=2)
@@ -96,18 +96,20 @@ def test_a_target_that_stops_taking_writes_fails_the_stream_and_whoever_closes(l
         wait_until(lambda: stream.error is not None, 60)
         assert stream.error is not None
         assert stream.error.errno == errno.EIO
-        assert stream.taken - blocks_in_order(disk) <= target_of(mount)["paths"][0]["bufcnt"], "no more than the window"
+        assert stream.taken - blocks_in_order(disk) <= mount.target()["paths"][0]["bufcnt"], "no more than the window"
         wire.faults()
-        wait_until(lambda: target_of(mount)["state"] == "up")
+        wait_until(lambda: mount.target()["state"] == "up")
         assert "failed after it was answered" in log_of(mount)
         read = os.pread(stream.descriptor, BLOCK, (stream.taken - 1) * BLOCK)
-        assert read == disk.read_bytes()[(stream.taken - 1) * BLOCK :][:BLOCK], "the kernel shows what was lost"
+        assert read == disk.read_bytes()[(stream.taken - 1) * BLOCK :][:BLOCK], (
+            "the kernel still shows a write that was lost"
+        )
         os.close(os.open(mount.here / "e0.0", os.O_RDWR))
         stream.close()
     mount.umount()
 
 
-def test_a_signal_while_a_lost_write_was_told_to_nobody_is_an_unclean_end(lab: Lab, wire: Wire) -> None:
+def test_a_signal_while_a_lost_write_is_not_yet_reported_is_an_unclean_end(lab: Lab, wire: Wire) -> None:
     serve_journal(lab, lab.image("disk", SIZE, seed=None))
     mount = mount_until(lab, "e0.0", deadsecs=1)
     with Stream(mount.here / "e0.0") as stream:

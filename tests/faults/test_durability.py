@@ -1,4 +1,4 @@
-"""What was flushed is there, and what was not flushed is not said to be: fsync, close, O_SYNC, umount, kill -9."""
+"""What was flushed is on the disk, and a failed flush is reported: by fsync, close, O_SYNC, umount, the exit code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from aoefs.protocol.ata import Opcode
-from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, serve_journal, target_of, write
+from tests.faults.live import errno_of, log_of, mount_until, pattern, read, serve_journal, write
 from tests.faults.powercut import read_journal
-from tests.lab import COMMANDS, INITIATOR, Lab, wait_until
+from tests.lab import COMMANDS, INITIATOR, Lab, opened, wait_until
 from tests.lab.forwarder import BLACK_HOLE, Misdeeds, Wire
 
 SIZE = 4 << 20
@@ -30,13 +30,13 @@ def test_fsync_fails_within_deadsecs_when_the_target_never_answers_a_flush(lab: 
         assert errno_of(lambda: os.fsync(file)) == errno.EIO
         assert 1.5 < time.monotonic() - began < 60, "as long as the default deadsecs"
         assert read(file, 4096) == pattern(1), "everything else goes on"
-        assert target_of(mount)["dirty"]
+        assert mount.target()["dirty"]
         again = os.dup(file)
         assert errno_of(lambda: os.close(again)) == errno.EIO
         wire.faults()
-        wait_until(lambda: target_of(mount)["state"] == "up")  # with nothing else under way, it was silent
+        wait_until(lambda: mount.target()["state"] == "up")  # it was down: nothing else was under way
         os.fsync(file)
-        assert not target_of(mount)["dirty"]
+        assert not mount.target()["dirty"]
     assert "e0.0: flush failed" in log_of(mount)
 
 
@@ -46,21 +46,23 @@ def test_a_flush_that_the_disk_fails_fails_the_fsync_and_the_close_and_the_umoun
     file = os.open(mount.here / "e0.0", os.O_RDWR | os.O_DIRECT)
     write(file, pattern(1))
     assert errno_of(lambda: os.fsync(file)) == errno.EIO
-    assert target_of(mount)["dirty"]
+    assert mount.target()["dirty"]
     assert errno_of(lambda: os.close(file)) == errno.EIO
-    assert target_of(mount)["errors"] >= 2
+    assert mount.target()["errors"] >= 2
     wire.misbehave(BLACK_HOLE)
     umount = lab.popen(INITIATOR, [COMMANDS / "aoefs", "umount", mount.path])
-    wait_until(lambda: "waiting for e0.0 to flush its last writes" in umount.output, what="it says what it waits for")
+    wait_until(
+        lambda: "waiting for e0.0 to flush its last writes" in umount.output, what="umount reports what it waits for"
+    )
     wire.faults()
     assert umount.wait(30) == 1
     assert "e0.0 could not be flushed" in umount.output
     assert umount.output.count("\n") == 2
     assert mount.process is not None
-    assert mount.process.wait(15) == 1
+    assert mount.process.wait(30) == 1
 
 
-def test_a_signal_flushes_and_the_exit_code_tells_whether_it_succeeded(lab: Lab, wire: Wire) -> None:
+def test_a_signal_flushes_and_the_exit_code_says_whether_that_succeeded(lab: Lab, wire: Wire) -> None:
     journal = serve_journal(lab, lab.image("disk", SIZE, seed=None))
     mount = mount_until(lab, "e0.0")
     with opened(mount.here / "e0.0") as file:
@@ -69,28 +71,28 @@ def test_a_signal_flushes_and_the_exit_code_tells_whether_it_succeeded(lab: Lab,
         mount.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not mount.mounted)
         write(file, pattern(2))  # open files are served
-    assert mount.process.wait(15) == 0, log_of(mount)
+    assert mount.process.wait(30) == 0, log_of(mount)
     assert flushed(journal) == [(0, pattern(2))]
 
 
 def test_a_disk_that_does_not_know_its_flush_command_is_remembered_and_shown(lab: Lab, wire: Wire) -> None:
     serve_journal(lab, lab.image("disk", SIZE), "refuse")
     mount = mount_until(lab, "e0.0")
-    assert target_of(mount)["flush_supported"]
+    assert mount.target()["flush_supported"]
     with opened(mount.here / "e0.0") as file:
         for number in range(3):
             write(file, pattern(number))
             os.fsync(file)
-    assert not target_of(mount)["flush_supported"]
-    assert not target_of(mount)["dirty"]
+    assert not mount.target()["flush_supported"]
+    assert not mount.target()["dirty"]
     assert log_of(mount).count("e0.0 refuses its own flush command") == 1
 
 
 def flushed(journal: Path) -> list[tuple[int, bytes]]:
-    """What the last flush made durable, by offset, in blocks of 4096 bytes; nothing may follow it."""
+    """The blocks of 4096 bytes (offset, data) that the last flush made durable; nothing may follow it."""
     disk: dict[int, bytes] = {}
     entries = list(read_journal(journal))
-    assert entries[-1].is_flush, "the last thing was not a flush"
+    assert entries[-1].is_flush, "the last entry is not a flush"
     for entry in entries:
         for start in range(0, len(entry.data), 512):
             disk[entry.offset + start] = entry.data[start : start + 512]

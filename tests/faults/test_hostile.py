@@ -1,4 +1,4 @@
-"""Somebody on the wire who lies: nothing he sends makes a file, changes a target, fills the memory or stops I/O."""
+"""A host on the wire that sends lies: none of them makes a file, changes a target, fills the memory or stops I/O."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_config,
 )
-from tests.faults.live import Worker, log_of, mount_until, opened, pattern, read, status, target_of, write
-from tests.lab import INITIATOR, TARGET, Lab, Mount, open_packet_socket, wait_until
+from tests.faults.live import Worker, log_of, mount_until, pattern, read, write
+from tests.lab import INITIATOR, TARGET, Lab, Mount, open_packet_socket, opened, wait_until
 from tests.lab.forwarder import Wire
 
 SIZE = 4 << 20
@@ -34,7 +34,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def raw(lab: Lab, wire: Wire) -> Iterator[socket.socket]:
-    """A socket at the target's end of the wire, for a liar."""
+    """A socket at the target's end of the wire, for the lies."""
     with open_packet_socket(lab, TARGET) as opened_socket:
         yield opened_socket
 
@@ -72,7 +72,7 @@ class Liar:
         return self._config(self._ours, self._mac(), self._address(), self._dice.getrandbits(31) | 1 << 31)
 
     def ata_answer(self) -> bytes:
-        """From the target itself, with a tag that is not in use but by chance."""
+        """From the target itself, with a tag that is in use only by chance."""
         tag = self._dice.getrandbits(31) | 1 << 31
         header = Header(self._ours, self._target, Address(0, 0), AoeCommand.ATA, tag, Flag.RESPONSE)
         return encode_ata(header, AtaArgument(0x40, 0, 0, Status.DRDY, 0), self._dice.randbytes(1024))
@@ -97,7 +97,7 @@ def test_a_flood_of_lies_makes_no_file_and_changes_nothing_and_io_goes_on(
     lie: Callable[[], bytes] = getattr(Liar(lab), kind)
     lies = [lie() for _ in range(1000)]
     contents = disk.read_bytes()
-    before = target_of(mount)
+    before = mount.target()
 
     def work(step: int) -> None:
         assert read(file, 65536, 1 << 20) == contents[1 << 20 : (1 << 20) + 65536]
@@ -112,14 +112,14 @@ def test_a_flood_of_lies_makes_no_file_and_changes_nothing_and_io_goes_on(
         worker.wait_for_steps(20)
         assert resident(mount) - memory < 24 * MEGABYTE
     assert sorted(os.listdir(mount.here)) == [".aoefs", "e0.0"]
-    after = target_of(mount)
+    after = mount.target()
     assert after["errors"] == 0
     for field in ("state", "size", "serial", "model", "config"):
         assert after[field] == before[field]
     for field in ("mac", "bufcnt", "sectors", "interface"):
         assert [path[field] for path in after["paths"]] == [path[field] for path in before["paths"]]
     if kind == "announcement":
-        assert status(mount)["hints"] > 0
+        assert mount.status()["hints"] > 0
 
 
 def test_announcements_with_the_targets_own_address_change_neither_its_window_nor_its_payload(
@@ -127,39 +127,39 @@ def test_announcements_with_the_targets_own_address_change_neither_its_window_no
 ) -> None:
     lab.vblade(0, 0, lab.image("disk", SIZE))
     mount = mount_until(lab, "e0.0")
-    (before,) = target_of(mount)["paths"]
+    (before,) = mount.target()["paths"]
     assert (before["bufcnt"], before["sectors"]) == (16, 2)
-    heard = status(mount)["hints"]
+    heard = mount.status()["hints"]
     for buffers, sectors in ((0, 0), (0, 1), (0xFFFF, 255), (1, 17)):
         for destination in (BROADCAST_MAC, lab.mac(INITIATOR)):
             header = Header(destination, lab.mac(TARGET), Address(0, 0), AoeCommand.CONFIG, 0, Flag.RESPONSE)
             raw.send(encode_config(header, ConfigArgument(0, b"", buffers, 0, sectors, 1)))
-    wait_until(lambda: status(mount)["hints"] >= heard + 8)
+    wait_until(lambda: mount.status()["hints"] >= heard + 8)
     with opened(mount.here / "e0.0") as file:
         for step in range(50):
             write(file, pattern(step), step * 4096)
             assert read(file, 4096, step * 4096) == pattern(step)
-    found = target_of(mount)
+    found = mount.target()
     (after,) = found["paths"]
     for field in ("mac", "bufcnt", "sectors", "healthy"):
         assert after[field] == before[field]
     assert (found["state"], found["errors"]) == ("up", 0)
 
 
-def test_only_so_many_targets_become_files_as_were_allowed(lab: Lab, wire: Wire) -> None:
+def test_no_more_targets_become_files_than_are_allowed(lab: Lab, wire: Wire) -> None:
     disk = lab.image("disk", SIZE)
     lab.target("--read-only", *(f"0.{slot}={disk}" for slot in range(8)))
     mount = lab.mount(foreground=True, max_targets=3)
     wait_until(lambda: len(os.listdir(mount.here)) == 4)
     wait_until(lambda: "3 targets are the most" in log_of(mount))
-    seen = status(mount)["links"][0]["rx_frames"]
-    wait_until(lambda: status(mount)["links"][0]["rx_frames"] > seen + 16, what="all were asked again")
+    seen = mount.status()["links"][0]["rx_frames"]
+    wait_until(lambda: mount.status()["links"][0]["rx_frames"] > seen + 16, what="all were queried again")
     assert len(os.listdir(mount.here)) == 4
     lines = [line for line in log_of(mount).splitlines() if "targets are the most" in line]
     assert len(lines) == len(set(lines)) == 5
 
 
-def test_only_allowed_addresses_are_talked_to(lab: Lab, wire: Wire) -> None:
+def test_no_frame_is_sent_to_an_address_that_is_not_allowed(lab: Lab, wire: Wire) -> None:
     lab.vblade(0, 0, lab.image("disk", SIZE))
     _, other = lab.cable(INITIATOR, TARGET)
     lab.vblade(0, 1, lab.image("other", SIZE), interface=other)

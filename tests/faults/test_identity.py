@@ -1,4 +1,4 @@
-"""Another disk under the same address: never mixed, never written to by files that were open on the first one."""
+"""Another disk under the same address: never mixed with the first one, never written to by files opened on that one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import signal
 import time
 from pathlib import Path
 
-from tests.faults.live import errno_of, log_of, mount_until, opened, pattern, read, status, target_of, write
-from tests.lab import INITIATOR, TARGET, Lab, Process, wait_until
+from tests.faults.live import errno_of, log_of, mount_until, pattern, read, write
+from tests.lab import INITIATOR, TARGET, Lab, Process, opened, wait_until
 from tests.lab.forwarder import BLACK_HOLE, Wire
 
 SIZE = 4 << 20
-NOTICED = 1.0  # seconds of silence after which a target gets nothing before it is identified again, and some more
+NOTICED = (
+    1.0  # seconds of silence, more than enough until a target is suspended: it gets nothing until identified again
+)
 
 
 def serve(lab: Lab, disk: Path) -> Process:
-    """Our target: its serial numbers tell files apart, those of vblade do not."""
+    """Our target: unlike vblade's, its serial numbers differ between files."""
     return lab.target(f"0.0={disk}")
 
 
@@ -50,16 +52,15 @@ def test_an_open_file_fails_when_another_disk_has_taken_the_address_and_writes_n
     assert new.read_bytes() == contents
 
 
-def test_writes_that_wait_for_a_silent_target_never_reach_the_disk_that_took_its_place(lab: Lab, wire: Wire) -> None:
-    """Nothing announces the new disk: the frames that are sent again find it."""
+def test_writes_that_wait_for_a_silent_target_never_reach_the_disk_that_replaced_it(lab: Lab, wire: Wire) -> None:
+    """Nothing announces the new disk: retransmitted frames find it."""
     old, new = lab.image("old", SIZE), lab.image("new", SIZE, seed=1)
     contents = new.read_bytes()
     target = serve(lab, old)
     mount = mount_until(lab, "e0.0")
-    writer = lab.popen(
-        INITIATOR, ["dd", "if=/dev/zero", f"of={mount.file('e0.0')}", "bs=64k", "oflag=direct", "conv=notrunc"]
-    )
-    wait_until(lambda: target_of(mount)["writes"] > 3)
+    fill = f"dd if=/dev/zero of={mount.file('e0.0')} bs=64k count={SIZE >> 16} oflag=direct conv=notrunc"
+    writer = lab.popen(INITIATOR, ["sh", "-c", f"while {fill}; do :; done; exit 1"])  # never over before it fails
+    wait_until(lambda: mount.target()["writes"] > 3)
     wire.misbehave(BLACK_HOLE)
     silent_since = time.monotonic()
     target.stop(signal.SIGKILL)
@@ -79,17 +80,17 @@ def test_a_second_disk_with_the_same_address_is_refused_and_reported(lab: Lab, w
     other = lab.cable(INITIATOR, TARGET)
     mount = mount_until(lab, "e0.0")
     lab.target(f"0.0={second}", interfaces=[other[1]])
-    wait_until(lambda: status(mount)["refused_identities"] > 0, what="the second disk is refused")
+    wait_until(lambda: mount.status()["refused_identities"] > 0, what="the second disk is refused")
     with opened(mount.here / "e0.0") as file:
         for index in range(32):
             write(file, pattern(index), index * 4096)
         for index in range(32):
             assert read(file, 4096, index * 4096) == pattern(index)
     assert second.read_bytes() == contents
-    assert [path["mac"] for path in target_of(mount)["paths"]] == [lab.mac(TARGET, 0).hex(":")]
+    assert [path["mac"] for path in mount.target()["paths"]] == [lab.mac(TARGET, 0).hex(":")]
     (line,) = [line for line in log_of(mount).splitlines() if "is refused" in line]
     assert "it is another disk (serial " in line
-    assert status(mount)["strangers"][0]["state"] == "refused"
+    assert mount.status()["strangers"][0]["state"] == "refused"
 
 
 def test_two_disks_that_answer_from_one_mac_are_both_refused(lab: Lab, wire: Wire) -> None:
@@ -102,5 +103,5 @@ def test_two_disks_that_answer_from_one_mac_are_both_refused(lab: Lab, wire: Wir
     wait_until(lambda: "two disks answer" in log_of(mount))
     assert "e0.0" not in os.listdir(mount.here)
     asked = len(capture.frames())
-    wait_until(lambda: len(capture.frames()) > asked + 6, what="they were asked again")
+    wait_until(lambda: len(capture.frames()) > asked + 6, what="they were queried again")
     assert log_of(mount).count("two disks answer") == 1

@@ -1,5 +1,5 @@
-"""Reservations: taken with all our addresses while a target is open for writing, kept, given back; and what discover
-says of those of others, and of masks."""
+"""Reservations: held with all our addresses while a target is open for writing, then released; and what ``discover``
+reports of reservations of others, and of MAC masks."""
 
 from __future__ import annotations
 
@@ -29,19 +29,8 @@ from aoefs.protocol.wire import (
     encode_mask,
     encode_reserve,
 )
-from tests.faults.live import (
-    Worker,
-    errno_of,
-    log_of,
-    mount_until,
-    opened,
-    pattern,
-    read,
-    status,
-    target_of,
-    write,
-)
-from tests.lab import INITIATOR, TARGET, Lab, Process, open_packet_socket, wait_until
+from tests.faults.live import Worker, errno_of, log_of, mount_until, pattern, read, write
+from tests.lab import INITIATOR, TARGET, Lab, Process, open_packet_socket, opened, wait_until
 from tests.lab.forwarder import Misdeeds, Wire
 
 SIZE = 1 << 20
@@ -51,7 +40,7 @@ Serve = Callable[[], Process]
 
 @pytest.fixture(params=["vblade", "own"])
 def serve(request: pytest.FixtureRequest, lab: Lab) -> Serve:
-    """Exports a disk as e0.0, by vblade or by ``aoefs target``; when called again, the same disk."""
+    """Exports a disk as e0.0, by vblade or by ``aoefs target``; each call exports the same disk."""
 
     def run() -> Process:
         disk = lab.image("disk", SIZE)
@@ -67,7 +56,7 @@ def raw(lab: Lab, wire: Wire) -> Iterator[socket.socket]:
 
 
 def reserve(lab: Lab, raw: socket.socket, argument: ReserveArgument) -> tuple[bytes, ...]:
-    """The list of MACs that the target answers."""
+    """The MACs in the answer of the target."""
     tag = os.getpid()
     header = Header(lab.mac(TARGET), lab.mac(INITIATOR), Address(0, 0), AoeCommand.RESERVE, tag)
     raw.send(encode_reserve(header, argument))
@@ -97,12 +86,12 @@ def test_a_reservation_is_held_with_all_our_addresses_while_a_file_is_open_for_w
             assert set(holders(lab, raw)) == ours
             write(file, pattern(1))
             assert read(other, 4096) == pattern(1)
-        wait_until(lambda: holders(lab, raw) == (), what="it was given back at the last close")
+        wait_until(lambda: holders(lab, raw) == (), what="the last close releases it")
         with opened(mount.here / "e0.0"):
             assert set(holders(lab, raw)) == ours
 
 
-def test_a_disk_that_somebody_else_holds_is_busy(lab: Lab, wire: Wire, raw: socket.socket, serve: Serve) -> None:
+def test_a_disk_that_another_host_has_reserved_is_busy(lab: Lab, wire: Wire, raw: socket.socket, serve: Serve) -> None:
     serve()
     mount = mount_until(lab, "e0.0", reserve=True)
     reserve(lab, raw, ReserveArgument(ReserveCommand.SET, (STRANGER,)))
@@ -117,7 +106,7 @@ def test_a_disk_that_somebody_else_holds_is_busy(lab: Lab, wire: Wire, raw: sock
         assert errno_of(lambda: write(file, pattern(2))) == errno.EBUSY
         reserve(lab, raw, ReserveArgument(ReserveCommand.FORCE_SET, ()))
         assert read(file, 4096) == pattern(1)
-    assert target_of(mount)["state"] == "up"
+    assert mount.target()["state"] == "up"
 
 
 def test_a_target_that_was_restarted_is_reserved_again(lab: Lab, wire: Wire, raw: socket.socket, serve: Serve) -> None:
@@ -125,13 +114,13 @@ def test_a_target_that_was_restarted_is_reserved_again(lab: Lab, wire: Wire, raw
     mount = mount_until(lab, "e0.0", reserve=True)
     with opened(mount.here / "e0.0") as file:
         write(file, pattern(1))
-        os.fsync(file)  # see opened()
+        os.fsync(file)  # see tests.lab.opened
         target.stop(signal.SIGKILL)
         serve()
         wait_until(lambda: holders(lab, raw) == (lab.mac(INITIATOR),), what="it was reserved again")
         write(file, pattern(2))
-    wait_until(lambda: holders(lab, raw) == (), what="it was given back")
-    assert target_of(mount)["errors"] == 0
+    wait_until(lambda: holders(lab, raw) == (), what="it is released")
+    assert mount.target()["errors"] == 0
 
 
 def test_an_interface_that_gets_another_mac_keeps_what_it_reserved_and_io_goes_on(
@@ -145,12 +134,12 @@ def test_an_interface_that_gets_another_mac_keeps_what_it_reserved_and_io_goes_o
         lab.ip(INITIATOR, "link", "set", wire.left, "address", other.hex(":"))
         wait_until(lambda: holders(lab, raw) == (other,), what="it is reserved with the new MAC")
         worker.wait_for_steps(20)
-    wait_until(lambda: holders(lab, raw) == (), what="it was given back")
-    assert target_of(mount)["errors"] == 0
+    wait_until(lambda: holders(lab, raw) == (), what="it is released")
+    assert mount.target()["errors"] == 0
     assert f"{wire.left} has the address {other.hex(':')} now" in log_of(mount)
 
 
-def test_a_mount_that_is_told_to_end_gives_back_what_open_files_hold(lab: Lab, wire: Wire, raw: socket.socket) -> None:
+def test_a_mount_that_ends_releases_what_open_files_have_reserved(lab: Lab, wire: Wire, raw: socket.socket) -> None:
     lab.vblade(0, 0, lab.image("disk", SIZE))
     mount = mount_until(lab, "e0.0", reserve=True)
     assert mount.process is not None
@@ -160,7 +149,7 @@ def test_a_mount_that_is_told_to_end_gives_back_what_open_files_hold(lab: Lab, w
         mount.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not mount.mounted)
         mount.process.send_signal(signal.SIGTERM)
-        assert mount.process.wait(10) == 0
+        assert mount.process.wait(30) == 0
         assert holders(lab, raw) == ()
 
 
@@ -169,7 +158,7 @@ def discover(lab: Lab, *options: str) -> subprocess.CompletedProcess[str]:
     return lab.aoefs("discover", *links, *options, check=False)
 
 
-def test_discover_says_who_has_reserved_a_disk(lab: Lab, wire: Wire, raw: socket.socket) -> None:
+def test_discover_reports_which_host_has_reserved_a_disk(lab: Lab, wire: Wire, raw: socket.socket) -> None:
     lab.vblade(0, 0, lab.image("disk", SIZE))
     assert json.loads(discover(lab, "--json").stdout)[0]["state"] == "up"
     reserve(lab, raw, ReserveArgument(ReserveCommand.SET, (lab.mac(INITIATOR), STRANGER)))
@@ -186,7 +175,7 @@ def test_discover_says_who_has_reserved_a_disk(lab: Lab, wire: Wire, raw: socket
     )
 
 
-def test_discover_lists_who_answers_but_lets_nobody_identify_it(lab: Lab, wire: Wire) -> None:
+def test_discover_lists_a_target_that_answers_but_cannot_be_identified(lab: Lab, wire: Wire) -> None:
     lab.vblade(0, 0, lab.image("disk", SIZE))
     wire.misbehave(out=Misdeeds(lost_opcodes=(Opcode.IDENTIFY,)))
     answer = discover(lab)
@@ -197,13 +186,13 @@ def test_discover_lists_who_answers_but_lets_nobody_identify_it(lab: Lab, wire: 
     (found,) = json.loads(discover(lab, "--json").stdout)
     assert (found["state"], found["size"]) == ("no answer", None)
     mount = lab.mount(foreground=True)
-    wait_until(lambda: status(mount)["strangers"], what="the mount knows of it")
-    assert status(mount)["strangers"][0]["state"] == "no answer"
-    assert status(mount)["targets"] == []
+    wait_until(lambda: mount.status()["strangers"], what="the mount reports it")
+    assert mount.status()["strangers"][0]["state"] == "no answer"
+    assert mount.status()["targets"] == []
 
 
 def test_discover_explains_a_mac_mask_that_leaves_an_interface_out(lab: Lab, serve: Serve) -> None:
-    """Both interfaces see the target; by one of them its mask list can be read."""
+    """Both interfaces see the target; over one of them its mask list can be read."""
     lab.switch(INITIATOR, INITIATOR, TARGET)
     serve()
     (both,) = json.loads(discover(lab, "--json").stdout)

@@ -1,4 +1,4 @@
-"""One minute of the soak; ``python -m tests.soak`` runs it for longer."""
+"""One minute of the soak; ``python -m tests.soak`` runs longer ones."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from tests.lab import Lab, require
 from tests.soak import soak
 
-SECONDS = 50  # with start, end and the last verification a minute
+SECONDS = 50  # a minute with the start, the end and the last verification
 
 
 @pytest.mark.parametrize("lab", [9000], indirect=True)
 def test_a_minute_of_all_faults_at_once_ends_without_an_error_and_with_every_byte_right(lab: Lab) -> None:
     require("fio", "vblade")
-    soak(lab, SECONDS, seed=20261123)  # the tests are the same each time; others: python -m tests.soak --seed N
+    soak(lab, SECONDS, seed=20261123)  # tests do the same each time; for others: python -m tests.soak --seed N

@@ -25,7 +25,7 @@ pytest but ``tests.lab.fixtures``: processes that a lab starts import this packa
 
 from tests.lab.frames import Capture, open_packet_socket, tshark, write_pcap
 from tests.lab.lab import Lab
-from tests.lab.mount import Mount
+from tests.lab.mount import Mount, opened
 from tests.lab.process import Process, is_gone, wait_until
 from tests.lab.programs import COMMANDS, Argument, find_program, make_image, missing, python_module, require
 from tests.lab.side import INITIATOR, TARGET, Side
@@ -45,6 +45,7 @@ __all__ = [
     "make_image",
     "missing",
     "open_packet_socket",
+    "opened",
     "python_module",
     "require",
     "tshark",

@@ -1,14 +1,13 @@
 """A faulty wire between real network namespaces: forwards AoE frames between two interfaces, and misbehaves on demand.
 
-The same faults as in the pure tests, since each direction is a :class:`tests.segment.Segment`: *out* carries what
-comes from the left end (the initiators), *back* what comes from the right end (the targets).  A test makes a
-:class:`Wire` between two sides of its lab and changes the faults while I/O runs; a change holds when the call
-returns.
+The faults are those of the pure tests, since each direction is a :class:`tests.segment.Segment`: *out* carries the
+frames of the left end (the initiators), *back* those of the right end (the targets).  A test makes a :class:`Wire`
+between two sides of its lab and changes the faults while I/O runs; when the call returns, the new faults hold.
 
-What holds always: both ends are promiscuous, since initiators and targets address each other and not us; nothing but
-a lie is ever sent back where it came from; a corrupted frame is lost, as a card drops what fails its checksum.
+What always holds: both ends are promiscuous, since initiators and targets address each other; only a false answer is
+sent back to where its request came from; a corrupted frame is lost, as a card drops it for its checksum.
 
-Rejected: tc-netem (module not everywhere, no choice of frames by content) and a bridge with rules (the same).
+Rejected: tc-netem (its module is not everywhere, it cannot choose frames by content), a bridge with rules (the same).
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ DIRECTIONS = ("out", "back")
 
 @dataclass(frozen=True)
 class Misdeeds:
-    """What one direction does: ``faults`` to any frame; and to chosen ones:
+    """What one direction does: ``faults`` to any frame, the rest to chosen ones.
 
-    ``hold_writes`` is the rate at which a write request is kept back for ``hold_by`` seconds and then delivered;
-    ``lost_opcodes`` are ATA commands of which no request gets through; ``lies`` is the rate at which an ATA request is
-    answered at once, whatever becomes of it, by somebody who is not its target (:func:`lie`).
+    ``hold_writes`` is the rate at which a write request is held back for ``hold_by`` seconds and then delivered;
+    requests of the ATA commands in ``lost_opcodes`` are lost; ``lies`` is the rate at which an ATA request gets a false
+    answer at once (:func:`lie`), whether or not it reaches its target.
     """
 
     faults: Faults = field(default_factory=Faults)
@@ -82,7 +81,7 @@ def _from_third(answer: bytearray) -> bytearray:
     return answer
 
 
-# What makes an answer none, though it carries the tag of a command that waits for one.
+# What makes an answer false, though it carries the tag of a command that waits for one.
 LIES: dict[str, Callable[[bytearray], bytes | bytearray]] = {
     "another MAC": _from_third,
     "another MAC, ATA error": lambda answer: _change(_from_third(answer), _OPCODE_OFFSET, 0x41),
@@ -97,7 +96,7 @@ LIES: dict[str, Callable[[bytearray], bytes | bytearray]] = {
 
 
 def lie(request: bytes, kind: str, dice: random.Random) -> bytes:
-    """A false answer to an ATA request, with data that nobody ever wrote."""
+    """A false answer to an ATA request, with random data."""
     answer = bytearray(request[:ATA_BYTES])
     answer[:6], answer[6:12] = request[6:12], request[:6]
     answer[_FLAGS] |= 0x08
@@ -107,11 +106,25 @@ def lie(request: bytes, kind: str, dice: random.Random) -> bytes:
     return bytes(LIES[kind](answer.ljust(60, b"\0")))
 
 
+@dataclass
+class Report(Injected):
+    """What one direction did so far.
+
+    ``under_way`` frames are still to be delivered; ``dropped`` frames found no room in the kernel.  Since the faults
+    were changed, the latest delivery was ``overdue`` by so many seconds, since this machine was busy.
+    """
+
+    dropped: int = 0
+    under_way: int = 0
+    lied: int = 0
+    overdue: float = 0.0
+
+
 # ── the process ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def open_end(interface: str) -> socket.socket:
-    """Everything of AoE that arrives at an interface, for whomever it is meant."""
+    """A socket for all AoE frames that arrive at an interface, whatever their destination."""
     end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     end.setblocking(False)
     end.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
@@ -124,7 +137,7 @@ def open_end(interface: str) -> socket.socket:
 
 
 class Direction:
-    """From one end to the other, by the Segment's rules; what is delivered later waits in a heap."""
+    """Carries frames from one end to the other by the Segment's rules; those to be delivered later wait in a heap."""
 
     def __init__(self, source: socket.socket, sink: socket.socket, seed: int) -> None:
         self.source = source
@@ -137,10 +150,12 @@ class Direction:
         self._lies = 0.0
         self._lied = 0
         self._late: list[tuple[float, int, bytes]] = []
+        self._overdue = 0.0
         self._numbers = itertools.count()
 
     def misbehave(self, misdeeds: Misdeeds) -> None:
         self._plain = misdeeds == NOTHING_WRONG
+        self._overdue = 0.0
         self._segment.faults = misdeeds.faults
         self._lies = misdeeds.lies
 
@@ -190,16 +205,20 @@ class Direction:
 
     def deliver(self, now: float) -> None:
         while self._late and self._late[0][0] <= now:
-            self._send(heapq.heappop(self._late)[2])
+            due, _, frame = heapq.heappop(self._late)
+            self._overdue = max(self._overdue, now - due)
+            self._send(frame)
 
-    def report(self) -> dict[str, int]:
+    def report(self) -> Report:
         injected = asdict(self._segment.injected)
         injected["sent"] += self._forwarded
-        return {**injected, "dropped": self.dropped, "under_way": len(self._late), "lied": self._lied}
+        return Report(
+            **injected, dropped=self.dropped, under_way=len(self._late), lied=self._lied, overdue=self._overdue
+        )
 
 
 def run(left: str, right: str, control_path: str, seed: int) -> None:
-    """Forward until SIGTERM; one datagram on the control socket changes or asks something, and is answered."""
+    """Forward until SIGTERM.  A datagram on the control socket changes faults, and the answer holds both reports."""
     ends = open_end(left), open_end(right)
     directions = dict(zip(DIRECTIONS, (Direction(*ends, seed), Direction(ends[1], ends[0], seed + 1)), strict=True))
     control = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -224,20 +243,11 @@ def _obey(control: socket.socket, directions: dict[str, Direction]) -> None:
     text, sender = control.recvfrom(1 << 16)
     for name, wanted in json.loads(text).items():
         directions[name].misbehave(Misdeeds(**{**wanted, "faults": Faults(**wanted["faults"])}))
-    answer = {name: direction.report() for name, direction in directions.items()}
+    answer = {name: asdict(direction.report()) for name, direction in directions.items()}
     control.sendto(json.dumps(answer).encode(), sender)
 
 
 # ── the test's side ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass
-class Report(Injected):
-    """What one direction did so far; ``under_way`` frames are still to be delivered."""
-
-    dropped: int = 0
-    under_way: int = 0
-    lied: int = 0
 
 
 class Wire:
@@ -263,7 +273,7 @@ class Wire:
 
     def _ask(self, wanted: dict[str, Misdeeds]) -> dict[str, Report]:
         self._control.sendto(json.dumps({name: asdict(one) for name, one in wanted.items()}).encode(), self._server)
-        answer: dict[str, dict[str, int]] = json.loads(self._control.recv(1 << 16))
+        answer: dict[str, dict[str, Any]] = json.loads(self._control.recv(1 << 16))
         return {name: Report(**numbers) for name, numbers in answer.items()}
 
     def misbehave(self, both: Misdeeds | None = None, **directions: Misdeeds) -> None:
@@ -272,12 +282,16 @@ class Wire:
         self._ask(wanted)
 
     def faults(self, **faults: Any) -> None:
-        """The same faults (:class:`tests.segment.Faults`) in both directions from now on; none heals the wire."""
+        """From now on these faults (:class:`tests.segment.Faults`) in both directions, or none."""
         self.misbehave(Misdeeds(Faults(**faults)))
 
     def report(self) -> dict[str, Report]:
         """Counters since the start, by direction."""
         return self._ask({})
+
+    def is_quiet(self) -> bool:
+        """Whether no frame is left to be delivered."""
+        return not any(direction.under_way for direction in self.report().values())
 
     def close(self) -> None:
         self._control.close()

@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -165,6 +165,18 @@ class Lab:
         process = Process(self.command(side, arguments), self.directory / f"{next(self._files)}.log")
         self._undo.callback(process.stop)
         return process
+
+    @contextlib.contextmanager
+    def repeating(self, side: str, arguments: Sequence[Argument]) -> Iterator[Process]:
+        """Run a program again and again while the block runs, so that it cannot be over too early on any machine.
+
+        The last run ends with the block; AssertionError if a run fails.
+        """
+        over = self.directory / f"{next(self._files)}.over"
+        shell = self.popen(side, ["sh", "-c", 'until [ -e "$0" ]; do "$@" || exit; done', over, *arguments])
+        yield shell
+        over.touch()
+        assert shell.wait(120) == 0, shell.output
 
     def aoefs(
         self, *arguments: Argument, side: str = INITIATOR, check: bool = True, timeout: float = 60

@@ -1,9 +1,12 @@
-"""A mount of aoefs in a lab."""
+"""A mount of aoefs in a lab, and its files."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +36,35 @@ class Mount:
         return self.path / name
 
     def status(self) -> dict[str, Any]:
-        """What ``aoefs status --json`` prints."""
-        answer: dict[str, Any] = json.loads(self.lab.aoefs("status", "--json", self.path, side=self.side).stdout)
-        return answer
+        """What ``aoefs status --json`` prints, but without starting a program."""
+        status: dict[str, Any] = json.loads((self.here / ".aoefs/status.json").read_text())
+        return status
+
+    def target(self, name: str = "e0.0") -> dict[str, Any]:
+        """What the status says of one target."""
+        found: dict[str, Any] = next(target for target in self.status()["targets"] if target["name"] == name)
+        return found
+
+    @property
+    def pid(self) -> int:
+        """The pid of the daemon."""
+        return int(self.status()["pid"])
 
     def umount(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``aoefs umount``, which waits until the daemon is gone."""
         return self.lab.aoefs("umount", *options, self.path, side=self.side, check=check)
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDWR | os.O_DIRECT) -> Iterator[int]:
+    """A descriptor, of which the close may fail: a test of failed flushes closes by itself.
+
+    While it is open, start no program if its target is silent and has something to flush: the child closes its copy,
+    which flushes and waits.
+    """
+    descriptor = os.open(path, flags)
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

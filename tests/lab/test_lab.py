@@ -1,4 +1,4 @@
-"""The lab itself: it leaves nothing behind, and its wire is silent and its own."""
+"""The lab itself: it leaves nothing behind, and its wire carries nothing but what is sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, require
+from tests.lab import INITIATOR, TARGET, Lab, is_gone, open_packet_socket, require
 
 
 def test_nothing_of_a_lab_is_left_after_a_failure() -> None:
@@ -33,14 +33,14 @@ def test_nothing_of_a_lab_is_left_after_a_failure() -> None:
     devices: list[Path] = []
     with pytest.raises(RuntimeError, match="a test failed"):
         fail_in_the_middle()
-    assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
+    assert all(map(is_gone, pids))
     assert not lab.directory.exists()
     assert not (Path("/sys/block") / devices[0].name / "loop/backing_file").exists()
     after = set(os.listdir("/run/netns")) if Path("/run/netns").exists() else set()
     assert not [name for name in after - before if name.startswith(f"aoefs-{os.getpid()}-")]
 
 
-def test_a_mount_is_seen_by_every_program_of_its_side_and_by_nobody_else(lab: Lab) -> None:
+def test_a_mount_is_seen_by_every_program_of_its_side_and_by_no_other(lab: Lab) -> None:
     point = lab.directory / "point"
     point.mkdir()
     lab.run(INITIATOR, ["mount", "-t", "tmpfs", "tmpfs", point])
@@ -73,7 +73,7 @@ def test_what_is_missing_is_a_failure_under_ci_and_a_skip_elsewhere(monkeypatch:
     require("sh", root=False)
 
 
-def test_a_program_that_fails_tells_what_it_said(lab: Lab) -> None:
+def test_the_output_of_a_program_that_fails_is_in_the_error(lab: Lab) -> None:
     with pytest.raises(AssertionError, match=r"exit code 3 of: sh -c .*\n.*oh no"):
         lab.run(TARGET, ["sh", "-c", "echo oh no >&2; exit 3"])
     assert lab.run(TARGET, ["sh", "-c", "cat; exit 3"], check=False, stdin="given").stdout == "given"

@@ -1,4 +1,4 @@
-"""The place of a module: what it exports is the module's ``SIZES``, where it runs its ``pytestmark = places(...)``."""
+"""The fixture ``place``: the module's ``SIZES`` name its disks, ``pytestmark = places(...)`` the kinds of target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.mount.place import Place, open_place
 
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """One lab and one mount for all tests of a module; ``SIZES`` says which disks, by name in bytes."""
+    """One lab and one mount for all tests of a module; ``SIZES`` are its disks: bytes by name."""
     kind, mtu = request.param
     with open_place(kind, mtu, request.module.SIZES, seed=getattr(request.module, "SEED", 0)) as made:
         yield made

@@ -1,13 +1,12 @@
 """A place to try a mount: a lab with targets of one kind, and aoefs mounted over all of them.
 
-A place is made once for a module (``conftest.py``), so tests there share its disks: each test writes what it later
-reads.  The image behind a disk is the judge: what a target was told to write is there at once, whatever caches say.
+A place is made once for a module (``conftest.py``), so its tests share the disks: each test writes what it reads later.
+The image behind a disk decides what is right: a target's writes are in it at once, whatever the caches hold.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 
@@ -35,7 +33,7 @@ def places(combinations: Sequence[tuple[str, int]]) -> pytest.MarkDecorator:
 
 @dataclass
 class Place:
-    """``images`` by the name of the target; ``targets`` are the processes that serve them, by name too."""
+    """``images`` and ``targets`` (the processes that serve them), by the name of the target."""
 
     kind: str
     lab: Lab
@@ -44,7 +42,7 @@ class Place:
     targets: dict[str, Process] = field(default_factory=dict)
 
     def file(self, name: str) -> Path:
-        """A file of the mount, as programs see it that :meth:`run` starts."""
+        """A file of the mount, as programs that :meth:`run` starts see it."""
         return self.mount.file(name)
 
     def here(self, name: str) -> Path:
@@ -56,23 +54,17 @@ class Place:
         return self.lab.run(INITIATOR, arguments, check=check, timeout=timeout)
 
     def counters(self, name: str, mount: Mount | None = None) -> Mapping[str, int]:
-        """What this mount (or another) counted for a target."""
-        return next(target for target in read_status(mount or self.mount)["targets"] if target["name"] == name)
+        """What the status of this mount (or another) says of a target."""
+        return (mount or self.mount).target(name)
 
     @contextlib.contextmanager
     def opened(self, name: str, flags: int) -> Iterator[int]:
-        """A descriptor of this process."""
+        """A descriptor of this process, of which the close must succeed."""
         descriptor = os.open(self.here(name), flags)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
-
-
-def read_status(mount: Mount) -> dict[str, Any]:
-    """What ``aoefs status --json`` prints, without the time that a command takes to start."""
-    status: dict[str, Any] = json.loads((mount.here / ".aoefs/status.json").read_text())
-    return status
 
 
 def serve(lab: Lab, kind: str, images: Mapping[str, Path], *options: Argument) -> dict[str, Process]:
@@ -108,18 +100,6 @@ def fails_with(code: int, call: Callable[[], object]) -> None:
         call()
 
 
-def is_gone(pid: int) -> bool:
-    """No such process any more, or only its exit code, which nobody asked for yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def pid_of(mount: Mount) -> int:
-    return int(read_status(mount)["pid"])
-
-
 def reader(lab: Lab, mount: Mount) -> Process:
     """A program that has e0.0 open."""
     holder = lab.popen(INITIATOR, ["sh", "-c", f"exec 3<>{mount.file('e0.0')}; echo open; exec sleep 1000"])
@@ -131,17 +111,6 @@ def fails_as_dead(call: Callable[[], object]) -> None:
     """The errors of a file system whose daemon is gone."""
     with pytest.raises(OSError, match=r"endpoint is not connected|connection abort"):
         call()
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor, of which the close may fail since the daemon died."""
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
 
 
 def nothing_is_left(lab: Lab, mount: Mount) -> bool:

@@ -1,4 +1,4 @@
-"""What a person gets for a mistake: one line that says what, where and what to do, a code, and nothing left behind."""
+"""A mistake on the command line: one line that says what is wrong, where and what to do, an exit code, nothing left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -45,8 +44,7 @@ def wired() -> Iterator[Lab]:
 
 def everything(lab: Lab) -> tuple[str, int, int]:
     """What a failed command could leave: mounts, sockets, processes."""
-    lines = Path(f"/proc/{lab.sides[INITIATOR].holder}/mounts").read_text().splitlines()
-    mounts = "\n".join(line for line in lines if str(lab.directory) in line)
+    mounts = "\n".join(line for line in lab.sides[INITIATOR].mounts() if str(lab.directory) in line)
     pids = subprocess.run(["ip", "netns", "pids", lab.sides[INITIATOR].namespace], capture_output=True, check=True)
     return mounts, lab.sides[INITIATOR].packet_sockets(), len(pids.stdout.split())
 
@@ -116,7 +114,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line_and_leaves_nothing(wired: Lab, mistake: str) -> None:
+def test_a_mistake_is_reported_in_one_line_and_leaves_nothing(wired: Lab, mistake: str) -> None:
     line, code, says = MISTAKES[mistake]
     arguments = line.replace("{}", str(wired.directory)).split()
     assert says in complaint(wired, [AOEFS, *arguments], code)
@@ -135,12 +133,12 @@ def test_without_dev_fuse_the_line_says_so(wired: Lab) -> None:
 
 
 def plain_user(*more: Argument) -> list[Argument]:
-    """Runs a command as a user with no right but that to raw Ethernet, and to the Python that may lie in /root."""
+    """The prefix that runs a command as a user who may do raw Ethernet, and read the Python that may be below /root."""
     rights = ["--inh-caps", "+net_raw,+dac_read_search", "--ambient-caps", "+net_raw,+dac_read_search"]
     return ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", *rights, *more]
 
 
-def test_a_user_without_fusermount3_is_told_to_install_it(wired: Lab) -> None:
+def test_without_fusermount3_a_user_is_asked_to_install_it(wired: Lab) -> None:
     require("setpriv")
     home = wired.directory / "home"
     home.mkdir()

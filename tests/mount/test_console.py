@@ -1,4 +1,4 @@
-"""The live console in a real terminal, over a real mount: keys, sizes, ends, and what else shows a mount's state."""
+"""The live console in a real terminal, over a real mount: keys, sizes, its end; then ``status`` without a screen."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import COMMANDS, INITIATOR, Lab, Mount, wait_until
+from tests.lab import COMMANDS, INITIATOR, Lab, Mount, is_gone, wait_until
 from tests.lab.tmux import Tmux, terminal
-from tests.mount.place import MIB, is_gone, pid_of
+from tests.mount.place import MIB
 
 AOEFS = COMMANDS / "aoefs"
 FOOTER = "q quits  sort by Name"
@@ -58,7 +58,7 @@ def read(mount: Mount, name: str) -> None:
     mount.lab.run(INITIATOR, ["dd", f"if={mount.file(name)}", "of=/dev/null", "bs=1M", "iflag=direct", "status=none"])
 
 
-# ── the picture ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the screen ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_console_fills_any_screen_and_follows_its_size(aoefs: Open, mount: Mount) -> None:
@@ -77,12 +77,12 @@ def test_the_console_fills_any_screen_and_follows_its_size(aoefs: Open, mount: M
                     and [line.partition(" ")[0] for line in shown[2:5]] == ["e0.0", "e0.1", "e0.2"]
                 )
 
-            screen.wait_until(fits, f"a picture of {columns} by {lines}")
+            screen.wait_until(fits, f"a screen of {columns} by {lines}")
 
 
 def test_what_is_read_shows_as_a_rate_and_in_the_graph(aoefs: Open, mount: Mount) -> None:
     with aoefs("status", mount.path) as screen:
-        screen.wait_for("▁")  # it has seen two pictures
+        screen.wait_for("▁")  # it has read the status twice
         read(mount, "e0.2")
         screen.wait_until(lambda: any("█" in line for line in screen.lines() if line.startswith("e0.2")), "a full bar")
         screen.press("r")
@@ -94,12 +94,12 @@ def test_the_screen_is_never_erased_so_that_nothing_flickers(aoefs: Open, mount:
     with aoefs("status", mount.path) as screen:
         screen.wait_for(FOOTER)
         screen.record(sent)
-        screen.wait_until(lambda: sent.exists() and sent.read_bytes().count(b" aoefs ") >= 3, "three pictures")
+        screen.wait_until(lambda: sent.exists() and sent.read_bytes().count(b" aoefs ") >= 3, "three screens")
     assert not re.findall(rb"\x1b\[[0-9;]*[JKXLMPS@]", sent.read_bytes())
-    assert b"\x1b[H" in sent.read_bytes()  # each is drawn over the one before
+    assert b"\x1b[H" in sent.read_bytes()  # each screen is drawn over the one before
 
 
-def test_keys_sort_and_turn_the_order_round(aoefs: Open, mount: Mount) -> None:
+def test_keys_sort_and_reverse_the_order(aoefs: Open, mount: Mount) -> None:
     with aoefs("status", mount.path) as screen:
         screen.wait_for(FOOTER)
         assert first_target(screen) == "e0.0"
@@ -156,10 +156,10 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_goes_on(lab: Lab, tmp_path: Path,
         screen.type("fg")
         screen.wait_for(FOOTER)
         screen.press("q")
-        screen.wait_until(lambda: not screen.is_full_screen(), "it left")
+        screen.wait_until(lambda: not screen.is_full_screen(), "the console is closed")
 
 
-def test_a_mount_that_goes_ends_the_console_and_it_says_so(aoefs: Open, lab: Lab) -> None:
+def test_a_mount_that_ends_ends_the_console_with_a_message(aoefs: Open, lab: Lab) -> None:
     mount = lab.mount()
     with aoefs("status", mount.path) as screen:
         screen.wait_for(FOOTER)
@@ -169,16 +169,16 @@ def test_a_mount_that_goes_ends_the_console_and_it_says_so(aoefs: Open, lab: Lab
         assert not screen.is_full_screen()
 
 
-def test_a_mount_that_is_killed_ends_the_console_and_it_says_what_to_do(aoefs: Open, lab: Lab) -> None:
+def test_a_mount_that_is_killed_ends_the_console_with_advice(aoefs: Open, lab: Lab) -> None:
     mount = lab.mount()
     with aoefs("status", mount.path) as screen:
         screen.wait_for(FOOTER)
-        os.kill(pid_of(mount), signal.SIGKILL)
+        os.kill(mount.pid, signal.SIGKILL)
         assert screen.exit_code() == 1
         assert "its daemon is dead: 'aoefs umount' removes it" in "".join(screen.lines())
 
 
-def test_another_mount_in_the_place_of_the_old_one_is_not_taken_for_it(aoefs: Open, lab: Lab) -> None:
+def test_another_mount_on_the_same_mount_point_ends_the_console(aoefs: Open, lab: Lab) -> None:
     mount = lab.mount()
     with aoefs("status", mount.path) as screen:
         screen.wait_for(FOOTER)
@@ -191,15 +191,15 @@ def test_another_mount_in_the_place_of_the_old_one_is_not_taken_for_it(aoefs: Op
     mount.umount()
 
 
-def test_a_mount_that_does_not_answer_is_reported_and_can_be_left(aoefs: Open, lab: Lab) -> None:
+def test_a_mount_that_does_not_answer_is_reported_and_q_still_works(aoefs: Open, lab: Lab) -> None:
     mount = lab.mount()
-    daemon = pid_of(mount)
+    daemon = mount.pid
     with aoefs("status", mount.path) as screen:
         screen.wait_for(FOOTER)
         os.kill(daemon, signal.SIGSTOP)
         try:
             screen.wait_for("the mount has not answered for")
-            assert first_target(screen) == "e0.0"  # what is known stays
+            assert first_target(screen) == "e0.0"  # the last known state stays
             screen.press("q")
             assert screen.exit_code() == 0
         finally:
@@ -228,7 +228,7 @@ def test_leaving_the_console_of_a_mount_ends_the_mount(aoefs: Open, lab: Lab, po
         screen.wait_for("e0.2")
         assert screen.lines()[-1].startswith(" q ends the mount ")
         mount = Mount(lab, INITIATOR, point, None, "")
-        daemon = pid_of(mount)
+        daemon = mount.pid
         screen.press("C-c")
         assert screen.exit_code() == 0
         assert not mount.mounted
@@ -300,7 +300,7 @@ def test_a_console_without_a_terminal_is_refused(lab: Lab, point: Path) -> None:
 # ── without a screen ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_single_picture_in_a_terminal_fits_it(lab: Lab, tmp_path: Path, mount: Mount) -> None:
+def test_a_single_status_in_a_terminal_fits_it(lab: Lab, tmp_path: Path, mount: Mount) -> None:
     command = lab.command(INITIATOR, ["sh", "-c", f"{AOEFS} status --once {mount.path}; echo code $?; read line"])
     with terminal(tmp_path, command, (80, 40)) as screen:
         lines = screen.wait_for("code 0")
@@ -309,7 +309,7 @@ def test_a_single_picture_in_a_terminal_fits_it(lab: Lab, tmp_path: Path, mount:
         assert not screen.is_full_screen()
 
 
-def test_a_single_picture_in_a_pipe_is_plain_tables(lab: Lab, mount: Mount) -> None:
+def test_a_single_status_in_a_pipe_is_plain_tables(lab: Lab, mount: Mount) -> None:
     text = lab.aoefs("status", "--once", mount.path).stdout
     tables = [table.splitlines() for table in text.split("\n\n")]
     assert [table[0].split()[0] for table in tables[:4]] == ["target", "path", "shard", "link"]
@@ -317,7 +317,7 @@ def test_a_single_picture_in_a_pipe_is_plain_tables(lab: Lab, mount: Mount) -> N
     assert "\x1b" not in text
 
 
-def test_watch_prints_a_line_of_json_each_time_until_the_mount_goes(lab: Lab) -> None:
+def test_watch_prints_a_line_of_json_each_time_until_the_mount_ends(lab: Lab) -> None:
     mount = lab.mount()
     watcher = lab.popen(INITIATOR, [AOEFS, "status", "--watch", "0.2", mount.path])
     wait_until(lambda: watcher.output.count("\n") >= 3, what="three lines")

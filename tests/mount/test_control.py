@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from aoefs.protocol.ata import decode_identify_untrusted
-from tests.lab import INITIATOR, TARGET, Lab, Mount, require, wait_until
-from tests.mount.place import MIB, OWN, VBLADE, fails_with, open_place, opened, read_status
+from tests.lab import INITIATOR, TARGET, Lab, Mount, opened, require, wait_until
+from tests.mount.place import MIB, OWN, VBLADE, fails_with, open_place
 
 TREE = ["discover", "e0.0", "events", "flush", "interfaces", "revalidate", "status.json"]
 
@@ -28,7 +28,7 @@ def order(mount: Mount, name: str, text: str) -> None:
 
 
 def say(lab: Lab, mount: Mount, script: str, *prefix: str, check: bool = True) -> str:
-    """What a shell in the control directory has to say."""
+    """The output of a shell script that runs in the control directory."""
     shell = ["sh", "-c", f"cd {mount.path}/.aoefs && {script}"]
     ended = lab.run(INITIATOR, [*prefix, *shell], check=check, timeout=20)
     return ended.stdout + ended.stderr
@@ -37,11 +37,11 @@ def say(lab: Lab, mount: Mount, script: str, *prefix: str, check: bool = True) -
 def make_down(mount: Mount, name: str = "e0.0") -> None:
     """The target has just fallen silent: read until it is down."""
     fails_with(errno.EIO, lambda: (mount.here / name).read_bytes())
-    wait_until(lambda: next(t for t in read_status(mount)["targets"] if t["name"] == name)["state"] == "down")
+    wait_until(lambda: next(t for t in mount.status()["targets"] if t["name"] == name)["state"] == "down")
 
 
 @pytest.mark.parametrize(("kind", "mtu"), [(VBLADE, 1500), (OWN, 9000)])
-def test_everything_is_there_and_says_the_truth(kind: str, mtu: int) -> None:
+def test_every_file_is_there_and_its_content_is_right(kind: str, mtu: int) -> None:
     with open_place(kind, mtu, {"e0.0": 2 * MIB}) as place:
         mount = place.mount
         assert sorted(os.listdir(mount.here / ".aoefs")) == TREE
@@ -49,7 +49,7 @@ def test_everything_is_there_and_says_the_truth(kind: str, mtu: int) -> None:
         mode = stat.S_IMODE(os.stat(control(mount, "discover")).st_mode)
         assert mode == 0o200
         identity = decode_identify_untrusted(control(mount, "e0.0/ident").read_bytes())
-        (target,) = read_status(mount)["targets"]
+        (target,) = mount.status()["targets"]
         assert (identity.sectors, identity.serial, identity.model) == (4096, target["serial"], target["model"])
         assert json.loads(control(mount, "e0.0/stats").read_text())["name"] == "e0.0"
         assert control(mount, "interfaces").read_text() == "aoe0\n"
@@ -63,11 +63,11 @@ def test_everything_is_there_and_says_the_truth(kind: str, mtu: int) -> None:
         fails_with(errno.EPERM, lambda: os.unlink(control(mount, "e0.0/config")))
 
 
-def test_orders_of_a_shell(lab: Lab) -> None:
+def test_a_shell_writes_orders(lab: Lab) -> None:
     disk = lab.image("disk", MIB)
     lab.vblade(0, 0, disk)
     mount = lab.mount()
-    lab.vblade(0, 1, lab.image("late", MIB))  # which announces itself in a way that counts for nothing
+    lab.vblade(0, 1, lab.image("late", MIB))  # its announcement is only a hint
     say(lab, mount, "echo now > discover")
     wait_until(lambda: (mount.here / "e0.1").exists())
     capture = lab.capture()
@@ -94,7 +94,7 @@ def test_a_grown_disk_is_seen_after_revalidate(lab: Lab) -> None:
     wait_until(lambda: (mount.here / "e0.0").stat().st_size == 2 * MIB)
 
 
-def test_flush_forgets_a_dead_target_but_not_one_in_use(lab: Lab) -> None:
+def test_flush_forgets_a_target_that_is_down_but_not_one_in_use(lab: Lab) -> None:
     targets = [lab.vblade(0, slot, lab.image(f"disk{slot}", MIB)) for slot in (0, 1)]
     mount = lab.mount(deadsecs=1)
     with opened(mount.here / "e0.0", os.O_RDONLY):
@@ -126,7 +126,7 @@ def test_nothing_in_the_control_directory_waits_for_a_silent_target(lab: Lab) ->
     os.kill(target.pid, signal.SIGSTOP)
     try:
         reader = lab.popen(INITIATOR, ["dd", f"if={mount.file('e0.0')}", "of=/dev/null", "bs=64k"])
-        wait_until(lambda: read_status(mount)["targets"][0]["in_flight"] > 0)
+        wait_until(lambda: mount.status()["targets"][0]["in_flight"] > 0)
         orders = "for file in discover revalidate flush; do echo > $file; done"
         say(lab, mount, f"cat status.json events interfaces e0.0/*; {orders}")
         assert "Input/output error" in say(lab, mount, "/bin/echo ours > e0.0/config", check=False)
@@ -156,8 +156,8 @@ def test_interfaces_can_be_changed_while_mounted() -> None:
         lab.ip(INITIATOR, "link", "set", "aoe0", "down")
         lab.ip(INITIATOR, "link", "set", "aoe0", "up")
         lab.ip(INITIATOR, "link", "set", "aoe1", "mtu", "9000")
-        wait_until(lambda: read_status(mount)["links"][0]["mtu"] == 9000, what="the change of aoe1 was heard of")
-        assert control(mount, "interfaces").read_text() == "aoe1\n", "the other one is not wanted any more"
+        wait_until(lambda: mount.status()["links"][0]["mtu"] == 9000, what="the change of aoe1 is noticed")
+        assert control(mount, "interfaces").read_text() == "aoe1\n", "the other one is no longer wanted"
         assert (mount.here / "e0.1").read_bytes() == (lab.directory / "disk1").read_bytes()
         order(mount, "interfaces", "any\n")
         assert sorted(control(mount, "interfaces").read_text().split()) == ["aoe0", "aoe1"]
@@ -168,7 +168,7 @@ def _reads(mount: Mount, name: str) -> bool:
     return len((mount.here / name).read_bytes()) == MIB
 
 
-def test_modes_decide_who_may(lab: Lab) -> None:
+def test_file_modes_decide_who_may_write(lab: Lab) -> None:
     require("setpriv")
     lab.vblade(0, 0, lab.image("disk", MIB))
     mount = lab.mount("--umask", "022", allow_other=True)
@@ -181,7 +181,7 @@ def test_modes_decide_who_may(lab: Lab) -> None:
     assert "can't cd" in say(lab, private, "cat interfaces", *nobody, check=False)
 
 
-def test_events_tell_what_happened_to_a_mount_in_the_background(lab: Lab) -> None:
+def test_events_report_what_happens_to_a_mount_in_the_background(lab: Lab) -> None:
     target = lab.vblade(0, 0, lab.image("disk", MIB))
     mount = lab.mount(deadsecs=1)
     before = control(mount, "events").read_text().splitlines()
@@ -191,14 +191,14 @@ def test_events_tell_what_happened_to_a_mount_in_the_background(lab: Lab) -> Non
     after = control(mount, "events").read_text().splitlines()
     assert after[: len(before)] == before
     assert any(line.endswith("warning e0.0 is down: not one answer for 1 s") for line in after[len(before) :])
-    events = read_status(mount)["events"]
+    events = mount.status()["events"]
     assert [event["text"] for event in events][-len(after) :] == [line.split(" ", 2)[2] for line in after][-50:]
     assert {"time", "level", "text"} == set(events[-1])
     times = [event["time"] for event in events]
     assert times == sorted(times)
 
 
-def test_a_read_only_mount_can_be_looked_at(lab: Lab) -> None:
+def test_a_read_only_mount_has_a_control_directory_that_takes_no_orders(lab: Lab) -> None:
     lab.target(f"0.0={lab.image('disk', MIB)}", side=TARGET)
     mount = lab.mount(read_only=True)
     assert control(mount, "interfaces").read_text() == "aoe0\n"

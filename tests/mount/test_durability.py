@@ -1,4 +1,4 @@
-"""What is durable when: which calls flush the target, and that its answer comes first."""
+"""Which calls flush the target, and that they return only after its answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import AoeCommand, decode_ata_untrusted, decode_header_untrusted
-from tests.lab import INITIATOR, Capture, Lab, require, wait_until
-from tests.mount.place import MIB, TWO_PLACES, VBLADE, Place, fails_with, open_place, places, read_status, serve
+from tests.lab import INITIATOR, Capture, Lab, is_gone, require, wait_until
+from tests.mount.place import MIB, TWO_PLACES, VBLADE, Place, fails_with, open_place, places, serve
 
 SIZES = {"e0.0": 4 * MIB}
 COMMANDS: dict[int, str] = {
@@ -46,13 +46,13 @@ def test_fsync_returns_when_the_target_has_answered_its_flush(place: Place) -> N
     require("tshark")
     capture = place.lab.capture()
     with place.opened("e0.0", os.O_RDWR) as file:
-        os.fsync(file)  # nothing written: it asks all the same
+        os.fsync(file)  # nothing is written: it flushes all the same
         assert commands(capture) == ["flush", "flush answered"]
         os.pwrite(file, bytes(512), 0)
         os.fdatasync(file)
         expected = ["write", "write answered", "flush", "flush answered"]
         assert commands(capture)[2:] == expected
-    assert commands(capture)[2:] == expected  # the close has nothing to flush any more
+    assert commands(capture)[2:] == expected  # the close has nothing left to flush
     flush = "(aoe.ata.cmd == 0xe7 || aoe.ata.cmd == 0xea) && aoe.response == 0"
     assert [len(row) for row in capture.tshark(flush, "aoe.tag")] == [1, 1]
 
@@ -92,7 +92,7 @@ def test_close_flushes_what_was_written_and_nothing_else(place: Place) -> None:
 
 
 def store_through_a_map(path: Path, offset: int, data: bytes) -> None:
-    """Store into a shared map that outlives its descriptor (Python's own keeps one): no close will flush it."""
+    """Store into a shared map that outlives its descriptor (Python's own maps keep one): no close flushes it."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -119,7 +119,7 @@ def test_umount_flushes_what_a_map_has_left(place: Place) -> None:
 def test_a_lazy_umount_serves_what_is_open_and_flushes_in_the_end(place: Place) -> None:
     with open_place(place.kind, place.lab.mtu, {"e0.0": MIB}) as other:
         capture = other.lab.capture()
-        pid = read_status(other.mount)["pid"]
+        pid = other.mount.pid
         with other.opened("e0.0", os.O_RDWR) as file:
             other.mount.umount("--lazy")
             assert not other.mount.mounted
@@ -127,7 +127,7 @@ def test_a_lazy_umount_serves_what_is_open_and_flushes_in_the_end(place: Place) 
             assert os.pread(file, 10, 12345) == b"still here"
             os.fsync(file)
             os.pwrite(file, b"unflushed!", 12345)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="the daemon is gone")
+        wait_until(lambda: is_gone(pid), what="the daemon is gone")
         assert commands(capture)[-4:] == ["write", "write answered", "flush", "flush answered"]
         assert other.images["e0.0"].read_bytes()[12345:12355] == b"unflushed!"
         assert other.lab.sides[INITIATOR].packet_sockets() == 0

@@ -1,4 +1,4 @@
-"""File systems on a disk of a mount: made, mounted through a loop device, filled, unmounted, and found clean."""
+"""File systems on a disk of a mount: made, mounted through a loop device, filled, unmounted, checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.lab import INITIATOR, require
 from tests.mount.place import MIB, TWO_PLACES, Place, places, random_bytes
 
-# Sparse, since what the file systems need is more than what these tests write.
+# Sparse: the file systems need more room than these tests write.
 SIZES = {"e0.0": 48 * MIB, "e0.1": 320 * MIB, "e0.2": 128 * MIB}
 SEED = None
 pytestmark = places(TWO_PLACES)
@@ -21,7 +21,7 @@ pytestmark = places(TWO_PLACES)
 
 @contextlib.contextmanager
 def loop_mounted(place: Place, name: str, *options: str) -> Iterator[Path]:
-    """``mount -o loop`` of a disk beside the mount; where programs there see it."""
+    """``mount -o loop`` of a disk beside the mount; the mount point as programs there see it."""
     point = place.lab.directory / f"{name}.mounted"
     point.mkdir(exist_ok=True)
     place.run("mount", "-o", ",".join(("loop", *options)), place.file(name), point)
@@ -69,14 +69,14 @@ def test_a_file_system_is_made_filled_unmounted_and_clean(place: Place, kind: st
         before = fill(place, point)
     place.run(*check, place.file(name))
     if kind == "ext4":
-        place.run(*check, place.images[name])  # and what lies behind the target is the same
+        place.run(*check, place.images[name])  # the image of the target is clean, too
     with loop_mounted(place, name, "ro") as point:
         assert checksum(place, point) == before
     assert place.counters(name)["errors"] == 0
     assert place.counters(name)["flushes"] > 0
 
 
-def test_a_file_that_was_synced_in_the_file_system_is_behind_the_target(place: Place) -> None:
+def test_a_file_that_was_synced_in_the_file_system_is_in_the_image(place: Place) -> None:
     place.run("mkfs.ext4", "-q", "-F", place.file("e0.0"))
     with loop_mounted(place, "e0.0") as point:
         here = place.lab.sides[INITIATOR].root / point.relative_to("/")

@@ -1,4 +1,4 @@
-"""The life of a mount: it comes up, targets come late, it is stopped in every way."""
+"""The life of a mount: it starts, targets appear late, it is stopped in every way."""
 
 from __future__ import annotations
 
@@ -6,30 +6,16 @@ import errno
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.lab import COMMANDS, INITIATOR, Lab, wait_until
-from tests.mount.place import (
-    MIB,
-    OWN,
-    VBLADE,
-    fails_as_dead,
-    fails_with,
-    is_gone,
-    nothing_is_left,
-    opened,
-    pid_of,
-    read_status,
-    reader,
-    serve,
-)
+from tests.lab import COMMANDS, INITIATOR, Lab, is_gone, opened, wait_until
+from tests.mount.place import MIB, OWN, VBLADE, fails_as_dead, fails_with, nothing_is_left, reader, serve
 
 both_kinds = pytest.mark.parametrize("kind", [VBLADE, OWN])
 
 
-# ── coming up ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── its start ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @both_kinds
@@ -41,8 +27,8 @@ def test_the_command_returns_when_all_targets_are_there(lab: Lab, kind: str) -> 
     assert sorted(os.listdir(mount.here)) == [".aoefs", "e0.0", "e1.1", "e2.2", "e3.3"]
     assert [os.stat(mount.here / f"e{n}.{n}").st_size for n in range(4)] == [MIB + n * 512 for n in range(4)]
     assert mount.log == ""
-    assert elapsed < 4  # 1.5 on a machine of its own
-    assert pid_of(mount) != 0 and not is_gone(pid_of(mount))  # noqa: PT018
+    assert elapsed < 20  # 1.5 on an idle machine; it must not wait for a timeout of minutes
+    assert mount.pid != 0 and not is_gone(mount.pid)  # noqa: PT018
 
 
 @both_kinds
@@ -54,7 +40,11 @@ def test_without_any_target_the_mount_is_live_and_a_late_one_appears(lab: Lab, k
     fails_with(errno.ENOENT, lambda: os.stat(mount.here / "e0.0"))
     image = lab.image("late", MIB)
     serve(lab, kind, {"e0.0": image})
-    wait_until(lambda: (mount.here / "e0.0").exists(), timeout=2, what="the late target appears")
+    wait_until(
+        lambda: (mount.here / "e0.0").exists(),
+        timeout=30,
+        what="the late target appears, before the next periodic query",
+    )
     assert os.listdir(mount.here) == [".aoefs", "e0.0"]
     lab.run(INITIATOR, ["cmp", image, mount.file("e0.0")])
 
@@ -63,11 +53,7 @@ def test_the_form_of_fstab_mounts_the_same(lab: Lab) -> None:
     lab.vblade(0, 0, lab.image("image", MIB))
     mount = lab.mount("aoe0", "-o", "ro,_netdev,noauto,x-systemd.automount,deadsecs=30", interfaces=[])
     fails_with(errno.EROFS, lambda: os.open(mount.here / "e0.0", os.O_RDWR))
-    line = next(
-        line
-        for line in Path(f"/proc/{lab.sides[INITIATOR].holder}/mounts").read_text().splitlines()
-        if str(mount.path) in line
-    )
+    line = next(line for line in lab.sides[INITIATOR].mounts() if str(mount.path) in line)
     assert line.startswith("aoe0 ")
     assert " fuse.aoefs ro," in line
 
@@ -94,11 +80,11 @@ def test_a_mount_point_may_be_relative_or_a_link(lab: Lab) -> None:
     assert not lab.sides[INITIATOR].packet_sockets()
 
 
-def test_two_mounts_show_the_same_disk_and_live_apart(lab: Lab) -> None:
+def test_two_mounts_show_the_same_disk_and_are_independent(lab: Lab) -> None:
     image = lab.image("image", MIB)
     lab.vblade(0, 0, image)
     first, second = lab.mount(), lab.mount()
-    assert pid_of(first) != pid_of(second)
+    assert first.pid != second.pid
     data = os.urandom(5000)
     with (first.here / "e0.0").open("r+b") as file:
         file.write(data)
@@ -110,13 +96,13 @@ def test_two_mounts_show_the_same_disk_and_live_apart(lab: Lab) -> None:
     assert not lab.sides[INITIATOR].packet_sockets()
 
 
-# ── going down ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── its end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_umount_returns_when_the_daemon_is_gone(lab: Lab) -> None:
     lab.vblade(0, 0, lab.image("image", MIB))
     mount = lab.mount()
-    pid = pid_of(mount)
+    pid = mount.pid
     answer = mount.umount()
     assert is_gone(pid)
     assert (answer.stdout, answer.stderr) == ("", "")
@@ -125,7 +111,7 @@ def test_umount_returns_when_the_daemon_is_gone(lab: Lab) -> None:
     assert (answer.returncode, answer.stderr) == (1, f"aoefs: {mount.path} is not mounted\n")
 
 
-def test_umount_of_a_busy_mount_names_who_uses_it_and_changes_nothing(lab: Lab) -> None:
+def test_umount_of_a_busy_mount_names_its_users_and_changes_nothing(lab: Lab) -> None:
     lab.vblade(0, 0, lab.image("image", MIB))
     mount = lab.mount()
     holder = reader(lab, mount)
@@ -150,7 +136,7 @@ def test_a_signal_ends_an_idle_mount_at_once(lab: Lab, number: signal.Signals) -
     mount = lab.mount(foreground=True)
     assert mount.process is not None
     wait_until(lambda: (mount.here / "e0.0").exists(), what="the target")
-    assert mount.process.stop(number, timeout=5) == 0, mount.process.output
+    assert mount.process.stop(number, timeout=20) == 0, mount.process.output
     assert nothing_is_left(lab, mount)
     assert mount.process.output == ""
 
@@ -165,7 +151,7 @@ def test_after_a_signal_an_open_file_is_served_until_its_close(lab: Lab) -> None
     file = os.open(mount.here / "e0.0", os.O_RDWR)
     try:
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not mount.mounted, what="it is out of the tree")
+        wait_until(lambda: not mount.mounted, what="the mount point is free")
         for turn in range(20):
             assert os.pwrite(file, bytes([turn]) * 700, turn * 701) == 700
             assert os.pread(file, 700, turn * 701) == bytes([turn]) * 700
@@ -173,7 +159,7 @@ def test_after_a_signal_an_open_file_is_served_until_its_close(lab: Lab) -> None
         assert process.poll() is None
     finally:
         os.close(file)
-    assert process.wait(5) == 0, process.output
+    assert process.wait(20) == 0, process.output
     assert image.read_bytes()[19 * 701 :][:700] == bytes([19]) * 700
 
 
@@ -186,21 +172,21 @@ def test_a_second_signal_ends_at_once(lab: Lab) -> None:
     with opened(mount.here / "e0.0", os.O_RDWR | os.O_DIRECT) as file:
         os.pwrite(file, b"written before", 0)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not mount.mounted, what="it is out of the tree")
+        wait_until(lambda: not mount.mounted, what="the mount point is free")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(3) == 0, process.output  # what was written is flushed all the same
+        assert process.wait(20) == 0, process.output  # what was written is flushed all the same
         assert "second signal" in process.output
         fails_as_dead(lambda: os.pread(file, 512, 0))
     assert nothing_is_left(lab, mount)
 
 
-def test_a_signal_in_the_middle_of_a_copy_lets_it_finish(lab: Lab) -> None:
+def test_a_signal_during_a_copy_lets_the_copy_finish(lab: Lab) -> None:
     image, source = lab.image("image", 24 * MIB), lab.image("source", 24 * MIB, seed=3)
     lab.vblade(0, 0, image)
     mount = lab.mount()
-    pid = pid_of(mount)
+    pid = mount.pid
     copy = lab.popen(INITIATOR, ["dd", f"if={source}", f"of={mount.file('e0.0')}", "bs=64k", "conv=fsync"])
-    wait_until(lambda: read_status(mount)["targets"][0]["write_bytes"] > MIB, what="the copy is on its way")
+    wait_until(lambda: mount.status()["targets"][0]["write_bytes"] > MIB, what="the copy is on its way")
     os.kill(pid, signal.SIGTERM)
     assert copy.wait(30) == 0, copy.output
     wait_until(lambda: is_gone(pid), what="the daemon has ended")

@@ -1,4 +1,4 @@
-"""36 targets in one mount: all there, all right when used at once, on all shards, in little memory."""
+"""36 targets in one mount: all are there, all are right when used at once, over all shards, in little memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, make_image
-from tests.mount.place import MIB, TWO_PLACES, Place, places, read_status, serve
+from tests.mount.place import MIB, TWO_PLACES, Place, places, serve
 
 NAMES = [f"e{number // 6}.{number % 6}" for number in range(36)]
-MEMORY_LIMIT = 150_000_000  # bytes: a request of 1 MiB under way costs two of them, and 36 are under way here
+MEMORY_LIMIT = 150_000_000  # bytes: each of the 36 requests of 1 MiB under way needs 2 MiB
 pytestmark = places(TWO_PLACES)
 
 
@@ -36,7 +36,7 @@ def for_all(place: Place, command: str) -> None:
 
 def memory(place: Place) -> int:
     """The most that the daemon ever had in memory, in bytes."""
-    text = Path(f"/proc/{read_status(place.mount)['pid']}/status").read_text()
+    text = Path(f"/proc/{place.mount.status()['pid']}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", text)
     assert found is not None
     return int(found[1]) * 1024
@@ -50,7 +50,7 @@ def test_all_are_listed_when_the_command_returns(place: Place) -> None:
 
 def test_all_are_read_and_compared_at_once(place: Place) -> None:
     for_all(place, 'cmp "$1" "$2"')
-    status = read_status(place.mount)
+    status = place.mount.status()
     assert all(target["read_bytes"] >= MIB and target["errors"] == 0 for target in status["targets"])
     first, second = (shard["completed"] for shard in status["shards"])
     assert 0.5 < first / second < 2, "the load is spread evenly over both shards"
@@ -61,7 +61,7 @@ def test_all_are_written_at_once(place: Place) -> None:
     for_all(place, f'dd if={new} of="$1" bs=128k conv=fsync status=none')
     for image in place.images.values():
         assert image.read_bytes()[:MIB] == new.read_bytes()
-    assert not any(target["dirty"] for target in read_status(place.mount)["targets"])
+    assert not any(target["dirty"] for target in place.mount.status()["targets"])
 
 
 def test_the_memory_of_a_busy_mount_is_bounded(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""Writes of any length at any place: a partial sector loses nothing around it, whoever else writes into it."""
+"""Writes of any length at any place: a partial sector loses nothing around it, even if others write into it, too."""
 
 from __future__ import annotations
 
@@ -116,6 +116,7 @@ def test_fio_reads_back_what_it_wrote(place: Place, job: str) -> None:
     options = FIO_JOBS[job].split()
     name = place.file("e0.0")
     common = ["--rw=randwrite", "--verify=crc32c", "--verify_fatal=1", "--allow_file_create=0", "--minimal"]
+    common.append(f"--aux-path={place.lab.directory}")  # of the state that a verification leaves
     answer = place.run("fio", "--name=job", f"--filename={name}", *common, *options, "--end_fsync=1", timeout=60)
     assert "bad" not in answer.stderr + answer.stdout, answer.stderr
     place.run("cmp", place.images["e0.0"], name)

@@ -1,4 +1,4 @@
-"""Partitions of real disks as files: made by real tools through a real mount, broken, moved, and used."""
+"""Partitions of disks as files: made by real tools through a real mount, broken, moved, and used."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import INITIATOR, Lab, Mount, find_program, require, wait_until
-from tests.mount.place import MIB, OWN, VBLADE, Place, fails_with, open_place, opened, random_bytes, read_status
+from tests.lab import INITIATOR, Lab, Mount, find_program, opened, require, wait_until
+from tests.mount.place import MIB, OWN, VBLADE, Place, fails_with, open_place, random_bytes
 
 SECTOR = 512
 TWO_PARTS = "label: dos\nstart=2048, size=8192, type=83\nstart=10240, size=4096, type=83\n"
@@ -32,7 +32,7 @@ def one() -> Iterator[Place]:
 
 
 def sfdisk(place: Place, script: str, name: str = "e0.0") -> None:
-    """Partition a disk through the mount; it says that it cannot tell a kernel, which there is none of."""
+    """Partition a disk through the mount; there is no kernel device whose table could be read again."""
     require("sfdisk")
     lab = place.lab
     lab.run(INITIATOR, ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", place.file(name)], stdin=script)
@@ -44,14 +44,14 @@ def parts(mount: Mount, name: str = "e0.0") -> list[str]:
 
 def texts(mount: Mount) -> list[str]:
     """The events of a mount."""
-    return [event["text"] for event in read_status(mount)["events"]]
+    return [event["text"] for event in mount.status()["events"]]
 
 
 def test_partitions_appear_when_a_tool_has_made_them_and_are_disks_of_their_own(place: Place) -> None:
     require("mkfs.ext4", "e2fsck")
     assert parts(place.mount) == []
     sfdisk(place, TWO_PARTS)
-    assert parts(place.mount) == ["e0.0p1", "e0.0p2"], "at once, when the tool has ended"
+    assert parts(place.mount) == ["e0.0p1", "e0.0p2"], "as soon as the tool has ended"
     assert os.stat(place.here("e0.0p1")).st_size == 8192 * SECTOR
     place.run("mkfs.ext4", "-q", "-E", "nodiscard", place.file("e0.0p2"))
     point = place.lab.directory / "disk"
@@ -88,7 +88,7 @@ def test_a_table_that_is_there_at_the_mount_gives_files_at_once(one: Place) -> N
         assert len(os.read(file, MIB)) == 100 * SECTOR
 
 
-def test_a_gpt_is_read_from_its_backup_and_a_broken_one_is_said_once(one: Place) -> None:
+def test_a_gpt_is_read_from_its_backup_and_a_broken_one_is_reported_once(one: Place) -> None:
     require("sgdisk", "parted")
     mount = one.mount
     one.run("sgdisk", "-n", "1:2048:4095", "-n", "3:4096:8191", one.file("e0.0"))
@@ -159,7 +159,7 @@ def test_another_host_repartitions_the_disk(one: Place) -> None:
         (mount.here / ".aoefs/revalidate").write_text("e0.0\n")
         wait_until(lambda: parts(mount) == ["e0.0p1", "e0.0p2", "e0.0p3"])
         fails_with(errno.ESTALE, lambda: os.pwrite(file, b"evil", 0))
-        wait_until(lambda: _fails_stale(file), what="the cached pages of the old one are gone")
+        wait_until(lambda: _fails_stale(file), what="the cached pages of the old partition are gone")
         assert len(os.pread(good, 4096, 0)) == 4096
     assert os.stat(mount.here / "e0.0p2").st_size == 2048 * SECTOR
     assert os.stat(mount.here / "e0.0p1").st_ino == kept

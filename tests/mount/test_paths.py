@@ -1,4 +1,4 @@
-"""A target on two cables: both carry I/O, and one that fails in the middle costs no error."""
+"""A target on two cables: both carry I/O, and one that fails during a copy causes no error."""
 
 from __future__ import annotations
 
@@ -48,17 +48,15 @@ def test_both_paths_carry_reads_and_writes(place: Place) -> None:
 
 
 @pytest.mark.parametrize("side", [INITIATOR, TARGET])
-def test_a_link_that_fails_in_the_middle_of_a_copy_costs_no_error(place: Place, side: str) -> None:
+def test_a_link_that_fails_during_a_copy_causes_no_error(place: Place, side: str) -> None:
     new = make_image(place.lab.directory / "new", 32 * MIB, seed=5)
     start = written(place)
-    copy = place.lab.popen(
-        INITIATOR, ["dd", f"if={new}", f"of={place.file('e0.0')}", "bs=1M", "oflag=direct", "status=none"]
-    )
-    wait_until(lambda: written(place) > start + 2 * MIB, what="the copy is on its way")
-    place.lab.ip(side, "link", "set", "aoe0", "down")
-    down_at = written(place)
-    assert copy.wait(60) == 0, copy.output
-    assert down_at < start + 32 * MIB, "it was not over by then"
+    copy = ["dd", f"if={new}", f"of={place.file('e0.0')}", "bs=1M", "oflag=direct", "status=none"]
+    with place.lab.repeating(INITIATOR, copy):
+        wait_until(lambda: written(place) > start + 2 * MIB, what="the copy has begun")
+        place.lab.ip(side, "link", "set", "aoe0", "down")
+        down_at = written(place)
+        wait_until(lambda: written(place) > down_at + 2 * MIB, 60, "the copy goes on")
     assert place.images["e0.0"].read_bytes() == new.read_bytes()
     assert place.counters("e0.0")["errors"] == 0
     place.lab.ip(side, "link", "set", "aoe0", "up")
@@ -70,5 +68,5 @@ def test_a_link_that_fails_in_the_middle_of_a_copy_costs_no_error(place: Place, 
         place.run("dd", f"if={place.file('e0.0')}", "of=/dev/null", "bs=1M", "count=1", "iflag=direct", "status=none")
         return paths(place)["aoe0"]["answered"] > before + 10
 
-    wait_until(is_used_again, timeout=20, what="the link that is up again carries I/O")
+    wait_until(is_used_again, timeout=60, what="the link that is up again carries I/O")
     place.run("cmp", new, place.file("e0.0"))

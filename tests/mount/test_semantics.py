@@ -1,4 +1,4 @@
-"""A file of a mount behaves as a disk: sizes, ends, errors, and owners."""
+"""A file of a mount behaves as a disk: its size, its end, errors, and owners."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = places(TWO_PLACES)
 # ── sizes and ends ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_stat_and_df_tell_the_size_of_the_disk(place: Place) -> None:
+def test_stat_and_df_give_the_size_of_the_disk(place: Place) -> None:
     for name, size in SIZES.items():
         found = os.stat(place.here(name))
         assert (found.st_size, found.st_blocks, found.st_blksize) == (size, size // 512, MIB)
@@ -61,14 +61,14 @@ def test_dd_past_the_end_fills_the_disk_and_finds_no_space_left(place: Place, fl
     assert answer.returncode == 1
     assert "No space left on device" in answer.stderr
     assert "6+0 records in\n5+0 records out" in answer.stderr
-    if not flags:  # for O_DIRECT the kernel knows no short count
+    if not flags:  # with O_DIRECT the kernel reports no short count
         assert f"\n{SIZES['e0.1']} bytes" in answer.stderr
     assert place.images["e0.1"].read_bytes() == bytes(SIZES["e0.1"])
     answer = place.run("sh", "-c", f"LC_ALL=C dd if=/dev/zero of={place.file('e0.0')} bs=1M {flags}", check=False)
     assert f"No space left on device\n5+0 records in\n4+0 records out\n{4 * MIB} bytes" in answer.stderr
 
 
-def test_a_read_is_short_at_the_end_only(place: Place) -> None:
+def test_a_read_is_short_only_at_the_end(place: Place) -> None:
     whole = place.images["e0.1"].read_bytes()
     for flags in (os.O_RDONLY, os.O_RDONLY | os.O_DIRECT):
         with place.opened("e0.1", flags) as file:
@@ -104,7 +104,7 @@ def test_other_names_do_not_exist(place: Place, name: str) -> None:
     fails_with(errno.ENOENT, lambda: os.stat(place.here(name)))
 
 
-def test_nothing_is_made_removed_or_renamed(place: Place) -> None:
+def test_no_file_can_be_created_removed_or_renamed(place: Place) -> None:
     disk, new = place.here("e0.0"), place.here("new")
     for call in (
         lambda: os.open(new, os.O_CREAT | os.O_WRONLY),
@@ -153,7 +153,7 @@ def test_a_read_only_mount_refuses_every_change(place: Place) -> None:
         lambda: os.mkdir(mount.here / "new"),
     ):
         fails_with(errno.EROFS, call)
-    device = place.lab.losetup(mount.file("e0.0"))  # becomes read-only by itself
+    device = place.lab.losetup(mount.file("e0.0"))  # the loop device becomes read-only by itself
     assert (Path("/sys/block") / device.name / "ro").read_text() == "1\n"
     place.run("losetup", "--detach", device)
     mount.umount()
@@ -172,12 +172,12 @@ def test_owner_group_and_umask_are_those_of_the_mount(place: Place) -> None:
 
     write = "dd if=/dev/zero bs=512 count=1 status=none of="
     assert as_user(4321, 1, "head -c 1", mount.file("e0.0")) == 0
-    assert as_user(4321, 1, f"true; {write}", mount.file("e0.0")) != 0  # a space after of=: no such file ''
+    assert as_user(4321, 1, f"true; {write}", mount.file("e0.0")) != 0  # a space after of=, so the file ''
     assert as_user(4321, 1, "truncate -s 0", mount.file("e0.0")) == 0
     assert as_user(1, 8765, "head -c 1", mount.file("e0.0")) == 0
     assert as_user(1, 8765, "truncate -s 0", mount.file("e0.0")) != 0
     assert as_user(1, 1, "head -c 1", mount.file("e0.0")) != 0
-    assert as_user(1, 1, "head -c 1", place.file("e0.0")) != 0  # the mount of its owner alone
+    assert as_user(1, 1, "head -c 1", place.file("e0.0")) != 0  # a mount without allow_other
     mount.umount()
 
 

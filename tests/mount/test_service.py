@@ -1,7 +1,7 @@
-"""aoefs as a part of a host: installed for real, mounted by mount(8), run by systemd, scraped by Prometheus.
+"""aoefs as a part of a host: installed, mounted by mount(8), run by systemd, scraped by Prometheus.
 
-The host is one side of a lab.  There /usr, and the root below which systemd runs, are this machine's under an overlay
-of the lab's own, so that ``aoefs install`` writes to the real places and nothing of it is left.
+The host is one side of a lab.  An overlay of the lab lies over /usr there, so that ``aoefs install`` writes to the real
+places and nothing of it is left.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aoefs.cli.commands.install import HELPERS
-from tests.lab import COMMANDS, INITIATOR, Lab, Process, require, wait_until
-from tests.mount.place import MIB, fails_with, is_gone, random_bytes
+from tests.lab import COMMANDS, INITIATOR, Lab, Process, is_gone, require, wait_until
+from tests.mount.place import MIB, fails_with, random_bytes
 
 AOEFS = COMMANDS / "aoefs"
 UNITS = Path("/usr/local/lib/systemd/system")
@@ -43,7 +43,7 @@ def host() -> Iterator[Lab]:
 
 @pytest.fixture
 def point(host: Lab) -> Iterator[Path]:
-    """A mount point, which is free again afterwards."""
+    """A mount point; nothing is mounted on it afterwards."""
     path = host.directory / "point"
     path.mkdir()
     yield path
@@ -58,8 +58,7 @@ def here(lab: Lab, path: Path) -> Path:
 
 def mounted(lab: Lab, point: Path) -> str:
     """The line of the mount table, or nothing."""
-    lines = Path(f"/proc/{lab.sides[INITIATOR].holder}/mounts").read_text().splitlines()
-    return next((line for line in lines if line.split()[1] == str(point)), "")
+    return next((line for line in lab.sides[INITIATOR].mounts() if line.split()[1] == str(point)), "")
 
 
 # ── mount(8) ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,7 +146,7 @@ def test_the_pid_is_in_its_file_while_the_mount_is_live(host: Lab, point: Path) 
     assert not list(host.directory.glob("aoefs.pid*"))
 
 
-def test_a_pid_file_that_cannot_be_is_said_before_anything_is_mounted(host: Lab, point: Path) -> None:
+def test_a_pid_file_that_cannot_be_written_is_reported_before_anything_is_mounted(host: Lab, point: Path) -> None:
     file = host.directory / "missing" / "pid"
     answer = host.aoefs("-i", "aoe0", "--pid-file", file, point, check=False)
     said = f"aoefs: --pid-file {file} cannot be written: No such file or directory\n"
@@ -209,9 +208,7 @@ def _connect(lab: Lab) -> None:
         pass
 
 
-def test_metrics_are_on_loopback_unless_told_otherwise_and_an_address_in_use_is_one_line(
-    host: Lab, point: Path
-) -> None:
+def test_metrics_are_on_loopback_by_default_and_an_address_in_use_is_one_line(host: Lab, point: Path) -> None:
     other = host.directory / "other"
     other.mkdir(exist_ok=True)
     host.aoefs("-i", "aoe0", "--metrics", "[::1]:9100", point, check=False)  # the lab has no IPv6
@@ -231,7 +228,7 @@ def test_metrics_are_on_loopback_unless_told_otherwise_and_an_address_in_use_is_
 # ── systemd ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_systemd_is_told_what_happens(host: Lab, point: Path) -> None:
+def test_systemd_is_notified_of_what_happens(host: Lab, point: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.settimeout(30)
         listener.bind(str(host.directory / "notify"))
@@ -255,7 +252,7 @@ def _until(listener: socket.socket, wanted: str) -> str:
     return text
 
 
-def test_nothing_is_told_by_a_mount_that_a_service_only_started(host: Lab, point: Path) -> None:
+def test_a_background_mount_that_a_service_started_notifies_nobody(host: Lab, point: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listener:
         listener.bind(str(host.directory / "quiet"))
         host.run(INITIATOR, ["env", f"NOTIFY_SOCKET={host.directory}/quiet", AOEFS, "-i", "aoe0", point])
@@ -264,14 +261,13 @@ def test_nothing_is_told_by_a_mount_that_a_service_only_started(host: Lab, point
             listener.recv(4096)
 
 
-def test_the_unit_is_good_in_the_eyes_of_systemd(host: Lab) -> None:
+def test_systemd_finds_nothing_wrong_with_the_unit(host: Lab) -> None:
     require("systemd-analyze")
     answer = host.run(INITIATOR, ["systemd-analyze", "verify", "--man=no", UNITS / "aoefs@.service"])
     assert answer.stdout + answer.stderr == ""
 
 
-# A system of its own: its process 1 is a real systemd, which knows no units but ours.  Nothing outside of the
-# namespaces can be written to.
+# Process 1 of these namespaces is a real systemd with no units but ours.  It can write to nothing outside of them.
 SYSTEM = """
 set -e
 mount --make-rprivate /
@@ -327,13 +323,13 @@ def system(host: Lab) -> Iterator[System]:
     host.run(INITIATOR, ["mount", "-t", "cgroup2", "cgroup2", groups])
     group = groups / f"aoefs-test-{os.getpid()}"
     host.run(INITIATOR, ["mkdir", group])
-    start = f"echo $$ > {group}/cgroup.procs"  # by the shell itself: its one child will be process 1 of the system
+    start = f"echo $$ > {group}/cgroup.procs"  # by the shell itself, whose only child becomes process 1
     start += '; exec unshare --mount --pid --fork --kill-child --uts --ipc --cgroup sh -c "$SYSTEM"'
     process = host.popen(INITIATOR, ["env", f"SYSTEM={SYSTEM}", f"UNITS={UNITS}:{units}", "sh", "-c", start])
     try:
         yield System(process)
     finally:
-        process.stop(signal.SIGKILL)  # unshare keeps the other signals from itself, and takes systemd with it
+        process.stop(signal.SIGKILL)  # unshare ignores other signals; systemd dies with it
         tidy = f"find {group} -depth -type d -exec rmdir {{}} + && umount {groups}"
         wait_until(
             lambda: host.run(INITIATOR, ["sh", "-c", tidy], check=False).returncode == 0, what="no group is left"
@@ -341,7 +337,7 @@ def system(host: Lab) -> Iterator[System]:
 
 
 def bounding_set() -> int:
-    """What this machine lets anybody have."""
+    """The capabilities that any process of this machine can have."""
     return int(Path("/proc/self/status").read_text().partition("CapBnd:")[2].split()[0], 16)
 
 

@@ -1,4 +1,4 @@
-"""The tools that people use on disks, on the files of a mount: dd, cmp, cp, cat, qemu-img, losetup."""
+"""Common tools for disks, used on the files of a mount: dd, cmp, cp, cat, qemu-img, losetup."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_cp_and_cat_read_and_write_whole_disks(place: Place) -> None:
 
 
 def test_a_disk_is_copied_to_another_disk_of_the_same_mount(place: Place) -> None:
-    make_image(place.images["e0.1"], SIZES["e0.1"], seed=8)  # under the kernel's nose: as another host would
+    make_image(place.images["e0.1"], SIZES["e0.1"], seed=8)  # without the kernel's knowledge, as another host would
     place.run("sh", "-c", f"dd if={place.file('e0.1')} of={place.file('e0.0')} bs=1M status=none")
     assert place.images["e0.0"].read_bytes()[: SIZES["e0.1"]] == place.images["e0.1"].read_bytes()
 

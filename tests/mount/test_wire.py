@@ -1,4 +1,4 @@
-"""What a mount puts on the wire, seen by others: correct frames only, and no word to other initiators."""
+"""What a mount sends: correct frames only, and none to other initiators."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_frame_that_is_sent_is_as_the_specification_says(place: Place) -> 
     require("tshark")
     lab = place.lab
     capture = lab.capture()
-    second = lab.mount()  # its discovery is looked at, too
+    second = lab.mount()  # so that its discovery is captured, too
     mixed_load(Place(place.kind, lab, second, place.images))
     second.umount()
     frames = sent_by_us(lab, capture)
@@ -62,7 +62,7 @@ def test_every_frame_that_is_sent_is_as_the_specification_says(place: Place) -> 
         tags.add(header.tag)
         if header.command == AoeCommand.CONFIG:
             assert header.destination in (BROADCAST_MAC, lab.mac(TARGET))
-            assert frame[24:] == bytes(len(frame) - 24), "a query has nothing to say"
+            assert frame[24:] == bytes(len(frame) - 24), "a query carries no string"
         else:
             assert header.command == AoeCommand.ATA
             assert header.destination == lab.mac(TARGET)
@@ -76,7 +76,7 @@ def test_every_frame_that_is_sent_is_as_the_specification_says(place: Place) -> 
 
 
 def check_ata(frame: bytes) -> None:
-    """Registers that make sense, zeros where nothing is, and no byte too many."""
+    """Registers that make sense, zeros in unused bytes, and no byte too many."""
     registers = decode_ata_untrusted(frame)
     assert frame[34:36] == b"\0\0", "reserved"
     write, extended = bool(registers.flags & 1), bool(registers.flags & 0x40)
@@ -85,17 +85,17 @@ def check_ata(frame: bytes) -> None:
         assert registers.count > 0
         assert write == (registers.command in (Opcode.WRITE, Opcode.WRITE_EXT))
         assert extended == (registers.command in (Opcode.READ_EXT, Opcode.WRITE_EXT))
-        # A read that measures what passes is as long as its answer.
+        # A read that measures the payload of a path is as long as its answer.
         assert payload in {registers.count * 512} | (set() if write else {MIN_FRAME_BYTES - 36})
     else:
         assert registers.command in (Opcode.IDENTIFY, Opcode.FLUSH, Opcode.FLUSH_EXT)
         assert not write
     if not write:
-        assert frame[36:] == bytes(payload), "padding tells nothing"
+        assert frame[36:] == bytes(payload), "padding is zero"
 
 
 def others_frames(lab: Lab, other: bytes) -> Sequence[bytes]:
-    """What other initiators and odd hosts may send to us."""
+    """What other initiators, and hosts that behave oddly, may send to us."""
     us = lab.mac(INITIATOR)
     frames = []
     for to in (us, BROADCAST_MAC):
@@ -105,7 +105,7 @@ def others_frames(lab: Lab, other: bytes) -> Sequence[bytes]:
             ata = Header(to, other, Address(0, 0), AoeCommand.ATA, tag)
             frames.append(encode_ata(ata, transfer_registers(0, 1, write=False, lba48=True)))
             frames.append(encode_ata(ata, transfer_registers(0, 1, write=True, lba48=True), b"x" * 512))
-            for flags in (8, 0xC):  # answers that nobody asked for
+            for flags in (8, 0xC):  # answers without a request
                 answer = Header(to, other, Address(0, 0), AoeCommand.ATA, tag, flags=flags, error=flags & 4)
                 frames.append(encode_ata(answer, transfer_registers(0, 1, write=False, lba48=True), b"x" * 512))
         frames += [to + other + struct.pack("!H", 0x88A2) + bytes(length) for length in (1, 10, 46, 1400)]
@@ -149,5 +149,5 @@ def test_a_second_initiator_on_the_same_wire_works_beside_the_mount(place: Place
         assert [compare.wait(60) for compare in compares] == [0, 0]
         for mount in mounts:
             (link,) = mount.status()["links"]
-            assert link["rx_unknown"] == 0, "what belongs to the other one never gets here"
+            assert link["rx_unknown"] == 0, "frames for the other initiator do not arrive here"
             mount.umount()
