@@ -9,8 +9,8 @@ own.
 payload, and the *spill* for the rest.  When a run was sent, the places of the next slots are pointed at the part of the
 reader's buffer where its answers belong, and the headers that they should have are noted.  A batch then takes the slots
 from the head of the ring, and one comparison of memory shows that it is what was predicted.  A frame that was not
-predicted lies in the wrong place (and may continue in the spill).  It is copied out and, if good, moved to its own
-place; then all slots are pointed again.
+predicted lies in the wrong place (and may continue in the spill): it is copied out, moved to its own place if good,
+and all slots are pointed again.
 
 What holds always:
 
@@ -22,9 +22,8 @@ What holds always:
 - An entry is made only of an answer on the link and from the MAC that the command was sent to, with its tag, shelf,
   slot and command, and with all of its data.  Every other frame is odd, and ``engine.receiver`` checks it.
 
-Rejected: a fixed order of prediction (targets answer out of order; so a run whose answers did not come goes to the end
-of the order), landing all payloads in an arena (one more copy of every byte), and pointing the places before every
-batch (costs as much as the batch itself).
+Rejected: landing all payloads in an arena (one more copy of every byte), and pointing the places before every batch
+(costs as much as the batch itself).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Owns these three lists and the rules by which commands change two of them (AoEr11 sections 3.3 and 3.4).  It sees no
 frame and no socket: ``softtarget.export`` decodes and answers, ``softtarget.server`` reads :attr:`Access.admitted`.
 
-- The *allow list* is the administrator's: given at the start, never changed.
-- The *mask list* is edited over the wire.  So the wire can narrow the allow list, but never widen it.  A host that is
-  missing on one of these two lists gets no answer at all; an empty list means all hosts.
+- The *allow list* is the administrator's and never changes: the wire can narrow it, but never widen it.
+- The *mask list* is edited over the wire.  A host that is missing on one of these two lists gets no answer at all; an
+  empty list means all hosts.
 - The *reservation* is a list of MACs too.  While it is not empty, all other hosts get error 6 for every ATA command but
   IDENTIFY.  Config queries, mask and reserve commands are answered to every host that is heard.
 
@@ -27,10 +27,9 @@ MAX_MACS = 64  # 8 bytes each: 540 bytes of a frame, and the smallest MTU for Ao
 
 
 class Access:
-    """The lists of one export.  ``allow`` are the only MACs (6 bytes each) that it ever hears; none means all.
+    """The lists of one export, of MACs of 6 bytes: ``allow``, ``mask`` and the ``holders`` of the reservation.
 
-    ``mask`` and ``holders`` (of the reservation) are the other two lists.  ATA commands are executed for the MACs in
-    ``admitted``; None means for all.
+    ATA commands are executed for the MACs in ``admitted``, or for all if that is None.
     """
 
     def __init__(self, allow: Iterable[bytes] = ()) -> None:
@@ -62,8 +61,7 @@ class Access:
         return self.admitted is None or mac in self.admitted
 
     def edit_mask(self, directives: Sequence[tuple[int, bytes]]) -> tuple[MaskError, int]:
-        """Apply (directive, MAC) pairs in their order; the error, and the index of the pair that failed.  The pairs
-        before it are kept.
+        """Apply (directive, MAC) pairs up to the first that fails; the error, and the index of that pair.
 
         Adding a MAC that is on the list, or deleting one that is not, changes nothing and is no error.
         """

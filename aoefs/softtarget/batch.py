@@ -1,11 +1,8 @@
 """A batch of the software target: the memory that one recvmmsg fills and one sendmmsg empties.
 
-Owns that memory for one interface, and the way of a run's data between it and a store.  ``softtarget.server`` receives
-into a batch, finds the runs in it and sends from it.
-
-Each slot holds one frame.  Its headers lie in a row of one numpy table, its payload in a row of a second table.  A
-payload row is as wide as the largest data of a frame, so the data of a run of full frames are one piece of memory, for
-one preadv or one pwritev.
+Owns that memory for one interface, and moves the data of a run between it and a store.  Each slot holds one frame: its
+headers lie in a row of one numpy table, its payload in a row of a second one.  A payload row is as wide as the largest
+data of a frame, so the data of a run of full frames are one piece of memory, for one preadv or one pwritev.
 """
 
 from __future__ import annotations
@@ -28,8 +25,8 @@ LBA48_MASK = (1 << 48) - 1
 class Batch:
     """The memory of one interface's batches, for frames of at most ``max_sectors`` sectors.
 
-    ``rows`` are the headers as 64-bit words (``row_bytes`` and ``row_words``: the same as bytes and as 32-bit words),
-    ``received`` the payloads.  ``to_send`` holds the data of the answers to READs, one after another.
+    ``rows`` are the headers as 64-bit words (``row_bytes``, ``row_words``, ``headers``: the same memory), ``received``
+    the payloads, ``to_send`` the data of the answers to READs, one after another.
     """
 
     def __init__(self, max_sectors: int) -> None:
