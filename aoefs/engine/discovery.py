@@ -197,8 +197,7 @@ class Discovery:
         return len(self._waiting)
 
     def _stranger(self, endpoint: Endpoint, state: str, reason: str) -> Stranger:
-        link, mac, address = endpoint
-        return Stranger(address, link.interface, mac, self._candidates[endpoint], state, reason)
+        return Stranger(endpoint, self._candidates[endpoint], state, reason)
 
     async def _identify(self, endpoint: Endpoint, config: ConfigArgument) -> None:
         """Ask a candidate for its identity, and measure what passes; silence drops it."""

@@ -17,6 +17,7 @@ a queue.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -74,7 +75,7 @@ class Engine:
         self.changes = Changes()
         self.supervisor = Supervisor(nursery)
         self.driver = Driver(nursery, self._clock, tags)
-        self._shards = Shards(settings.shards, nursery, self.driver.pump)
+        self._shards = Shards(settings.shards or len(os.sched_getaffinity(0)), nursery, self.driver.pump)
         self.receiver = Receiver(self.driver, self._shards, hints_in)
         self.in_place = InPlace(
             self.receiver.receive_batch,

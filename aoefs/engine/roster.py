@@ -118,24 +118,17 @@ class Roster:
 
     def on_stranger(self, stranger: Stranger) -> None:
         """A candidate that was not identified; a path that falls silent is no stranger."""
-        if not self.is_path(stranger):
+        if self.find_path(stranger.endpoint) is None:
             self._strangers.note(stranger, self._driver.now())
-
-    def is_path(self, stranger: Stranger) -> bool:
-        disk = self.disks.get(stranger.address)
-        paths = disk.target.paths if disk is not None else ()
-        return any(path.interface == stranger.interface and path.mac == stranger.mac for path in paths)
 
     def strangers(self, candidates: Sequence[Stranger]) -> tuple[Stranger, ...]:
         """Who answers and is no disk of ours: rejected, silent to IDENTIFY, or still under it (``candidates``)."""
-        noted = {stranger.key: stranger for stranger in self._strangers.present(self._driver.now())}
-        silent = {stranger.key: stranger for stranger in candidates if not self.is_path(stranger)}
-        return tuple((silent | noted).values())
+        found = {stranger.endpoint: stranger for stranger in candidates if self.find_path(stranger.endpoint) is None}
+        found |= {stranger.endpoint: stranger for stranger in self._strangers.present(self._driver.now())}
+        return tuple(sorted(found.values(), key=_place))
 
     def _reject(self, sighting: Sighting, reason: str) -> None:
-        link, mac, address = sighting.endpoint
-        stranger = Stranger(address, link.interface, mac, sighting.config, REFUSED, reason)
-        self._strangers.note(stranger, self._driver.now())
+        self._strangers.note(Stranger(sighting.endpoint, sighting.config, REFUSED, reason), self._driver.now())
 
     def _admit(self, sighting: Sighting) -> None:
         """A new target, with its first path."""
@@ -159,7 +152,7 @@ class Roster:
 
     def _refresh(self, disk: Disk, sighting: Sighting) -> None:
         """The same disk once more: its buffer count, its payload, its path; and up again if it was down."""
-        target, (link, mac, address) = disk.target, sighting.endpoint
+        target, (link, mac, _) = disk.target, sighting.endpoint
         target.set_bufcnt(sighting.config.buffer_count)
         target.config = sighting.config.string
         target.identify_block = sighting.identity.block
@@ -173,7 +166,7 @@ class Roster:
                     return
                 self.drop_path(oldest)
             path = target.add_path(link, link.interface, (link.mac, mac), sighting.sectors)
-        self._strangers.forget((path.interface, path.mac, address))
+        self._strangers.forget(sighting.endpoint)
         if path.sectors != sighting.sectors:
             log.info("%s: %d sectors per frame on %s", target.name, sighting.sectors, path.interface)
         path.sectors, path.full_sectors = sighting.sectors, sighting.full_sectors
@@ -258,3 +251,8 @@ class Roster:
             path.link.forget(path)
         del self.disks[target.address]
         self._changes.publish(disk, change)
+
+
+def _place(stranger: Stranger) -> tuple[Address, str, bytes]:
+    link, mac, address = stranger.endpoint
+    return address, link.interface, mac

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aoefs.core.target import DEFAULT_DEADSECS, DEFAULT_MAXOUT
 
 
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 @dataclass(frozen=True)
 class Settings:
-    """``shards`` completion queues, ``deadsecs`` seconds that a request may wait (0: for ever), ``maxout`` commands in
+    """``shards`` completion queues (None: one for each usable CPU), ``deadsecs`` seconds that a request may wait (0: for ever), ``maxout`` commands in
     flight per target, ``allow_mac`` the only MACs to talk to (empty: all), ``max_targets`` at once.
     """
 
-    shards: int = field(default_factory=_usable_cpus)
+    shards: int | None = None
     deadsecs: float = DEFAULT_DEADSECS
     maxout: int = DEFAULT_MAXOUT
     allow_mac: frozenset[bytes] = frozenset()

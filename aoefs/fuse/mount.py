@@ -82,7 +82,7 @@ class Mount:
                 maxout=options.maxout,
                 allow_mac=frozenset(options.allow_mac),
                 max_targets=options.max_targets,
-                **({} if options.shards is None else {"shards": options.shards}),
+                shards=options.shards,
             )
             try:
                 engine = await stack.enter_async_context(open_engine(names, settings))
@@ -93,18 +93,8 @@ class Mount:
 
                 stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
             spoken_on = Interfaces(engine, options.interfaces)
-            operations = AoeOperations(
-                engine,
-                Control(engine, self._events, partial(self._status, engine), spoken_on.set),
-                Kernel(engine.supervisor),
-                uid=options.uid,
-                gid=options.gid,
-                umask=options.umask,
-                read_only=options.read_only,
-                direct=options.direct,
-                sync=options.sync,
-                reserve=options.reserve,
-            )
+            control = Control(engine, self._events, partial(self._status, engine), spoken_on.set)
+            operations = AoeOperations(engine, control, Kernel(engine.supervisor), options)
             engine.changes.subscribe(partial(self._on_change, engine))
             if not options.plain_loop:
                 workerloop.install(engine.in_place)

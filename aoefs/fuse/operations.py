@@ -39,6 +39,7 @@ from aoefs.fuse.errnos import errno_of, guarded
 from aoefs.fuse.handles import ControlHandle, DiskHandle, Handle
 from aoefs.fuse.kernel import Kernel, Notice
 from aoefs.fuse.nodes import Node
+from aoefs.fuse.options import MountOptions
 from aoefs.fuse.readahead import ReadAhead, ReadAheads
 from aoefs.fuse.tree import BLOCK_BYTES, CONTROL, ROOT, ControlNode, Tree
 from aoefs.protocol.wire import SECTOR_BYTES, ErrorCode
@@ -78,37 +79,21 @@ class _Buffers:
 class AoeOperations(pyfuse3.Operations):
     """See the module.
 
-    ``control`` has the files of ``.aoefs``; ``kernel`` is told what to forget; ``uid``, ``gid`` and ``umask`` are for ``fuse.tree``; ``direct`` bypasses
-    the kernel's page cache; ``sync`` answers no write early (``engine.writebehind``); ``reserve`` takes the reservation
-    of a disk that is opened for writing, and gives it back at the last close.
+    ``control`` has the files of ``.aoefs``; ``kernel`` is told what to forget.  Of the options, ``direct`` bypasses the
+    kernel's page cache; ``sync`` answers no write early (``engine.writebehind``); ``reserve`` takes the reservation of
+    a disk that is opened for writing, and gives it back at the last close.
     """
 
     def __init_subclass__(cls) -> None:
         raise TypeError("not meant to be inherited from")
 
-    def __init__(
-        self,
-        engine: Engine,
-        control: Control,
-        kernel: Kernel,
-        *,
-        uid: int,
-        gid: int,
-        umask: int,
-        read_only: bool = False,
-        direct: bool = False,
-        sync: bool = False,
-        reserve: bool = False,
-    ) -> None:
+    def __init__(self, engine: Engine, control: Control, kernel: Kernel, options: MountOptions) -> None:
         super().__init__()
-        self.tree = Tree(engine.disks, control, uid=uid, gid=gid, umask=umask, read_only=read_only)
+        self.tree = Tree(engine.disks, control, options)
         self.read_aheads = ReadAheads(engine.supervisor)
         self._engine = engine
         self._kernel = kernel
-        self._read_only = read_only
-        self._direct = direct
-        self._sync = sync
-        self._reserve = reserve
+        self._options = options
         self._buffers = _Buffers()
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
@@ -167,7 +152,7 @@ class AoeOperations(pyfuse3.Operations):
 
     async def _not_permitted(self, *_arguments: object) -> Any:
         """Nothing is made or removed in a directory of devices."""
-        raise FUSEError(errno.EROFS if self._read_only else errno.EPERM)
+        raise FUSEError(errno.EROFS if self._options.read_only else errno.EPERM)
 
     _never: Any = _not_permitted  # one handler of any signature
     create = mknod = mkdir = unlink = rmdir = rename = symlink = link = _never
@@ -192,21 +177,21 @@ class AoeOperations(pyfuse3.Operations):
         if writing:
             await self._begin_writing(node)
         sync = bool(flags & (os.O_SYNC | os.O_DSYNC))
-        whole_writes = not self._direct and bool(flags & os.O_DIRECT)
-        cached = not (self._direct or whole_writes)
+        whole_writes = not self._options.direct and bool(flags & os.O_DIRECT)
+        cached = not (self._options.direct or whole_writes)
         handle = DiskHandle(
             node,
-            WriteStream(node.disk.write_behind, early=cached and not sync and not self._sync),
+            WriteStream(node.disk.write_behind, early=cached and not sync and not self._options.sync),
             ahead=ReadAhead(node.disk, self.read_aheads) if self.read_aheads.wanted and cached else None,
             writing=writing,
-            flush_each_write=self._direct and sync,
+            flush_each_write=self._options.direct and sync,
             whole_writes=whole_writes,
         )
         number = self._add_handle(handle)
         keep_cache = node.siblings.may_keep_pages(node)
         node.opened += 1
         node.disk.opened += 1
-        return FileInfo(fh=number, direct_io=self._direct, keep_cache=keep_cache)
+        return FileInfo(fh=number, direct_io=self._options.direct, keep_cache=keep_cache)
 
     @guarded
     async def release(self, fh: int) -> None:
@@ -224,18 +209,18 @@ class AoeOperations(pyfuse3.Operations):
         node.writing -= 1
         if node is node.siblings.whole:
             self._read_table_later(node.disk)
-        if self._reserve:
+        if self._options.reserve:
             await self._give_back_reservation(node)
 
     async def _begin_writing(self, node: Node) -> None:
         """Count a handle that may write, or say why there can be none: EROFS, EBUSY, or what the reservation says."""
-        if self._read_only:
+        if self._options.read_only:
             raise FUSEError(errno.EROFS)
         if not node.siblings.may_write(node):
             log.info("%s cannot be opened for writing: a file that overlaps it is", node.name.decode())
             raise FUSEError(errno.EBUSY)
         node.writing += 1
-        if self._reserve:
+        if self._options.reserve:
             try:
                 await self._take_reservation(node)
             except BaseException:
@@ -246,7 +231,7 @@ class AoeOperations(pyfuse3.Operations):
         file = control.file
         if file is None:
             raise FUSEError(errno.EISDIR)
-        if access != os.O_RDONLY and self._read_only:
+        if access != os.O_RDONLY and self._options.read_only:
             raise FUSEError(errno.EROFS)
         if (access != os.O_RDONLY and file.write is None) or (access != os.O_WRONLY and file.read is None):
             raise FUSEError(errno.EACCES)

@@ -23,6 +23,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 from aoefs.engine.disk import Disk
 from aoefs.fuse.control import Control, ControlFile
 from aoefs.fuse.nodes import DiskNodes, Node
+from aoefs.fuse.options import MountOptions
 from aoefs.protocol.wire import SECTOR_BYTES, Address
 
 BLOCK_BYTES = 1 << 20  # st_blksize: what cat and cp then ask for
@@ -44,20 +45,18 @@ class ControlNode:
 
 
 class Tree:
-    """``disks`` are the present ones by address.  ``umask`` is taken from 0666 (files) and 0777 (directories); control
-    files are never writable for others than their owner.
+    """``disks`` are the present ones by address.  Of the options: ``umask`` is taken from 0666 (files) and 0777
+    (directories); control files are never writable for others than their owner.
     """
 
-    def __init__(
-        self, disks: Mapping[Address, Disk], control: Control, *, uid: int, gid: int, umask: int, read_only: bool
-    ) -> None:
+    def __init__(self, disks: Mapping[Address, Disk], control: Control, options: MountOptions) -> None:
         self.nodes: dict[int, Node] = {}  # by inode number
         self.control_nodes: dict[int, ControlNode] = {}
         self._disks = disks
         self._control = control
-        self._owner = (uid, gid)
-        self._umask = umask
-        self._read_only = read_only
+        self._owner = (options.uid, options.gid)
+        self._umask = options.umask
+        self._read_only = options.read_only
         self._mounted_ns = time.time_ns()
         self._of_disk: dict[Disk, DiskNodes] = {}
         self._directories: dict[Disk, ControlNode] = {}

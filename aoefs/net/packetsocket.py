@@ -153,13 +153,13 @@ class PacketSocket:
         """Read the MTU again; OSError when the interface is gone."""
         self.mtu = self._read_mtu(self.socket)
 
-    def send(self, *pieces: bytes | memoryview) -> bool:
-        """Send one frame made of ``pieces``; False when there was no room or the interface is down.
+    def send_frame(self, frame: bytes) -> bool:
+        """Send one frame; False when there was no room or the interface is down.
 
         A frame that did not go out is lost, like one that is lost on the wire: the sender sends it again later.
         """
         try:
-            self.socket.sendmsg(pieces)
+            self.socket.send(frame)
         except OSError as error:
             self.on_send_error(error)
             return False

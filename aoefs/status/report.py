@@ -72,17 +72,17 @@ def target_report(target: TargetStatistics) -> dict[str, Any]:
 
 def stranger_report(stranger: Stranger) -> dict[str, Any]:
     """Something that answers and is not used: the fields of a target as far as they are known, and the reason."""
-    config = stranger.config
+    config, (link, mac, address) = stranger.config, stranger.endpoint
     path = {
-        "interface": stranger.interface,
-        "mac": format_mac(stranger.mac),
+        "interface": link.interface,
+        "mac": format_mac(mac),
         "bufcnt": config.buffer_count,
         "sectors": config.sectors,
     }
     return {
-        "name": str(stranger.address),
-        "shelf": stranger.address.shelf,
-        "slot": stranger.address.slot,
+        "name": str(address),
+        "shelf": address.shelf,
+        "slot": address.slot,
         "size": None,
         "model": "",
         "serial": "",

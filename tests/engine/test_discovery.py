@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.core.link import Endpoint
 from aoefs.engine.changes import Change
 from aoefs.engine.conversation import LINGER
 from aoefs.engine.discovery import (
@@ -244,7 +246,7 @@ async def test_no_more_than_max_targets_are_made(autojump_clock: MockClock, anno
 
 
 def strangers(scene: Scene) -> list[tuple[str, str]]:
-    return [(str(one.address), one.state) for one in scene.engine.statistics().strangers]
+    return [(str(one.endpoint.address), one.state) for one in scene.engine.statistics().strangers]
 
 
 async def test_who_answers_but_is_not_identified_is_known_as_a_stranger_until_he_is_or_is_gone(
@@ -297,8 +299,10 @@ async def test_an_aoe_error_to_identify_says_why_and_is_logged_once(
 async def test_however_many_strangers_there_are_few_are_remembered() -> None:
     book = Strangers()
     config = ConfigArgument()
+    link = Mock(interface="seg0")
     for number in range(2 * MAX_STRANGERS):
-        book.note(Stranger(Address(number, 0), "seg0", target_mac(number), config, NO_ANSWER, SILENT), float(number))
+        endpoint = Endpoint(link, target_mac(number), Address(number, 0))
+        book.note(Stranger(endpoint, config, NO_ANSWER, SILENT), float(number))
     assert len(book.present(0.0)) == MAX_STRANGERS
     assert book.present(2.0 * MAX_STRANGERS + REMEMBERED) == []
 

@@ -18,6 +18,7 @@ from aoefs.engine.settings import Settings
 from aoefs.fuse.control import Control
 from aoefs.fuse.kernel import Kernel, Notice
 from aoefs.fuse.operations import AoeOperations
+from aoefs.fuse.options import MountOptions
 from aoefs.fuse.tree import ROOT
 from aoefs.status.events import EventRing
 from aoefs.status.report import status_report
@@ -80,7 +81,7 @@ async def mounted(
     settings: Settings | None = None, set_interfaces: Callable[[list[str]], object] = print, **options: Any
 ) -> AsyncIterator[Mounted]:
     changes: list[tuple[Disk, Change]] = []
-    fields = {"uid": 1000, "gid": 1001, "umask": 0o077} | options
+    fields: dict[str, Any] = {"mountpoint": "/mnt/aoe", "uid": 1000, "gid": 1001} | options
     async with open_scene(settings, on_change=lambda disk, change: changes.append((disk, change))) as scene:
 
         def status() -> dict[str, object]:
@@ -89,7 +90,9 @@ async def mounted(
         ring = EventRing()
         control = Control(scene.engine, ring, status, lambda names: set_interfaces(list(names)))
         kernel = FakeKernel()
-        yield Mounted(scene, AoeOperations(scene.engine, control, kernel, **fields), kernel, changes, ring)
+        yield Mounted(
+            scene, AoeOperations(scene.engine, control, kernel, MountOptions(**fields)), kernel, changes, ring
+        )
 
 
 @contextmanager

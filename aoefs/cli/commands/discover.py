@@ -110,7 +110,7 @@ def discover_once(names: Sequence[str], wait: float) -> list[Report]:
         strangers: dict[tuple[Address, str], Report] = {}
         for stranger in statistics.strangers:
             report = stranger_report(stranger)
-            known = strangers.setdefault((stranger.address, stranger.reason), report)
+            known = strangers.setdefault((stranger.endpoint.address, stranger.reason), report)
             if known is not report:
                 known["paths"] += report["paths"]
         return sorted([*found, *strangers.values()], key=lambda one: (one["shelf"], one["slot"]))
