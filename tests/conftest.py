@@ -1,4 +1,4 @@
-"""What all tests share: the lab, async tests in trio, and the rule that a test announces the warnings it causes."""
+"""What all tests share: the fixture ``lab``, async tests in trio, and the rule that a test announces its warnings."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.lab.fixtures import lab as lab
 
 PACKAGE = Path(aoefs.__file__).parent
 
-# A shell ignores SIGINT for what it runs in the background, and whatever a test starts would inherit that.
+# A shell ignores SIGINT in its background jobs; without this line, all that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A failure under CI must come back on the next run; by hand, every run tries other examples.
+# Under CI a failure must repeat in the next run; by hand, every run tries other examples.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.register_profile("by-hand", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "by-hand")
 
 
 def pytest_sessionstart() -> None:
-    """What is compiled in place must be what the sources say."""
+    """Refuse modules that were compiled in place from older sources."""
     for built in PACKAGE.rglob("*.so"):
         source = built.with_name(f"{built.name.partition('.')[0]}.py")
         if source.exists() and source.stat().st_mtime > built.stat().st_mtime:

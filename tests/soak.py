@@ -1,12 +1,12 @@
-"""Everything at once for as long as you like: faults that change all the time under two targets that are in full use.
+"""All faults at random, for as long as you like, while two targets are in full use: what was written must be there.
 
     python -m tests.soak [--minutes 10] [--seed N]
 
 Two targets (vblade on one cable, ours on two) are written by fio with checksums, by writers whose ranges overlap, in
-streams that are read back past the page cache while they last, and by fsync; meanwhile wires lose, double, reorder,
-hold back and swallow frames, answer falsely, or lose large ones only, targets sleep or are killed and started again,
-the daemon is stopped for seconds, and interfaces are switched off or get a small MTU.  In the end all of it must have
-succeeded, without one error in the status, and what a reader of the mount sees must be what lies in the images.
+streams that are read back past the page cache, and with fsync.  Meanwhile the wires lose, duplicate, reorder, hold back
+or swallow frames, answer falsely, or lose only large frames; targets sleep or are killed and started again; the daemon
+is stopped for seconds; interfaces are switched off or get a small MTU.  In the end all I/O must have succeeded, the
+status must show no error, and the mount must show what is in the images.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MENU: dict[str, Callable[[random.Random], Misdeeds]] = {
 
 
 def stamp(writer: int, turn: int) -> bytes:
-    """A range of sectors that tell who wrote them, when, and which they are."""
+    """A range of sectors, each with the number of its writer, its turn and its place."""
     sectors = (
         b"".join(number.to_bytes(8, "little") for number in (writer, turn, sector)) for sector in range(RANGE // SECTOR)
     )
@@ -69,7 +69,10 @@ def stamp(writer: int, turn: int) -> bytes:
 
 
 def write_in_pairs(path: Path, pair: int, until: float, seed: int) -> None:
-    """Two writers, the same range at once, in pieces of any size: a sector is from one of them, of this turn."""
+    """Two writers write one range at once, in pieces of any size: each sector is then from one of them, of this turn.
+
+    The range behind it has one writer, of any bytes, so that all of it is known.
+    """
     dice = random.Random(seed)
     start = HALF + pair * 2 * RANGE
     model = bytearray(RANGE)
@@ -102,7 +105,6 @@ def write_in_pairs(path: Path, pair: int, until: float, seed: int) -> None:
             for at in range(0, RANGE, SECTOR):
                 sector = found[at : at + SECTOR]
                 assert sector in [data[at : at + SECTOR] for data in stamps], f"pair {pair}, turn {turn}: byte {at}"
-            # and one writer, at any byte, who knows what must be there
             for _ in range(4):
                 first = dice.randrange(RANGE)
                 data = dice.randbytes(dice.randrange(1, min(9000, RANGE - first) + 1))
@@ -115,7 +117,7 @@ def write_in_pairs(path: Path, pair: int, until: float, seed: int) -> None:
 
 
 def write_streams(path: Path, until: float, seed: int) -> None:
-    """Blocks in order, which are answered early; whoever reads one past the page cache must find it."""
+    """Blocks in order, which are answered early: a read past the page cache must find them."""
     dice = random.Random(seed)
     buffer = mmap.mmap(-1, STREAM_BYTES)
     beside = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -177,7 +179,7 @@ def start_target(lab: Lab, images: list[Path], number: int) -> Process:
 
 @dataclass
 class Soak:
-    """What runs, and how to hurt it."""
+    """What runs, and the faults that :meth:`step` makes."""
 
     lab: Lab
     wires: list[Wire]
@@ -186,7 +188,7 @@ class Soak:
     daemon: Process
     targets: list[Process]
     jobs: list[Process] = field(default_factory=list)
-    hurt: dict[str, int] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
 
     def start_jobs(self, mount: Mount, seconds: float) -> None:
         for number in range(2):
@@ -214,10 +216,10 @@ class Soak:
         self.lab.ip(INITIATOR, "link", "set", interface, "up" if up else "down")
 
     def step(self) -> None:
-        """Hurt something else."""
+        """Make one fault, for seconds or until the next one."""
         others = ("one way", "black hole", "asleep", "restart", "stopped", "interface off", "small mtu")
         kind = self.dice.choice([*MENU, *MENU, *others])
-        self.hurt[kind] = self.hurt.get(kind, 0) + 1
+        self.made[kind] = self.made.get(kind, 0) + 1
         wire = self.dice.choice(self.wires)
         if kind in MENU:
             wire.misbehave(MENU[kind](self.dice))
@@ -256,7 +258,7 @@ class Soak:
 
 
 def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = print) -> None:
-    """Run it in a lab without cables; AssertionError for anything that went wrong."""
+    """Run it in a lab without cables; AssertionError if anything went wrong."""
     dice = random.Random(seed)
     with contextlib.ExitStack() as stack:
         wires = [
@@ -277,9 +279,9 @@ def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = pri
         for wire in wires:
             wire.faults()
         for job in run.jobs:
-            assert job.wait(90) == 0, f"seed {seed}: {job.output}\n{log_of(mount)}"
+            assert job.wait(180) == 0, f"seed {seed}: {job.output}\n{log_of(mount)}"
         for wire in wires:
-            wait_until(lambda wire=wire: not any(one.under_way for one in wire.report().values()))  # type: ignore[misc]
+            wait_until(wire.is_quiet)
         found = mount.status()
         for target in found["targets"]:
             assert target["errors"] == 0, f"seed {seed}: {target}\n{log_of(mount)}"
@@ -292,7 +294,7 @@ def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = pri
             assert (lab.directory / "copy").read_bytes() == image.read_bytes(), f"seed {seed}: e0.{number} differs"
         answer = mount.umount()
         assert answer.returncode == 0
-        say(f"seed {seed}: {run.hurt}")
+        say(f"seed {seed}: {run.made}")
         for target in found["targets"]:
             counters = ("reads", "writes", "flushes", "retransmits")
             say(f"{target['name']}: " + ", ".join(f"{target[name]} {name}" for name in counters))
@@ -310,7 +312,7 @@ def main(arguments: Sequence[str]) -> int:
         return write_all(Path(path), float(seconds), int(seed))
     with Lab(mtu=given.mtu, pairs=0) as lab:
         soak(lab, given.minutes * 60, given.seed)
-    print("all of it was right")
+    print("all bytes are right")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""The medians of a benchmark as one SVG picture: bars by workload and contender, each relative to the best one."""
+"""The medians of a benchmark as one SVG document: a bar for each contender, relative to the best of its workload."""
 
 from __future__ import annotations
 
 import statistics
 from html import escape
 
-_COLOURS = {"aoefs": "#2563eb", "nbdfuse": "#d97706", "C": "#6b7280", "vblade": "#059669"}
+_COLOURS = {"aoefs": "#2563eb", "before": "#93c5fd", "nbdfuse": "#d97706", "C": "#6b7280", "vblade": "#059669"}
 _ROW, _BAR, _LEFT, _WIDTH = 16, 12, 330, 420
 
 

@@ -1,7 +1,7 @@
-"""Who is measured: aoefs, nbdfuse over nbdkit, and a C yardstick, all reading the same file over the same veth pair.
+"""What is measured: aoefs, nbdfuse over nbdkit, and a C yardstick, with the same file over the same veth pair.
 
-Each contender is a context manager: entering starts its server and its mount in the lab, leaving ends them.  Only one
-runs at a time, since the machine has few cores and all of them count.
+Each contender is a context manager: it starts its server and its mount in the lab, and ends them.  Only one runs at a
+time, since it needs all cores of a small machine.
 """
 
 from __future__ import annotations
@@ -51,13 +51,12 @@ def _running(process: Process) -> Iterator[Process]:
 
 
 @contextlib.contextmanager
-def aoefs(lab: Lab, disk: Path, *, embedded: bool = False, options: tuple[str, ...] = ()) -> Iterator[Client]:
-    """aoefs over vblade, or over its own target."""
-    server = lab.target(f"0.0={disk}") if embedded else lab.vblade(0, 0, disk)
-    with _running(server):
-        mount = lab.mount(*options)
+def aoefs(lab: Lab, disk: Path, *, program: Path, embedded: bool = False) -> Iterator[Client]:
+    """An aoefs (the path of its command) over vblade, or over its own target."""
+    with lab.using(program), _running(lab.target(f"0.0={disk}") if embedded else lab.vblade(0, 0, disk)):
+        mount = lab.mount()
         try:
-            yield Client(mount.file("e0.0"), mount.status()["pid"])
+            yield Client(mount.file("e0.0"), mount.pid)
         finally:
             mount.umount()
 
@@ -89,7 +88,7 @@ def yardstick(
 ) -> dict[str, float] | None:
     """Run the C program against e0.0, a window in one batch; frames per second and MB per second as it printed them.
 
-    None when it gave up: it knows no resending.
+    None when it gave up: it does not retransmit.
     """
     arguments: list[Argument] = [program, window, sectors, mebibytes, window, "aoe0", *(["w"] if write else [])]
     match = re.search(r"(\d+) fps (\d+) MB/s", lab.run(INITIATOR, arguments, check=False).stdout)

@@ -1,8 +1,8 @@
 """What loss costs: ``python -m tests.benchmark.loss`` (as root).
 
-A forwarder between initiator and target drops a share of the frames of each direction, so the share of round trips
-that are lost is about twice as large.  Reads of 1 MiB at depth 1 over a real mount of the embedded target; loss-free
-and lossy turns alternate.  The forwarder is slower than a wire: take the ratios.
+A forwarder between initiator and target drops a share of the frames of each direction, so that about twice as many
+round trips fail.  Reads of 1 MiB at depth 1 over a mount of the embedded target; turns with and without loss alternate.
+The forwarder is slower than a wire: take the ratios.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.live import mount_until, opened, read
-from tests.lab import INITIATOR, TARGET, Lab, Mount
+from tests.faults.live import mount_until, read
+from tests.lab import INITIATOR, TARGET, Lab, Mount, opened
 from tests.lab.forwarder import Wire
 
 LOSSES = (0.0, 0.01, 0.05, 0.2)  # of the frames of each direction

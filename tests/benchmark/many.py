@@ -1,7 +1,7 @@
-"""36 targets at once: memory, throughput, what shards bring, and whether anybody starves.
+"""36 targets at once: memory, throughput, what shards bring, and whether a target starves.
 
-The case of the Linux driver's change "perform I/O completions in parallel", for which the completion shards are named.
-On one interpreter they bring isolation, order and batches, not processors; these figures say so.
+The case of the Linux driver's change "perform I/O completions in parallel", from which the shards have their name.  In
+one interpreter they bring isolation, order and batches, but no second processor: these figures show it.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def measure(lab: Lab, results: Results, turns: int, seconds: float) -> None:
 
 
 def _measure_memory(lab: Lab, results: Results) -> None:
-    """What the daemon needs at its peak, and what comes through, with all of them busy in large requests."""
+    """The daemon's peak memory, and the throughput, with large requests to all targets at once."""
     with _mounted(lab) as (mount, files):
         for kind in ("read", "write"):
             jobs = fio(lab, [(file, direct(kind, "1M", 2)[1:]) for file in files], MEBIBYTES, 0)
             seconds = max(job[kind]["runtime"] for job in jobs) / 1000
             rate = sum(job[kind]["io_bytes"] for job in jobs) / 1e6 / seconds
             note(results, f"{TARGETS} targets: 1 MiB direct {kind} (MB/s)", "aoefs", rate)
-        client = Client(mount.path, mount.status()["pid"])
+        client = Client(mount.path, mount.pid)
         note(results, f"{TARGETS} targets: peak memory (MiB)", "aoefs", client.peak_memory_mib())
 
 
 def _measure_shards(lab: Lab, results: Results, shards: int, seconds: float) -> None:
-    """4 KiB reads on all of them, and how equal their shares are (the smallest by the largest)."""
+    """4 KiB reads of all targets, and how equal their shares are (the smallest by the largest)."""
     with _mounted(lab, "--shards", str(shards)) as (_, files):
         jobs = fio(lab, [(file, direct("randread", "4k", 2)[1:]) for file in files], MEBIBYTES, seconds)
         each = [job["read"]["iops"] for job in jobs]
@@ -61,7 +61,7 @@ def _measure_shards(lab: Lab, results: Results, shards: int, seconds: float) -> 
 
 
 def _measure_fairness(lab: Lab, results: Results, seconds: float) -> None:
-    """What a stream from one target does to the small reads from another one."""
+    """The latency of small reads of one target beside a stream from another one."""
     with _mounted(lab) as (_, files):
         small = (files[0], direct("randread", "4k")[1:])
         stream = (files[1], direct("read", "1M", 4)[1:])

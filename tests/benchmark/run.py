@@ -1,10 +1,12 @@
 """The benchmark: ``python -m tests.benchmark.run`` (as root; needs fio, vblade, nbdkit and nbdfuse).
 
-Measures aoefs beside nbdfuse and, with ``--yardstick PROGRAM``, a compiled C client, on the same file over the same
-veth pair, by turns: A B C, A B C, ...  At an MTU of 9000 the target is vblade, at 1500 the embedded one, which is the
-faster of the two there.  Prints medians, spread and ratios; ``--output`` keeps every single figure as JSON,
-``--chart`` draws the medians, ``--profile`` tells where the time of a request goes instead.  Take the ratios: both
-ends share the cores of one machine.
+Measures aoefs beside nbdfuse, with the same file over the same veth pair, by turns: A B, A B, ...  At an MTU of 9000
+the target is vblade, at 1500 the embedded one, which is the faster of the two there.  Prints medians, spread, ratios:
+take the ratios, since both ends share the cores of one machine.
+
+``--against DIRECTORY`` adds the aoefs of another checkout (its ``.venv/bin/aoefs``, with its own target) to the turns,
+as "before".  ``--yardstick PROGRAM`` adds a compiled C client.  ``--output`` keeps every figure as JSON, ``--chart``
+draws the medians, ``--profile`` shows where the time of a request goes instead.
 
 The C program is called ``PROGRAM WINDOW SECTORS MEBIBYTES BATCH INTERFACE [w]`` and prints ``N fps M MB/s``.
 """
@@ -31,28 +33,37 @@ from tests.benchmark import contenders, many, profile
 from tests.benchmark.chart import draw
 from tests.benchmark.contenders import Client, Results, note
 from tests.benchmark.workloads import WORKLOADS, Workload
-from tests.lab import COMMANDS, INITIATOR, Lab
+from tests.lab import COMMANDS, Lab
 
 _MEASURE_CPU = ("1 MiB direct read", "1 MiB direct write")
+
+
+def _programs(options: argparse.Namespace) -> dict[str, Path]:
+    """The commands of aoefs to compare."""
+    before = {"before": options.against / ".venv/bin/aoefs"} if options.against else {}
+    return {"aoefs": COMMANDS / "aoefs", **before}
 
 
 def _measure_files(lab: Lab, options: argparse.Namespace, disk: Path, results: Results, prefix: str) -> None:
     embedded = lab.mtu < 9000
     clients: dict[str, Callable[[Lab, Path], AbstractContextManager[Client]]] = {
-        "aoefs": partial(contenders.aoefs, embedded=embedded),
-        "nbdfuse": contenders.nbdfuse,
+        name: partial(contenders.aoefs, program=program, embedded=embedded)
+        for name, program in _programs(options).items()
     }
+    clients["nbdfuse"] = contenders.nbdfuse
     wanted = [load for load in WORKLOADS if not options.only or options.only in load.name]
     for turn in range(options.turns):
         for name, start in clients.items():
             with start(lab, disk) as client:
                 for load in wanted:
                     before = client.cpu_seconds()
-                    figure = load.measure(lab, client.file, options.mebibytes, options.seconds)
+                    figure, requests = load.measure(lab, client.file, options.mebibytes, options.seconds)
+                    spent = client.cpu_seconds() - before
                     note(results, f"{prefix}: {load.name} ({load.figure})", name, figure)
-                    if load.name in _MEASURE_CPU:
-                        spent = (client.cpu_seconds() - before) / options.mebibytes * 1024
-                        note(results, f"{prefix}: CPU of a {load.name} (s/GiB)", name, spent)
+                    if load.figure == "IOPS":
+                        note(results, f"{prefix}: CPU of a {load.name} (us/request)", name, spent / requests * 1e6)
+                    elif load.name in _MEASURE_CPU:
+                        note(results, f"{prefix}: CPU of a {load.name} (s/GiB)", name, spent / options.mebibytes * 1024)
         if options.yardstick:
             _measure_yardstick(lab, options, disk, results, prefix, [load for load in wanted if load.yardstick])
         print(f"{prefix}: turn {turn + 1} of {options.turns} done", file=sys.stderr)
@@ -79,7 +90,7 @@ def _measure_yardstick(
 
 
 def _measure_targets(lab: Lab, options: argparse.Namespace, disk: Path, results: Results, prefix: str) -> None:
-    """The embedded target beside vblade, both asked by the C program."""
+    """The embedded target beside vblade, both read by the C program."""
     for _ in range(options.turns):
         for name in ("aoefs", "vblade"):
             server = lab.target(f"0.0={disk}") if name == "aoefs" else lab.vblade(0, 0, disk)
@@ -97,21 +108,23 @@ def _measure_targets(lab: Lab, options: argparse.Namespace, disk: Path, results:
 
 
 def _measure_starts(lab: Lab, options: argparse.Namespace, disk: Path, results: Results) -> None:
-    """How long the command line and a mount take to be there."""
+    """How long the command line and a mount take to start."""
+    server = lab.vblade(0, 0, disk)
     for _ in range(options.turns):
-        began = time.perf_counter()
-        lab.run(INITIATOR, [COMMANDS / "aoefs", "--help"])
-        note(results, "aoefs --help (s)", "aoefs", time.perf_counter() - began)
-        server = lab.vblade(0, 0, disk)
-        began = time.perf_counter()
-        mount = lab.mount()
-        note(results, "mount ready (s)", "aoefs", time.perf_counter() - began)
-        mount.umount()
-        server.stop()
+        for name, program in _programs(options).items():
+            with lab.using(program):
+                began = time.perf_counter()
+                lab.aoefs("--help")
+                note(results, "aoefs --help (s)", name, time.perf_counter() - began)
+                began = time.perf_counter()
+                mount = lab.mount()
+                note(results, "mount ready (s)", name, time.perf_counter() - began)
+                mount.umount()
+    server.stop()
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Medians, the spread of aoefs, and its ratio to the other programs; then what only compares it with itself."""
+    """Medians, the spread of aoefs, its ratio to the other contenders; then the figures that compare settings of it."""
     beside = {workload: row for workload, row in results.items() if "aoefs" in row}
     names = list(dict.fromkeys(name for row in beside.values() for name in row if name != "aoefs"))
     table = Table("workload", title="medians")
@@ -139,11 +152,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark.run", description=__doc__)
     parser.add_argument("--turns", type=int, default=5, help="how often each contender has its turn")
     parser.add_argument("--mtu", type=int, action="append", help="1500 and 9000 unless given")
-    parser.add_argument("--mebibytes", type=int, default=256, help="how much a sequential workload moves")
+    parser.add_argument("--mebibytes", type=int, default=256, help="how much a sequential workload transfers")
     parser.add_argument("--seconds", type=float, default=3, help="how long a random workload runs")
-    parser.add_argument("--yardstick", type=Path, help="a compiled C client (see above)")
+    parser.add_argument("--against", type=Path, metavar="DIRECTORY", help="another checkout (see above)")
+    parser.add_argument("--yardstick", type=Path, metavar="PROGRAM", help="a compiled C client (see above)")
     parser.add_argument("--only", default="", help="only workloads whose names contain this; 'many' for 36 targets")
-    parser.add_argument("--profile", action="store_true", help="tell where the time of a request goes")
+    parser.add_argument("--profile", action="store_true", help="show where the time of a request goes")
     parser.add_argument("--output", type=Path, help="keep all figures here, as JSON")
     parser.add_argument("--chart", type=Path, help="draw the medians here, as SVG")
     return parser.parse_args(arguments)
@@ -159,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     results: Results = {}
     try:
         _measure(options, results)
-    finally:  # what was measured until somebody had enough of it
+    finally:  # also what was measured until Ctrl-C
         print_results(results, console)
         if options.output:
             about = {"kernel": platform.release(), "cpus": os.cpu_count(), "turns": options.turns}

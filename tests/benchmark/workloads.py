@@ -1,6 +1,6 @@
 """What is measured: fio and dd runs, each of which gives one figure for a mounted file.
 
-All of them read or write the same range of the same file; random ones run for a time, sequential ones move an amount.
+All of them use the same range of the same file; random ones run for a time, sequential ones transfer an amount.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from tests.lab import INITIATOR, Argument, Lab
 
 @dataclass(frozen=True)
 class Workload:
-    """One run of a program.  ``figure`` is MB/s or IOPS; ``yardstick`` says which C run it is compared with."""
+    """One run of a program.  ``figure`` is MB/s or IOPS; ``yardstick`` is the C client's run to compare it with."""
 
     name: str
     arguments: tuple[str, ...]
     figure: str = "MB/s"
     yardstick: str | None = None
 
-    def measure(self, lab: Lab, file: Path, mebibytes: int, seconds: float) -> float:
+    def measure(self, lab: Lab, file: Path, mebibytes: int, seconds: float) -> tuple[float, int]:
+        """The figure, and the number of requests (0 if it is not known)."""
         if self.arguments[0] != "fio":
-            return self._copy(lab, file, mebibytes)
+            return self._copy(lab, file, mebibytes), 0
         (job,) = fio(lab, [(file, self.arguments[1:])], mebibytes, seconds if self.figure == "IOPS" else 0)
         side = fio_side(job)
-        return float(side["iops"] if self.figure == "IOPS" else side["bw_bytes"] / 1e6)
+        return float(side["iops"] if self.figure == "IOPS" else side["bw_bytes"] / 1e6), int(side["total_ios"])
 
     def _copy(self, lab: Lab, file: Path, mebibytes: int) -> float:
         """dd, cat or cp through the page cache, which is empty before and clean afterwards."""
@@ -40,7 +41,7 @@ class Workload:
 
 
 def fio(lab: Lab, jobs: list[tuple[Path, tuple[str, ...]]], mebibytes: int, seconds: float) -> list[dict[str, Any]]:
-    """What one fio run says of each of its jobs, (file, arguments); they run for ``seconds`` unless that is 0."""
+    """fio's report on each of the jobs (file, arguments); they run for ``seconds``, or once if that is 0."""
     limits = ["--time_based", f"--runtime={seconds}"] if seconds else []
     words: list[Argument] = ["fio", "--output-format=json", "--randseed=1", f"--size={mebibytes}M", *limits]
     for number, (file, arguments) in enumerate(jobs):
@@ -50,7 +51,7 @@ def fio(lab: Lab, jobs: list[tuple[Path, tuple[str, ...]]], mebibytes: int, seco
 
 
 def fio_side(job: dict[str, Any]) -> dict[str, Any]:
-    """The half of a job that did something."""
+    """The half of a job's report, read or write, that is not empty."""
     side: dict[str, Any] = max((job["read"], job["write"]), key=lambda half: half["total_ios"])
     return side
 

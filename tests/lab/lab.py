@@ -184,6 +184,15 @@ class Lab:
         """Run the command ``aoefs``."""
         return self.run(side, [self.program, *arguments], check=check, timeout=timeout)
 
+    @contextlib.contextmanager
+    def using(self, program: Path) -> Iterator[None]:
+        """In the block, :meth:`aoefs`, :meth:`target` and :meth:`mount` run the ``aoefs`` of another installation."""
+        ours, self.program = self.program, program
+        try:
+            yield
+        finally:
+            self.program = ours
+
     def _serve(self, side: str, sockets: int, arguments: Sequence[Argument]) -> Process:
         wanted = self.sides[side].packet_sockets() + sockets
         process = self.popen(side, arguments)
