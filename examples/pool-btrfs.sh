@@ -4,13 +4,13 @@
 #     aoefs target (two, as if on two servers)  ->  aoefs  ->  losetup  ->  mkfs.btrfs  ->  use it  ->  repair it
 #
 # aoefs shows disks and does not pool them: Linux has engines for that, and a loop device is all they need.  btrfs is
-# the one here since its checksums tell which copy is right.  With others, replace step 4 and 5 by
+# used here since its checksums show which copy is right.  With others, replace step 4 and 5 by
 #
 #     pvcreate $loops; vgcreate aoe $loops; lvcreate -n pool -m 1 -l 100%VG aoe; mkfs.ext4 /dev/aoe/pool      # LVM
 #     mdadm --create /dev/md/aoe --level=1 --raid-devices=2 $loops; mkfs.ext4 /dev/md/aoe                      # md
 #
 # and take them down with "vgchange -an aoe" or "mdadm --stop /dev/md/aoe" before "losetup -d".  One host at a time may
-# use the pool: "aoefs --reserve" makes the targets see to that.
+# use the pool; with "aoefs --reserve" the targets enforce that.
 #
 # The hosts are network namespaces of this machine, as in vblade-mkfs.sh.  Everything is removed at the end.  As root:
 #
@@ -29,7 +29,7 @@ client=aoefs-example-$$-client
 work=$(mktemp -d)
 targets= loops=
 
-# What was made is taken down in reverse, also after Ctrl-C or an error.
+# Everything is removed in reverse order, also after Ctrl-C or an error.
 cleanup() {
     trap '' INT TERM HUP
     mountpoint -q "$work/files" && umount "$work/files"
@@ -66,7 +66,7 @@ mkdir "$work/aoe" "$work/files"
 nsenter --net=/run/netns/$client aoefs -i eth1 "$work/aoe"
 until [ -e "$work/aoe/e1.0" ] && [ -e "$work/aoe/e2.0" ]; do sleep 0.1; done
 
-# 4. A loop device on each file.  With direct I/O the data are cached once, by btrfs, and not a second time below it.
+# 4. A loop device on each file.  With direct I/O the data are cached only once, by btrfs.
 for name in e1.0 e2.0; do
     loops="$loops $(losetup --find --show --direct-io=on "$work/aoe/$name")"
 done
@@ -83,13 +83,13 @@ btrfs filesystem usage -b "$work/files" | grep RAID1
 cp -r "$here/aoefs" "$work/files/"
 umount "$work/files" # flushes both targets
 
-# 7. A server goes mad and loses most of what disk 2 holds.
+# 7. A server fails and loses most of disk 2.
 for part in "seek=16 count=1008" "seek=1025 count=3071"; do # all but the two superblocks, at 64 KiB and 64 MiB
     # shellcheck disable=SC2086 # two words
     dd if=/dev/zero of="$work/disk-2.img" bs=64K $part conv=notrunc status=none
 done
 
-# 8. Nothing is lost: what is damaged is read from disk 1 and written back to disk 2, by a scrub also what nobody reads.
+# 8. Nothing is lost: damaged blocks are read from disk 1 and written back to disk 2; a scrub does so for all blocks.
 mount "${loops##* }" "$work/files"
 diff -r "$here/aoefs" "$work/files/aoefs"
 btrfs scrub start -B "$work/files"

@@ -1,8 +1,8 @@
 # For examples/quickstart.sh and tests/run.sh, which source this from the top of the checkout.
-# What is there already is left alone, so that both may run again and again; what gets installed is said first.
+# Both may run many times: only what is missing is installed, and its names are printed first.
 # shellcheck shell=sh
 
-# Running needs these; pyfuse3 is compiled when pip installs it, hence the compiler.
+# aoefs needs these; pip compiles pyfuse3, hence the compiler.
 run_packages='python3 python3-venv python3-dev gcc libc6-dev pkg-config fuse3 libfuse3-dev iproute2 mount e2fsprogs'
 
 stop() {
@@ -25,9 +25,9 @@ install_packages() {
     done
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || stop "needs Debian or Ubuntu; elsewhere install what these stand for:$missing"
-    apt-get update -qq || echo "$0: going on with the package lists that are here" >&2
+    apt-get update -qq || echo "$0: apt-get update failed: using the package lists that are here" >&2
     wanted=
-    for name in $missing; do # a release may lack one; the tests that need it say so
+    for name in $missing; do # a release may lack one; tests that need it are skipped and say so
         if apt-cache show "$name" >/dev/null 2>&1; then
             wanted="$wanted $name"
         else
@@ -40,7 +40,7 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $wanted >/dev/null
 }
 
-# is_compiled: what is compiled in place (nothing, with AOEFS_PURE=1) is of the sources as they are now.
+# is_compiled: whether the modules compiled in place (none, with AOEFS_PURE=1) are as new as their sources.
 is_compiled() {
     [ "$(cat .venv/installed-pure 2>/dev/null)" = "${AOEFS_PURE:-0}" ] || return 1
     for built in aoefs/*.so aoefs/*/*.so; do
@@ -48,8 +48,8 @@ is_compiled() {
     done
 }
 
-# install_aoefs WHAT: "." or ".[test]" into .venv, anew when pyproject.toml, the way to build or what is compiled
-# changed.  Editable, so that the command and the tests never run different code.
+# install_aoefs WHAT: "." or ".[test]" into .venv, and again when pyproject.toml, the build backend or a compiled module
+# has changed.  Editable, so that the command and the tests never run different code.
 install_aoefs() {
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         stop "needs Python 3.11 or newer, and python3 is $(python3 -V 2>&1 | cut -d ' ' -f 2)"

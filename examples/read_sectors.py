@@ -3,7 +3,7 @@
 
     sudo .venv/bin/python examples/read_sectors.py eth1 0.0 0 2
 
-prints the first two sectors of e0.0 as a hex dump.  It needs root or CAP_NET_RAW, as every program that speaks AoE.
+prints the first two sectors of e0.0 as a hex dump.  It needs root or CAP_NET_RAW, as every program that uses AoE.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def hex_dump(data: bytes | memoryview, offset: int) -> None:
 
 
 async def read_sectors(interface: str, address: Address, lba: int, count: int) -> memoryview:
-    """Find the disk, say what it is, read."""
-    async with open_engine([interface]) as engine:  # tasks that receive, resend and discover; all end with the block
-        await engine.first_discovery()  # until nothing new has answered for a moment; one second at most
+    """Find the disk, print what it is, read."""
+    async with open_engine([interface]) as engine:  # its tasks receive, retransmit and discover until the block ends
+        await engine.first_discovery()  # until no new target has answered for a moment; one second at most
         disk = engine.disks.get(address)
         if disk is None:
             raise LookupError(f"{address} does not answer on {interface}")
@@ -36,7 +36,7 @@ async def read_sectors(interface: str, address: Address, lba: int, count: int) -
         print(f"{address}: {identity.model}, serial {identity.serial}, {identity.sectors} sectors", file=sys.stderr)
         if lba + count > identity.sectors:
             raise LookupError(f"sectors {lba} to {lba + count - 1} are not all within {address}")
-        # Bytes, not sectors: any offset and length will do.  disk.write() and disk.flush() are its siblings.
+        # In bytes, of any offset and length.  There are disk.write() and disk.flush(), too.
         return await disk.read(lba * SECTOR_BYTES, count * SECTOR_BYTES)
 
 

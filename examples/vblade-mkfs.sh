@@ -22,7 +22,7 @@ client=aoefs-example-$$-client
 work=$(mktemp -d)
 vblade=
 
-# What was made is taken down in reverse, also after Ctrl-C or an error.
+# Everything is removed in reverse order, also after Ctrl-C or an error.
 cleanup() {
     trap '' INT TERM HUP
     mountpoint -q "$work/files" && umount "$work/files"
@@ -53,16 +53,15 @@ truncate -s 256M "$work/disk.img"
 ip netns exec $server vblade -s 0 0 eth1 "$work/disk.img" &
 vblade=$!
 
-# 3. On the client: look, then mount.  It is nsenter here since "ip netns exec" would hide the mount from this shell;
-#    on a real host just write: aoefs -i eth1 /mnt/aoe
+# 3. On the client: wait until the disk is found, then mount.  "ip netns exec" would hide the mount from this shell, so
+#    nsenter is used here; on a real host just write: aoefs -i eth1 /mnt/aoe
 mkdir "$work/aoe" "$work/files"
-sleep 0.5
-nsenter --net=/run/netns/$client aoefs discover -i eth1
+until nsenter --net=/run/netns/$client aoefs discover -i eth1 | grep e0.0; do sleep 0.1; done
 nsenter --net=/run/netns/$client aoefs -i eth1 "$work/aoe"
 ls -l "$work/aoe"
 
-# 4. A file system, straight onto the file; a loop device makes the kernel mount it.
-#    "nodiscard": there is no TRIM through this mount, and mkfs need not find out.
+# 4. A file system, directly on the file; the kernel mounts it through a loop device.
+#    "nodiscard": there is no TRIM through this mount, so mkfs need not try it.
 mkfs.ext4 -q -E nodiscard "$work/aoe/e0.0"
 mount -o loop "$work/aoe/e0.0" "$work/files"
 

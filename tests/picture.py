@@ -1,8 +1,8 @@
-"""The picture of the console in the README, from a real run: ``sudo .venv/bin/python -m tests.picture [FILE]``.
+"""Makes the README's picture of the console from a real run: ``sudo .venv/bin/python -m tests.picture [FILE]``.
 
-A lab with two cables, four disks of ``aoefs target`` and one of vblade; fio works on them while the status of
-the mount is read each second, as ``aoefs status`` does.  Near the end one of the two paths of e7.1 dies.  What is
-drawn is what the console draws; rich makes an SVG of it.
+A lab has two cables, four disks of ``aoefs target`` and one of vblade.  fio works on them, and the status of the mount
+is read each second, as ``aoefs status`` does.  Near the end one of the two paths of e7.1 fails.  The console draws the
+last screen, and rich makes an SVG of it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.lab import INITIATOR, Lab, require, wait_until
 
 FILE = Path("examples/console.svg")
 WIDTH, HEIGHT = 134, 36
-PICTURES = 40  # one a second
-DEATH = 34  # of a path
+SECONDS = 40
+PATH_FAILS_AT = 34  # seconds
 POINT = "/mnt/aoe"
 MIB = 1 << 20
 
-# A backup that is read, an archive that is written now and then, a database, and a reader of the disk with two paths.
+# A backup that is read, an archive that is written from time to time, a database, a reader of the disk with two paths.
 FIO = "--direct=1 --ioengine=psync --time_based --runtime=1000 --output=/dev/null"
 WORK = (
     f"fio --name=backup --filename={POINT}/e0.0 --rw=read --bs=1m --rate=90m --thinktime=700ms "
@@ -53,10 +53,10 @@ def play(lab: Lab) -> History:
         for line in WORK:
             lab.popen(INITIATOR, line.split())
         history = History()
-        for number in range(PICTURES):
+        for number in range(SECONDS):
             began = time.monotonic()
             history.add(json.loads(status.read_text()), began)
-            if number == DEATH:
+            if number == PATH_FAILS_AT:
                 vblades[1].stop()
             time.sleep(max(0.0, began + 1.0 - time.monotonic()))
     finally:

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . examples/prepare.sh
 
 need_root
-# Targets, initiators and whatever uses a disk, each to check aoefs against.
+# Other targets and initiators, and programs that use disks: aoefs is tested with all of them.
 # shellcheck disable=SC2086 # a list
 install_packages $run_packages vblade aoetools user-mode-linux nbdkit libnbd-bin tshark fio qemu-utils \
     xfsprogs btrfs-progs dosfstools fdisk gdisk parted busybox-static cpio kmod util-linux procps psmisc strace tmux \
@@ -15,5 +15,5 @@ install_aoefs '.[test]'
 .venv/bin/ruff check
 .venv/bin/ruff format --check
 .venv/bin/mypy
-# Most tests wait for real programs more than they compute.  A file is never split: what it makes, its tests share.
+# Three at a time, since most tests wait for real programs.  A file is never split: its tests share mounts.
 exec .venv/bin/python -m pytest -n 3 --dist loadfile "$@"

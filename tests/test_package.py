@@ -1,6 +1,6 @@
-"""The package as others get it: wheel and sdist, built without network from a copy of the sources.
+"""The package as users get it: wheel and sdist, built without network from a copy of the sources.
 
-The wheel holds the hot path compiled, and its sources; without a compiler, or when told so, the sources alone.
+The wheel holds the compiled modules and all sources; without a compiler, or with ``AOEFS_PURE=1``, only the sources.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.Compl
 
 
 def wanted() -> set[str]:
-    """Every file of the package, as far as nothing has been made of it."""
+    """Every file of the package in the repository, without what is generated."""
     files = (path for path in (ROOT / "aoefs").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".so"))
     return {str(path.relative_to(ROOT)) for path in files}
 
@@ -53,14 +53,14 @@ def copy_sources(path: Path) -> None:
 
 
 def build(path: Path, *arguments: str, **variables: str) -> str:
-    """Build what is in ``path`` into ``path/dist``; what was said."""
+    """Build the sources in ``path`` into ``path/dist``; the output."""
     answer = run(sys.executable, "-m", "build", "--no-isolation", *arguments, path, cwd=path, **variables)
     return answer.stdout + answer.stderr
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist, and with the wheel that was built from that."""
+    """A directory with the sdist, and the wheel that was built from it."""
     path = tmp_path_factory.mktemp("build")
     copy_sources(path)
     said = build(path)
@@ -80,7 +80,7 @@ def test_wheel_and_sdist_hold_every_file_and_no_other(built: Path) -> None:
     assert not {name for name in names if name.endswith((".c", ".h", ".so"))}
 
 
-def test_when_told_so_the_wheel_is_pure(tmp_path: Path) -> None:
+def test_with_aoefs_pure_the_wheel_is_pure(tmp_path: Path) -> None:
     copy_sources(tmp_path)
     said = build(tmp_path, "--wheel", AOEFS_PURE="1")
     assert "mypyc" not in said
@@ -97,7 +97,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_the_build_says_why(tmp_path: P
     assert held(wheel) == wanted()
 
 
-def test_a_source_that_mypyc_refuses_is_no_reason_not_to_install(tmp_path: Path) -> None:
+def test_a_source_that_mypyc_refuses_is_installed_uncompiled(tmp_path: Path) -> None:
     copy_sources(tmp_path)
     with (tmp_path / "aoefs/core/latency.py").open("a") as source:
         source.write("\n\nBUCKETS: str\n")
@@ -106,11 +106,11 @@ def test_a_source_that_mypyc_refuses_is_no_reason_not_to_install(tmp_path: Path)
     assert held(wheel) == wanted()
 
 
-def test_what_is_tested_is_compiled_unless_told_otherwise() -> None:
+def test_the_tested_modules_are_compiled_unless_aoefs_pure_is_set() -> None:
     assert is_compiled() == (os.environ.get("AOEFS_PURE", "0") == "0")
 
 
-def test_the_sources_pass_the_same_tests_without_being_compiled(tmp_path: Path) -> None:
+def test_the_uncompiled_sources_pass_the_tests_of_the_compiled_modules(tmp_path: Path) -> None:
     run("cp", "-r", ROOT / "aoefs", ROOT / "tests", ROOT / "pyproject.toml", tmp_path, cwd=tmp_path)
     for built in (tmp_path / "aoefs").rglob("*.so"):
         built.unlink()
