@@ -44,6 +44,7 @@ COMPILED = (
     "core/latency",
     "core/overlap",
     "core/path",
+    "core/quarantine",
     "core/recovery",
     "core/request",
     "core/tags",

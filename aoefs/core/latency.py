@@ -1,9 +1,7 @@
 """How long requests take: a histogram per target, from which percentiles are read.
 
-Pure.  A bucket is a quarter of an octave of whole microseconds, so a percentile is right to an eighth; counts only
-grow, so the difference of two pictures is the histogram of the time between them.
-
-Rejected: keeping samples (unbounded, or a lie), and an average (one slow disk in a thousand requests is the question).
+Pure.  A bucket is a quarter of an octave of whole microseconds, so a percentile is right to an eighth.  Counts only
+grow, so the difference of two snapshots is the histogram of the time between them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A link: a local interface that we speak on, as the core and the engine see it; and who is at the other end.
+"""A link: a local interface that we speak on, as the core and the engine see it; and the endpoints behind it.
 
 :class:`Link` is what is needed of one.  ``net.link.EthernetLink`` is the real one; tests have one on a simulated
 segment, so that everything above runs on a virtual clock.

@@ -48,8 +48,8 @@ class Answer:
 
 
 class LoneCommand:
-    """``encode(header)`` makes its frame; ``expects(endpoint)`` says who may answer it; a good answer to an ATA command
-    has at least ``data_bytes`` of data.
+    """``encode(header)`` makes its frame; ``expects(endpoint)`` says what may answer it; a good answer to an ATA
+    command has at least ``data_bytes`` of data.
 
     Answers go to ``answers``, and ``on_answer(answer)`` is called.  With ``good_only`` a failure is no answer: it goes
     to ``refusals``, and the command goes on being sent.
@@ -110,7 +110,7 @@ class LoneCommand:
             raise FrameError("not the answer to this command")
         endpoint = Endpoint(link, header.source, header.address)
         if index >= len(self._sent_at) or header.source[0] & 1 or not self.expects(endpoint):
-            raise FrameError("nobody whom this command was sent to")
+            raise FrameError("not from where this command was sent")
         argument: Argument | None = None
         error: RequestError | None = None
         if header.is_error:  # it may come without an argument

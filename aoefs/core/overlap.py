@@ -1,14 +1,14 @@
 """Which writes may be under way together: never two that touch one sector.
 
 Owns, for one target, the sector ranges that are claimed: by a write in flight, by a read-modify-write from its read
-to its last answer, or by an ended write of which a copy may still be travelling (design: late duplicates).  Pure:
-a claim that must wait is granted later, and its ``granted`` callback is called.
+to its last answer, or by an ended write of which a copy may still travel (``core.quarantine``).  A claim that must
+wait is granted later, and its ``granted`` callback is called.  Pure.
 
-What holds always: granted ranges are disjoint; claims that overlap are granted in the order they came, also past a
-claim that waits itself (a large write is not starved by small ones).
+What always holds: granted ranges are disjoint.  Claims that overlap are granted in the order in which they came; a
+large write that waits is not passed by small ones that overlap it.
 
-Rejected: a lock object per sector (a 1 MiB write would take 2048), and ordering in the FUSE layer (a resent write
-is known only here, and the library's users need the same protection).
+Rejected: a lock object per sector (a 1 MiB write would take 2048), and ordering in the FUSE layer (a retransmitted
+write is known only here, and users of the library need the same protection).
 """
 
 from __future__ import annotations
@@ -97,5 +97,5 @@ class OverlapGuard:
 
     @property
     def idle(self) -> bool:
-        """Nothing is claimed and nobody waits."""
+        """Nothing is claimed and nothing waits."""
         return not self._granted and not self._waiting

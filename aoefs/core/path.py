@@ -9,7 +9,7 @@ reordering window has passed.  When nothing at all comes for an RTO since the la
 is older than a round trip is given up: the first time the window halves as for any loss (it was the tail of a burst),
 then it collapses to one.
 
-What holds always: ``in_flight`` equals the ``flying`` bits of all runs of the path; the first run of ``runs`` is the
+What always holds: ``in_flight`` equals the ``flying`` bits of all runs of the path; the first run of ``runs`` is the
 oldest one that flies.
 """
 
@@ -26,7 +26,7 @@ from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
 if TYPE_CHECKING:
     from aoefs.core.target import Target
 
-FRAME_LIFETIME: Final = 0.5  # seconds: how long a frame may wander at least (design, section 4: late duplicates)
+FRAME_LIFETIME: Final = 0.5  # seconds: for how long, at least, a copy of a frame may still arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class PathStatistics:
 
 class Path:
     """See the module.  ``macs`` are ours and the target's; ``sectors`` is the payload that passes, at least 1;
-    ``limit`` the largest window; ``lba48`` tells which READ and WRITE commands the disk takes.
+    ``limit`` the largest window; ``lba48`` says which READ and WRITE commands the disk takes.
     """
 
     __slots__ = (
@@ -245,7 +245,7 @@ class Path:
                 del self.runs[run]
 
     def frame_lifetime(self) -> float:
-        """Seconds after its sending for which a copy of a frame may still arrive (design, late duplicates)."""
+        """Seconds after its sending for which a copy of a frame may still arrive (``core.quarantine``)."""
         return max(FRAME_LIFETIME, 4 * self.rtt.rto, self.rtt.longest)
 
     def statistics(self) -> PathStatistics:

@@ -4,7 +4,7 @@ Owns three small machines that belong to one (target, path) each, never to a MAC
 time too, so two targets behind one MAC have nothing in common but the wire.  All times are seconds of a monotonic
 clock; all window sizes are commands (one command is one frame each way).
 
-What holds always: a sample is never ambiguous, since every transmission has a tag of its own (Karn's problem does
+What always holds: a sample is never ambiguous, since every transmission has a tag of its own (Karn's problem does
 not exist here); the window is at least 1; at most one reduction per round trip.
 
 Rejected: the Linux driver's estimator (one per device, srtt/256, RTO start 16.5 s, no backoff); a floor of 200 ms as

@@ -1,12 +1,14 @@
-"""A Request: a range of sectors that somebody waits for, with one bit per sector that was not answered yet.
+"""A Request is a range of sectors to read or write; a Run is a batch of its ATA commands.
 
-Three nouns nest: a Request is carried by Runs (``core.path``: one batch of its ATA commands, sent together on one
-path); a *transmission* is one tag of a run.  State is a bit, never an object, in Python integers: taking an answer
-for sixteen commands is a handful of integer operations, and what is still missing can be cut anew into commands of
-another size when it must go out again on a path with another payload.
+Three nouns nest.  A :class:`Request` is carried by Runs.  A :class:`Run` is one batch of commands, sent together on
+one path under consecutive tags.  A *transmission* is one tag of a run.  A command that is retransmitted belongs to a
+new Run, so an answer is never ambiguous, and a late one is still understood.
 
-Rejected: a list of Command objects (each costs more than sending its frame), and a bit per command (a command's size
-belongs to the path that carries it).
+State is a bit, never an object, in Python integers: to take the answers to sixteen commands is a handful of integer
+operations, and what is missing can be cut into commands of another size for a path with another payload.
+
+Rejected: a list of Command objects (each costs more than sending its frame), and a bit per command (the size of a
+command belongs to the path that carries it).
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ def bits(first: int, count: int) -> int:
 
 
 class Memory:
-    """What reads under way may take for their buffers, of all targets together.  ``limit`` and ``used`` are bytes.
+    """What the reads under way, of all targets together, may take for their buffers.  ``limit`` and ``used`` are bytes.
 
-    It is no hard bound: a target always gets memory for one read, or a silent one could starve the others.
+    It is not a hard bound: a target always gets memory for one read, or a silent one could starve the others.
     """
 
     __slots__ = ("limit", "used")
@@ -49,11 +51,11 @@ class Memory:
 class Request:
     """``sectors`` sectors from ``lba``, to read into or to write from ``buffer``, which begins with sector ``lba``.
 
-    ``todo`` has a bit for each sector that was not answered yet; ``ended`` once it is 0 or ``error`` is set, and then
-    ``on_end(request)`` was called.  At the end ``buffer`` is let go, so that no late answer can touch it and the tags
-    that may still be answered keep no memory.  A read may give a function that makes the buffer when its first command
-    goes out, as what only waits in the queue of a target needs no memory; :meth:`take_result` is what came of it.
-    ``on_sent(request)``, if given, is called when its last command goes out.
+    ``todo`` has a bit for each sector that was not answered yet.  The request has ended when it is 0 or ``error`` is
+    set; then ``on_end(request)`` was called, and ``buffer`` is dropped: no late answer can touch it, and tags that may
+    still be answered keep no memory.  For a read, ``buffer`` may be a function that makes it when the first command
+    goes out (a request in the queue of a target needs no memory); :meth:`take_result` gives what was read into it.
+    ``on_sent(request)``, if set, is called when the last command goes out.
     """
 
     __slots__ = (
@@ -106,7 +108,7 @@ class Request:
         return not self.todo or self.error is not None
 
     def begin(self, memory: Memory) -> None:
-        """The first command goes out: make the buffer, if nobody has."""
+        """The first command goes out: make the buffer, unless the caller has."""
         if self.make_buffer is not None:
             self.buffer, self.make_buffer = self.make_buffer(), None
             self.borrowed = len(self.buffer)

@@ -1,11 +1,11 @@
-"""Tags: by which number an answer is known.
+"""Tags: the number by which an answer is recognised.
 
-Tags are issued in blocks of 64 from a counter that starts at random and skips blocks still known, so the commands of
-a run have consecutive tags and a whole batch of answers is matched with one comparison.  Bit 31 is set: the Linux
-driver ignores such answers.  ``tag >> 6`` names the owner of a block, ``tag & 63`` the transmission in it.
+Tags are issued in blocks of 64, from a counter that starts at random and skips blocks that are still known.  So the
+commands of a run have consecutive tags, and a whole batch of answers is matched with one comparison.  Bit 31 is set:
+the Linux driver ignores such answers.  ``tag >> 6`` names the owner of a block, ``tag & 63`` the transmission in it.
 
-What holds always: a transmission has its own tag, so an answer is never ambiguous (a 65th sending of one lone command
-excepted); a tag is issued anew only when nobody remembers it.
+What always holds: a transmission has its own tag, so an answer is never ambiguous (except for a 65th sending of one
+lone command); a tag is issued again only when it is no longer remembered.
 
 Rejected: one dict entry per tag (it costs more than all other bookkeeping of a frame).
 """
@@ -34,7 +34,8 @@ OwnerT = TypeVar("OwnerT", bound=TagOwner)
 class TagTable(Generic[OwnerT]):
     """All tags that we would know in an answer: a block of 64 per owner (a run, a lone command).
 
-    ``first`` is the first block number; the caller draws it at random, so that nobody off the wire can guess a tag.
+    ``first`` is the first block number; the caller draws it at random, so that a host that sees no frame of
+    ours cannot guess a tag.
     """
 
     __slots__ = ("_owners", "_remembered", "next_block")

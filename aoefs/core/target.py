@@ -41,6 +41,7 @@ from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
 from aoefs.core.path import Path, PathStatistics
+from aoefs.core.quarantine import Quarantine
 from aoefs.core.request import NOTHING, Memory, Request, Run, bits
 from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
@@ -92,15 +93,6 @@ class TargetStatistics:
     paths: tuple[PathStatistics, ...]
 
 
-@dataclass(slots=True)
-class _Quarantine:
-    """A claim of an ended write that is kept while ``copies`` may still travel, at most until ``until`` (seconds)."""
-
-    claim: Claim
-    copies: list[Run]
-    until: float
-
-
 class Target:
     """See the module.  ``bufcnt`` is the target's buffer count, ``maxout`` our own bound on commands in flight;
     ``memory`` is what all targets share for the buffers of reads.
@@ -120,7 +112,7 @@ class Target:
         self.name = str(address)
         self.identity = identity
         self.config = b""
-        self.identify_block = identity.block  # the last one told
+        self.identify_block = identity.block  # the last one that was received
         self.state = State.UP
         self.down_since = math.inf  # when it fell silent for too long
         self.paths: list[Path] = []
@@ -145,7 +137,7 @@ class Target:
         self._fresh: deque[Request] = deque()  # sectors that were never sent
         self._retransmit: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
         self._waiting: dict[Request, None] = {}  # sent at least once and not ended, oldest first
-        self._quarantine: list[_Quarantine] = []
+        self._quarantine = Quarantine(self.order)
         self._silent_since = 0.0  # the last answer, or when the first of what waits was submitted
         self._next_path = 0
         self._lone_commands = 0
@@ -211,7 +203,7 @@ class Target:
 
     @property
     def _awaited(self) -> bool:
-        """Somebody waits for an answer of this target."""
+        """Something waits for an answer of this target."""
         return bool(self._waiting or self._fresh or self._lone_commands)
 
     def _begin_waiting(self, now: float) -> None:
@@ -227,7 +219,7 @@ class Target:
         self._lone_commands -= 1
 
     def abandon(self, request: Request) -> None:
-        """Its owner waits no longer (cancelled): send nothing more of it; ``on_end`` is not called."""
+        """Its caller was cancelled: send nothing more of it; ``on_end`` is not called."""
         if not request.ended:
             request.error = TargetLost("abandoned")
             self._forget(request)
@@ -248,7 +240,7 @@ class Target:
             return None
         request, sector, sectors = work
         if request.make_buffer is not None and self._waiting and self._memory.is_short:
-            return None  # the end of one of those that wait brings us back here
+            return None  # when a request ends, the driver asks again
         room = min(room, path.room)
         if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
             if sector != request.cursor:
@@ -346,7 +338,7 @@ class Target:
             run.path.on_late(run, late, now)
         self._retire_tags(run)
         if self._quarantine:
-            self._end_quarantine(now)
+            self._quarantine.end(now)
         self._silent_since = now
         return bool(fresh or late)
 
@@ -427,45 +419,21 @@ class Target:
             self._retransmit.append((request, *run.sectors_of(first, count)))
             mask &= ~bits(first, count)
 
-    # ── late duplicates ───────────────────────────────────────────────────────────────────────────────────────────
-
     def release(self, claim: Claim, requests: list[Request]) -> None:
-        """Give back the range of a write, made of ``requests``, that ended.
-
-        It stays claimed while a copy of the write may still travel.
-        """
-        copies = [run for request in requests for run in request.copies if run.flying or run.lost]
-        if not copies:
-            self.order.release(claim)
-            return
-        until = max(run.gone_at for run in copies)
-        self._quarantine.append(_Quarantine(claim, copies, until))
-
-    def _end_quarantine(self, now: float) -> None:
-        kept: list[_Quarantine] = []
-        freed: list[Claim] = []
-        for held in self._quarantine:
-            held.copies = [run for run in held.copies if run.flying or run.lost]
-            if held.copies and held.until <= now:  # unless the path has turned out to be slower meanwhile
-                held.until = max(run.gone_at for run in held.copies)
-            if held.copies and held.until > now:
-                kept.append(held)
-            else:
-                freed.append(held.claim)
-        self._quarantine = kept
-        for claim in freed:
-            self.order.release(claim)
+        """Give back the range of a write, made of ``requests``, that ended; see ``core.quarantine``."""
+        self._quarantine.release(claim, requests)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def may_wait_until(self, at: float, now: float) -> bool:
-        """A timer that was set for ``at`` (seconds) is early enough still, as can be told without much looking.
+        """A cheap check whether a timer that was set for ``at`` (seconds) is still early enough.
 
-        A timeout only moves later, but for what begins now (an RTO or the patience from now on), suspects and copies.
+        Timeouts move earlier only by what begins now (an RTO or the patience from now on), by suspects and by copies:
+        if one of those may come before ``at``, the answer is no.
         """
         if self._quarantine or at > now + self._patience:
             return False
-        for path in self.paths:  # noqa: SIM110 (for each request: a generator costs as much as all of this)
+        for path in self.paths:  # noqa: SIM110 (per request: a generator costs as much as all of this)
             if at > now + path.rtt.rto or (path.runs and path.has_suspects):
                 return False
         return True
@@ -480,9 +448,9 @@ class Target:
         return {*self._waiting, *self._fresh}
 
     def is_on_the_wire(self, request: Request) -> bool:
-        """All of it was sent and may be counted on to arrive: nothing of this target waits to be sent again, no path
-        had a timeout since its last answer, and not all are down (what is sent there goes nowhere).  So all that is
-        unanswered then fits into the windows.
+        """All of it was sent and can be expected to arrive: nothing of this target waits to be retransmitted, no path
+        had a timeout since its last answer, and not all paths are degraded.  So all that is unanswered fits into the
+        windows.
         """
         if request.cursor < request.sectors or self._retransmit or any(path.rtt.backoff for path in self.paths):
             return False
@@ -498,7 +466,7 @@ class Target:
     def next_timeout(self) -> float | None:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
-        timeouts += [held.until for held in self._quarantine]
+        timeouts += self._quarantine.timeouts()
         if self.state is State.UP and self._awaited:
             if not self.suspended:
                 timeouts.append(self._silent_since + self._patience)
@@ -519,7 +487,7 @@ class Target:
             if path.rtt.backoff >= DEGRADED_BACKOFF and len(self.paths) > 1:
                 path.degraded = True
         if self._quarantine:
-            self._end_quarantine(now)
+            self._quarantine.end(now)
         if self.state is State.UP and self._awaited:
             timeouts = min((path.rtt.backoff for path in self.paths if not path.degraded), default=0)
             if now >= self._silent_since + self._patience or timeouts >= SUSPEND_BACKOFF:
@@ -550,7 +518,7 @@ class Target:
         return self.state is State.DOWN or self.suspended or not self.paths
 
     def silence(self, now: float) -> float:
-        """Seconds since the last answer, or since somebody began to wait for one."""
+        """Seconds since the last answer, or since something began to wait for one."""
         return now - self._silent_since
 
     def is_stuck(self, now: float) -> bool:

@@ -1,10 +1,10 @@
-"""Running time: a clock that stands still while this process was not allowed to run.
+"""The engine's clock: it stands still while this process was not allowed to run.
 
 A process that was stopped (SIGSTOP, a frozen cgroup, a machine without memory) wakes up with every deadline behind
-it, although it never gave anybody the chance to answer.  All times of the engine are therefore of this clock: whoever
-beats it once a ``PERIOD`` and comes late by more than ``LATE`` was held up, and that much does not count.
+it, although it gave no target a chance to answer.  So all times of the engine are of this clock.  A task beats it once
+a ``PERIOD``; if a beat is late by more than ``LATE``, the process was held up, and that much time does not count.
 
-What holds always: it never goes back; it does not depend on the time of day, which may be set; at most ``PERIOD +
+What always holds: it never goes back; it does not depend on the time of day, which may be set; at most ``PERIOD +
 LATE`` of a stop are counted.
 
 Rejected: a longer deadsecs after a stop (round-trip times and frame lifetimes would still be those of the stop).

@@ -4,7 +4,7 @@
 for the commands that look at a target without having a disk of it (``cli.companion``).  What counts as an answer is
 ``core.lonecommand``'s.  No task of its own.
 
-- :func:`find` asks on every link who is eX.Y; together with the discovery's query it is the only broadcast.
+- :func:`find` asks on every link for eX.Y; together with the discovery's query it is the only broadcast.
 - :func:`ask` sends one command to endpoints until one of them answers.
 
 What always holds: silence is an empty list; an AoE error is an answer, and judging it is the caller's business.
@@ -49,7 +49,7 @@ async def converse(
     """Send ``command`` to what ``endpoints()`` gives at that moment, again after each of ``pauses`` (seconds), until it
     is answered; then wait ``linger`` seconds for more.  The answers.
 
-    ``wait`` belongs to whoever may end this early: woken with an error, it ends; woken without one, the command is
+    ``wait`` is for a caller that may end this early: woken with an error, it ends; woken without one, the command is
     sent again at once.
     """
     wait = wait or Wait(Sleepers())
@@ -116,7 +116,7 @@ def _fits(asked: Endpoint, answering: Endpoint) -> bool:
 
 
 async def find(driver: Driver, address: Address, pauses: Iterable[float]) -> list[Answer]:
-    """Ask on every link who is ``address`` (``BROADCAST_ADDRESS``: who is there); config answers, the fastest first.
+    """Ask on every link for ``address`` (``BROADCAST_ADDRESS``: for all targets); config answers, the fastest first.
 
     Two from one endpoint mean that two targets answer there.
     """

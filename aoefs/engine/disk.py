@@ -55,8 +55,8 @@ def make_buffer(size_bytes: int) -> memoryview:
 class Disk:
     """See the module.  ``target`` is the machine behind it; its identity has size, serial and model.
 
-    ``opened`` counts its users, who change it themselves: a disk in use is never forgotten.  ``generation`` moves when
-    what was read before may no longer be what is there.
+    ``opened`` counts its open files, and is changed by their owner: a disk in use is never forgotten.  ``generation``
+    moves when what was read before may no longer be what is there.
     """
 
     def __init__(self, target: Target, driver: Driver, in_place: InPlace, changes: Changes) -> None:

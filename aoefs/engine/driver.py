@@ -6,7 +6,7 @@ whose socket is full, while it is.
 What always holds: :meth:`Driver.pump` is the only place that sends runs.  It is called after every input that may have
 opened a window, it never waits, and it arms the timer.
 
-Rejected: to wait in ``pump`` (a full socket would stop whoever called it, which may be the receiver).
+Rejected: to wait in ``pump`` (a full socket would stop the caller, which may be the receiver).
 """
 
 from __future__ import annotations
@@ -91,6 +91,6 @@ class Driver:
         self._blocked.pop(link, None)
 
     def drop_link(self, link: Link) -> None:
-        """The link is gone: nobody waits for room there."""
+        """The link is gone, and with it the wait for room there."""
         del self.links[link.interface]
         self._blocked.pop(link, None)

@@ -224,7 +224,7 @@ async def open_engine(
 ) -> AsyncIterator[Engine]:
     """An engine on these interfaces; leaving the block stops its tasks and fails what still waits.
 
-    Without ``discover`` nothing asks who is there: for lone commands (``engine.conversation``).
+    Without ``discover`` no queries are sent: for lone commands (``engine.conversation``).
 
     OSError as ``net.packetsocket.PacketSocket`` for the first interface that cannot be used.  An exception of the
     block's own leaves it as it is, not wrapped in a group.

@@ -36,7 +36,7 @@ _MOST_WORKERS: Final = 8  # each one that finds nothing costs a change of tasks
 class InPlace:
     """See the module.
 
-    ``receive_batch(link, lone=..., wake=...)`` and ``attended(somebody)`` are the receiver's, ``complete()`` completes
+    ``receive_batch(link, lone=..., wake=...)`` and ``attended(by_other)`` are the receiver's, ``complete()`` completes
     what was received, ``sleepers`` counts the tasks that wait, ``now()`` is the engine's clock.
     """
 

@@ -60,9 +60,9 @@ class Lookout:
                 self._discovery.identify(Endpoint(path.link, path.mac, target.address), config)
 
     def revalidate(self, disk: Disk) -> None:
-        """Ask a target again who it is, where it is known to be, or everywhere if it is silent; what is cached is old.
+        """Identify a target again, where it is known to be, or everywhere if it is silent; returns at once.
 
-        Returns at once.
+        What is cached counts as old.
         """
         target = disk.target
         if target.is_silent:

@@ -58,11 +58,11 @@ class Receiver:
         self._links.discard(link)
         self._sleeping.unpark_all()
 
-    def attended(self, somebody: bool) -> None:
+    def attended(self, by_other: bool) -> None:
         """Another task waits for the frames of all links, or none does."""
-        if self._attended and not somebody:
+        if self._attended and not by_other:
             self._sleeping.unpark_all()
-        self._attended = somebody
+        self._attended = by_other
 
     async def run(self, link: Link) -> None:
         """The task of one link, while it is open."""

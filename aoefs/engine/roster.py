@@ -1,6 +1,6 @@
 """The roster: which disks there are, on which paths, and what a sighting changes about that.
 
-Owns the disks by address, and the strangers: who answers and is no disk of ours.  No task of its own but the renewal
+Owns the disks by address, and the strangers: what answers and is no disk of ours.  No task of its own but the renewal
 of a reservation.
 
 What always holds:
@@ -122,7 +122,7 @@ class Roster:
             self._strangers.note(stranger, self._driver.now())
 
     def strangers(self, candidates: Sequence[Stranger]) -> tuple[Stranger, ...]:
-        """Who answers and is no disk of ours: rejected, silent to IDENTIFY, or still under it (``candidates``)."""
+        """What answers and is no disk of ours: rejected, silent to IDENTIFY, or still under it (``candidates``)."""
         found = {stranger.endpoint: stranger for stranger in candidates if self.find_path(stranger.endpoint) is None}
         found |= {stranger.endpoint: stranger for stranger in self._strangers.present(self._driver.now())}
         return tuple(sorted(found.values(), key=_place))

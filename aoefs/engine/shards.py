@@ -45,7 +45,7 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardStatistics:
-    """A frozen picture of one shard; ``started_at`` is in seconds of the engine's clock, None while it never ran."""
+    """A frozen snapshot of one shard; ``started_at`` is in seconds of the engine's clock, None while it never ran."""
 
     id: int
     active: bool
@@ -102,7 +102,7 @@ class Shard:
         return seen
 
     async def run(self, after_batch: Callable[[list[Address]], None]) -> None:
-        """The task: complete, tell ``after_batch`` whose answers these were, yield or park."""
+        """The task: complete, call ``after_batch`` with the addresses of the targets, yield or park."""
         while True:
             if self.queue:
                 after_batch(self.complete_batch())
@@ -159,7 +159,7 @@ class Shards:
             self._fed[shard] = None
 
     def complete_in_place(self) -> None:
-        """Complete a batch of each shard now, for a caller that waits in place; it counts there."""
+        """Complete a batch of each shard now, for a caller that waits in place; the shards count it."""
         for shard in self._fed:
             seen = shard.complete_batch()
             if shard.number == 0:
@@ -190,4 +190,4 @@ class Shards:
 
 
 def _nothing(_seen: list[Address]) -> None:
-    """Only shard 0 ever meets a shard that does not run."""
+    """Only shard 0 completes answers of a shard that does not run."""

@@ -1,4 +1,4 @@
-"""The control directory ``.aoefs``: what can be read and written there, as tables of functions from and to bytes.
+"""The control directory ``.aoefs``: its files, as tables of functions from and to bytes.
 
     status.json   the mount, its targets, paths, links, shards and last events, as one JSON object
     events        the last 1000 events, a line each: time, level, text
@@ -10,15 +10,16 @@
     eX.Y/config   the config string and a newline; written: the new one, less a newline at its end
     eX.Y/stats    the object of the target in status.json
 
-What holds always:
+What always holds:
 
-- What is read is a picture taken at open.  One write(2) is one order, wherever in the file it lands; it is carried out
-  or refused as a whole: ControlError, and nothing has changed.
-- No function waits for a target, but for ``config``, and that for ``CONFIG_SECONDS`` at most: a program that waits in
-  a FUSE file cannot be killed.  Whatever takes longer is reported by events.
+- A file shows what was there when it was opened.  One write(2) is one order, at any offset; it is carried out as a
+  whole, or raises ControlError and changes nothing.
+- No function waits for a target, except ``config``, for ``CONFIG_SECONDS`` at most: a program that waits in a FUSE
+  file cannot be killed.  Events report what takes longer.
 
-Names are separated by blanks or commas.  Rejected: commands in one ``ctl`` file (file modes could not tell who may
-do what), and a picture that goes on growing (``tail -f`` works without it: it looks again).
+Names are separated by blanks or commas.
+
+Rejected: commands in one ``ctl`` file (file modes could not say who may do what).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a mount is told: one record, which ``cli.options`` makes of the command line, ``-o`` and a file."""
+"""The options of a mount: one record, which ``cli.options`` makes of the command line, ``-o`` and a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
-    """Everything that a mount is told.
+    """All options of a mount.
 
     ``mountpoint`` is an absolute path; ``interfaces`` are names, none meaning every usable one; ``shards`` is None for
     as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in

@@ -4,7 +4,7 @@ Pure.  ``read_table_untrusted`` is a generator: it yields the sectors that it ne
 of terabytes costs a few reads, and a test needs no disk.  Sources: UEFI 2.10 chapter 5 for GPT; for MBR what fdisk and
 the Linux kernel agree on.
 
-What holds always:
+What always holds:
 
 - The partitions in a result are sorted, lie within the disk and do not overlap.  Otherwise FrameError says in a few
   words why the table is broken, and no part of it is used.

@@ -4,11 +4,11 @@ The kernel then asks for 128 KiB at a time, two at most, which keeps a target id
 :class:`ReadAhead` belongs to one open handle: when that reads in order, the next ``CHUNK_BYTES`` are asked for before
 they are wanted, ``DEPTH`` of them at most; :class:`ReadAheads` bounds what all handles together hold.
 
-What holds always:
+What always holds:
 
-- A chunk is used only while nothing was written to its disk, by anybody of this mount, since before it was asked for
-  (``Disk.generation``), and the target was not away; so nobody reads what was there before his own write.
-- An error ahead is nobody's error: whoever wants the bytes reads them himself.
+- A chunk is used only if nothing of this mount wrote to its disk since before it was asked for (``Disk.generation``),
+  and the target was not away: no program reads what was there before its own write.
+- An error of a read ahead is dropped: the read that wants the bytes asks for them again.
 - At most ``MAX_CHUNKS`` are held; beyond that the handle that was read longest ago loses its own.
 
 Rejected: doing so always (two read-aheads of which the kernel's is the better one), and a cache (that is the

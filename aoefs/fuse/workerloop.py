@@ -40,7 +40,7 @@ _DONE = cast(Awaitable[None], _Done())
 
 
 class _Free:
-    """A lock that nobody ever holds."""
+    """A lock that is never held."""
 
     def __aenter__(self) -> Awaitable[None]:
         return _DONE
@@ -94,7 +94,7 @@ class LowLevel:
             self._leave()
 
     async def _watch(self) -> None:
-        """Give the loop a turn: until there may be something to do, or for the others who are ready."""
+        """Give the loop a turn: until there may be something to do, or for tasks that are ready."""
         in_place = self._in_place
         self._watched = True
         in_place.attended(True)
@@ -119,7 +119,7 @@ class LowLevel:
         self.candidates -= 1
 
     def _leave(self) -> None:
-        """One waits no longer: see that somebody watches, as long as anybody waits."""
+        """A worker waits no longer: see that another one watches, as long as any waits."""
         if self._watched:
             return
         wanted = self._in_place.workers_wanted()
