@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
 import pytest
 import trio
 from hypothesis import given
@@ -13,7 +11,6 @@ from trio.testing import MockClock
 from aoefs.core.target import State
 from aoefs.engine.clock import LATE, PERIOD, RunningClock
 from aoefs.engine.settings import Settings
-from aoefs.protocol.ata import Opcode
 from tests.scene import Scene, nothing_is_left, open_scene
 
 
@@ -58,7 +55,7 @@ def test_it_never_goes_back_nor_faster_than_the_clock(steps: list[tuple[float, b
             time.beat()
 
 
-# ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def stop_process(scene: Scene, clock: MockClock, seconds: float = 1000.0) -> None:
@@ -109,21 +106,3 @@ async def test_a_target_that_was_silent_before_the_stop_has_the_rest_of_its_time
             assert disk.target.state is State.UP
             target.silent = False
         assert disk.target.errors == 0
-
-
-async def test_answers_that_wait_in_the_socket_are_taken_before_anything_is_given_up(autojump_clock: MockClock) -> None:
-    """The loop was held up for longer than the RTO, and the timer has its turn first."""
-    async with open_scene() as scene:
-        scene.add_target()
-        disk = await scene.disk()
-        for _ in range(10):
-            await disk.read(0, 4096)
-        link = scene.link
-        original = link.wait_readable
-        link.wait_readable = trio.sleep_forever  # type: ignore[method-assign]
-        link.fail_next_receive(OSError(errno.ENETDOWN, "down"))  # wakes the receiver, which then waits as told
-        await trio.sleep(0.01)
-        await disk.read(0, 4096)
-        assert disk.target.statistics().retransmits == 0
-        link.wait_readable = original  # type: ignore[method-assign]
-        assert len(scene.wire.ata(Opcode.READ_EXT)) >= 11

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from unittest.mock import Mock
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.core.link import Endpoint
-from aoefs.engine.changes import Change
 from aoefs.engine.conversation import LINGER
 from aoefs.engine.discovery import (
     ANSWER_WINDOW,
@@ -23,17 +20,6 @@ from aoefs.engine.discovery import (
     QUERY_PERIOD,
 )
 from aoefs.engine.settings import Settings
-from aoefs.engine.strangers import (
-    MAX_STRANGERS,
-    NO_ANSWER,
-    REFUSED,
-    REMEMBERED,
-    RESERVED,
-    SILENT,
-    Stranger,
-    Strangers,
-)
-from aoefs.errors import IdentityChanged, RequestError
 from aoefs.protocol.ata import Opcode, encode_identify
 from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
@@ -49,29 +35,10 @@ from aoefs.protocol.wire import (
     encode_ata,
     encode_config,
 )
-from tests.scene import DELAY, Announce, Scene, SimulatedTarget, make_export, open_scene, target_mac
+from tests.engine.queries import ZERO, broadcasts, forge_config, unicasts
+from tests.scene import DELAY, Announce, open_scene, target_mac
 
-ZERO = Address(0, 0)
-
-
-def broadcasts(scene: Scene) -> list[float]:
-    return [at for at, header, _ in scene.wire.sent(AoeCommand.CONFIG) if header.destination == BROADCAST_MAC]
-
-
-def unicasts(scene: Scene) -> list[tuple[float, Header]]:
-    sent = scene.wire.sent(AoeCommand.CONFIG)
-    return [(at, header) for at, header, _ in sent if header.destination != BROADCAST_MAC]
-
-
-def forge_config(
-    scene: Scene, tag: int, *, mac: bytes | None = None, address: Address = ZERO, flags: int = Flag.RESPONSE
-) -> None:
-    """A config answer that nobody asked for, from wherever."""
-    header = Header(scene.link.mac, mac or target_mac(666), address, AoeCommand.CONFIG, tag, flags)
-    scene.wire.send(encode_config(header, ConfigArgument(0, b"", 16, 0, 2, 1)))
-
-
-# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_queries_go_out_at_0_100_300_and_700_ms_and_then_every_minute(autojump_clock: MockClock) -> None:
@@ -87,16 +54,6 @@ async def test_queries_go_out_at_0_100_300_and_700_ms_and_then_every_minute(auto
             assert decode_config_untrusted(frame).command == ConfigCommand.READ
         tags = [header.tag for _, header, _ in scene.wire.sent(AoeCommand.CONFIG)]
         assert len(set(tags)) == len(tags)
-
-
-async def test_on_demand_the_schedule_begins_anew(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(10)
-        seen = len(broadcasts(scene))
-        scene.engine.lookout.discover()
-        await trio.sleep(100)
-        times = broadcasts(scene)[seen:]
-        assert times == pytest.approx([10, 10.1, 10.3, 10.7, 70.7])
 
 
 async def test_a_port_that_comes_up_is_asked_anew_and_one_that_is_down_is_not(autojump_clock: MockClock) -> None:
@@ -121,7 +78,16 @@ async def test_the_first_tag_is_random(autojump_clock: MockClock) -> None:
     assert len(tags) == 8
 
 
-# ── who becomes a target ──────────────────────────────────────────────────────────────────────────────────────────
+async def test_one_lost_query_does_not_hide_a_disk(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        lost = iter([True])
+        scene.wire.route = lambda frame: [] if next(lost, False) else [(DELAY, frame)]
+        scene.add_target()
+        await trio.sleep(0.15)
+        assert list(scene.engine.disks) == [ZERO]
+
+
+# ── who becomes a target ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_config_answer_leads_to_identify_of_exactly_that_mac_and_only_that_makes_a_file(
@@ -232,82 +198,7 @@ async def test_only_allowed_macs_are_looked_at(autojump_clock: MockClock) -> Non
         assert asked == {BROADCAST_MAC, allowed}
 
 
-async def test_no_more_than_max_targets_are_made(autojump_clock: MockClock, announce: Announce) -> None:
-    announce("is refused: 10 targets are the most")
-    async with open_scene(Settings(max_targets=10)) as scene:
-        for slot in range(20):
-            scene.add_target(0, slot, sectors=8)
-        await trio.sleep(2)
-        assert len(scene.engine.disks) == 10
-    assert Settings().max_targets == 1024
-
-
-# ── strangers ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def strangers(scene: Scene) -> list[tuple[str, str]]:
-    return [(str(one.endpoint.address), one.state) for one in scene.engine.statistics().strangers]
-
-
-async def test_who_answers_but_is_not_identified_is_known_as_a_stranger_until_he_is_or_is_gone(
-    autojump_clock: MockClock,
-) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
-        await trio.sleep(0.1)
-        assert strangers(scene) == [("e0.0", NO_ANSWER)], "before it is given up"
-        await trio.sleep(10)
-        assert strangers(scene) == [("e0.0", NO_ANSWER)]
-        target.answer = lambda _frame, reply: [(0.0, reply)]
-        target.announce()
-        await scene.disk()
-        assert strangers(scene) == []
-        target.silent = True
-        with trio.move_on_after(10):
-            await scene.engine.disks[ZERO].read(0, 512)
-        assert strangers(scene) == [], "a path that falls silent is none"
-        other = scene.add_target(0, 1)
-        other.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
-        other.announce()
-        await trio.sleep(10)
-        assert strangers(scene) == [("e0.1", NO_ANSWER)]
-        other.silent = True
-        await trio.sleep(REMEMBERED + QUERY_PERIOD)
-        assert strangers(scene) == []
-
-
-@pytest.mark.parametrize(("code", "state"), [(6, RESERVED), (3, REFUSED)])
-async def test_an_aoe_error_to_identify_says_why_and_is_logged_once(
-    autojump_clock: MockClock, announce: Announce, caplog: pytest.LogCaptureFixture, code: int, state: str
-) -> None:
-    announce(f"e0.0: .*AoE error {code}")
-
-    def answer(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
-        if frame[19] == AoeCommand.ATA:
-            reply = reply[:14] + b"\x1c" + bytes([code]) + reply[16:]
-        return [(0.0, reply)]
-
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.answer = answer
-        await trio.sleep(3 * QUERY_PERIOD)
-        assert strangers(scene) == [("e0.0", state)]
-        assert len(caplog.records) == 1
-
-
-async def test_however_many_strangers_there_are_few_are_remembered() -> None:
-    book = Strangers()
-    config = ConfigArgument()
-    link = Mock(interface="seg0")
-    for number in range(2 * MAX_STRANGERS):
-        endpoint = Endpoint(link, target_mac(number), Address(number, 0))
-        book.note(Stranger(endpoint, config, NO_ANSWER, SILENT), float(number))
-    assert len(book.present(0.0)) == MAX_STRANGERS
-    assert book.present(2.0 * MAX_STRANGERS + REMEMBERED) == []
-
-
-# ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("version", [0, 1])
@@ -449,28 +340,7 @@ async def test_an_announcement_with_a_targets_own_mac_changes_neither_bufcnt_nor
         assert disk.target.statistics() == before
 
 
-async def test_a_target_without_buffers_gets_one_command_at_a_time(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.export.buffer_count = 0
-        disk = await scene.disk()
-        assert await disk.read(0, 30 * 512) == target.data[: 30 * 512]
-        assert disk.target.paths[0].window.limit == 1
-
-
-async def test_one_identity_behind_many_macs_does_not_make_as_many_paths(
-    autojump_clock: MockClock, announce: Announce
-) -> None:
-    announce("32 paths are the most")
-    async with open_scene() as scene:
-        machine = make_export(ZERO, sectors=8)
-        for number in range(40):
-            SimulatedTarget(scene.wire, machine, mac=target_mac(number))
-        await trio.sleep(5)
-        assert len(scene.engine.disks[ZERO].target.paths) == 32
-
-
-# ── payload ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── payload ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -503,173 +373,3 @@ async def test_a_switch_without_jumbo_frames_is_measured(autojump_clock: MockClo
         scene.wire.route = lambda frame: [(DELAY, frame)]
         await trio.sleep(2 * QUERY_PERIOD)
         assert disk.target.paths[0].sectors == 17
-
-
-# ── identity ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_another_disk_under_the_same_address_is_refused_while_the_first_one_lives(
-    autojump_clock: MockClock, announce: Announce
-) -> None:
-    announce("is another disk")
-    async with open_scene() as scene:
-        first = scene.add_target(serial="first")
-        disk = await scene.disk()
-        second = scene.add_target(serial="second", mac=target_mac(99))
-        second.data[:] = bytes(len(second.data))
-        second.announce()
-        await trio.sleep(1)
-        assert scene.engine.disks[ZERO] is disk
-        assert scene.engine.statistics().refused_identities >= 1
-        assert [path.mac for path in disk.target.paths] == [first.mac]
-        before = len(scene.wire.ata(Opcode.READ_EXT))
-        for _ in range(5):
-            assert await disk.read(0, 4096) == first.data[:4096]
-        sent = scene.wire.sent(AoeCommand.ATA)
-        reads = [header for _, header, frame in sent if frame[27] == Opcode.READ_EXT][before:]
-        assert {header.destination for header in reads} == {first.mac}
-
-
-async def test_another_disk_in_the_very_place_of_the_first_one_replaces_it(
-    autojump_clock: MockClock, announce: Announce
-) -> None:
-    announce("e0.0 is another disk now .serial other.: open files fail")
-    changes: list[tuple[object, Change]] = []
-    async with open_scene(on_change=lambda disk, change: changes.append((disk, change))) as scene:
-        target = scene.add_target(serial="first")
-        old = await scene.disk()
-        target.identify_as(replace(target.export.identity, serial="other"))
-        target.announce()
-        await trio.sleep(1)
-        new = scene.engine.disks[ZERO]
-        assert new is not old
-        assert changes == [(old, Change.APPEARED), (old, Change.REPLACED), (new, Change.APPEARED)]
-        for call in (old.read(0, 512), old.write(0, b"x" * 512), old.write(3, b"x")):
-            with pytest.raises(IdentityChanged):
-                await call
-        with pytest.raises(RequestError):
-            await old.flush()
-        assert target.data[:1] != b"x"
-        await new.write(0, b"x" * 512)
-        assert target.data[:1] == b"x"
-
-
-async def test_requests_under_way_fail_when_the_disk_is_replaced(autojump_clock: MockClock, announce: Announce) -> None:
-    announce("e0.0 is another disk now")
-    async with open_scene() as scene:
-        target = scene.add_target(serial="first")
-        disk = await scene.disk()
-        target.answer = lambda frame, reply: (
-            [] if frame[19] == AoeCommand.ATA and frame[27] != Opcode.IDENTIFY else [(0.0, reply)]
-        )
-        failed: list[float] = []
-
-        async def write() -> None:
-            with pytest.raises(IdentityChanged):
-                await disk.write(0, bytes(8192))
-            failed.append(trio.current_time())
-
-        async def flush() -> None:
-            with pytest.raises(IdentityChanged):
-                await disk.flush()
-            failed.append(trio.current_time())
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(write)
-            nursery.start_soon(write)  # waits for the claim of the first one
-            nursery.start_soon(flush)
-            await trio.sleep(0.3)
-            target.identify_as(replace(target.export.identity, serial="other"))
-            target.announce()
-            await trio.sleep(1.5)
-            assert len(failed) == 3
-
-
-@pytest.mark.parametrize(("sectors", "verb"), [(512, "grew"), (128, "shrank")])
-async def test_another_size_is_noticed(autojump_clock: MockClock, announce: Announce, sectors: int, verb: str) -> None:
-    announce(f"e0.0 {verb} from 131072 to {sectors * 512} bytes")
-    changes: list[Change] = []
-    async with open_scene(on_change=lambda _disk, change: changes.append(change)) as scene:
-        target = scene.add_target(sectors=256)
-        disk = await scene.disk()
-        await trio.sleep(2)
-        target.resize(sectors)
-        await trio.sleep(QUERY_PERIOD)
-        assert scene.engine.disks[ZERO] is disk
-        assert disk.size_bytes == sectors * 512
-        assert changes == [Change.APPEARED, Change.RESIZED]
-        assert await disk.read(0, disk.size_bytes) == target.data
-        with pytest.raises(ValueError, match="not within"):
-            await disk.read(disk.size_bytes, 512)
-
-
-async def test_a_second_mac_with_the_same_identity_is_a_path(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
-        disk = await scene.disk()
-        await trio.sleep(2)
-        assert {path.mac for path in disk.target.paths} == {target.mac, target_mac(99)}
-        assert len(disk.target.paths) == 2
-
-
-async def test_a_second_mac_with_another_size_is_no_path(autojump_clock: MockClock, announce: Announce) -> None:
-    announce("is another disk")
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        other = scene.add_target(mac=target_mac(99), sectors=300, serial=target.export.identity.serial)
-        other.announce()
-        await trio.sleep(1)
-        assert len(disk.target.paths) == 1
-        assert disk.size_bytes == 256 * 512
-
-
-# ── the first discovery ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_the_first_discovery_ends_150_ms_after_the_last_new_target(autojump_clock: MockClock) -> None:
-    appeared: list[float] = []
-    async with open_scene(on_change=lambda _disk, _change: appeared.append(trio.current_time())) as scene:
-        began = trio.current_time()
-        for slot in range(3):
-            target = scene.add_target(0, slot)
-            target.answer = lambda frame, reply, wait=slot * 0.1: [  # type: ignore[misc]
-                (wait if frame[19] == AoeCommand.CONFIG else 0.0, reply)
-            ]
-        await scene.engine.first_discovery()
-        assert len(appeared) == 3
-        assert trio.current_time() == pytest.approx(appeared[-1] + 0.15)
-        assert trio.current_time() - began < 1
-
-
-async def test_the_first_discovery_ends_after_a_second_when_nobody_answers(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        began = trio.current_time()
-        await scene.engine.first_discovery()
-        assert trio.current_time() - began == pytest.approx(1.0)
-        await scene.engine.first_discovery()
-        assert trio.current_time() - began == pytest.approx(1.0), "later it is over already"
-
-
-async def test_the_first_discovery_ends_after_a_second_when_targets_keep_coming(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-
-        async def come() -> None:
-            for slot in range(40):
-                scene.add_target(0, slot, sectors=8).announce()
-                await trio.sleep(0.1)
-
-        began = trio.current_time()
-        scene.nursery.start_soon(come)
-        await scene.engine.first_discovery()
-        assert trio.current_time() - began == pytest.approx(1.0)
-
-
-async def test_one_lost_query_does_not_hide_a_disk(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        lost = iter([True])
-        scene.wire.route = lambda frame: [] if next(lost, False) else [(DELAY, frame)]
-        scene.add_target()
-        await trio.sleep(0.15)
-        assert list(scene.engine.disks) == [ZERO]

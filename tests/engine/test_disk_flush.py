@@ -1,19 +1,16 @@
-"""A disk's lone commands: which flush is sent, when again, and what its failure means."""
+"""The flush of a disk: which command it is, and what its failure means."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.engine.settings import Settings
-from aoefs.errors import AtaError, TargetError, TargetLost
+from aoefs.errors import AtaError, TargetError
 from aoefs.protocol.ata import ErrorBit, Identity, Opcode
-from aoefs.protocol.wire import AoeCommand, AtaArgument, AtaFlag, Flag, decode_ata_untrusted
+from aoefs.protocol.wire import AtaFlag, Flag
 from tests.engine.answers import FLUSHES, flushes, is_flush, refuse_flush
-from tests.scene import DELAY, Announce, SimulatedTarget, open_scene, target_mac
+from tests.scene import DELAY, Announce, open_scene
 
 
 @pytest.mark.parametrize(
@@ -111,38 +108,6 @@ async def test_an_aoe_error_to_a_flush_reaches_the_caller(autojump_clock: MockCl
         assert disk.target.errors == 1
 
 
-async def test_a_flush_is_sent_again_after_one_second_doubling_up_to_eight(autojump_clock: MockClock) -> None:
-    async with open_scene(Settings(deadsecs=40)) as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        await disk.write(0, b"x" * 512)
-        target.answer = lambda frame, reply: [] if is_flush(frame) else [(0.0, reply)]
-        began = trio.current_time()
-        with pytest.raises(TargetLost):
-            await disk.flush()
-        assert trio.current_time() - began == pytest.approx(40)
-        assert [at - began for at in flushes(scene)] == pytest.approx([0, 1, 3, 7, 15, 23, 31, 39])
-        tags = [header.tag for _, header, frame in scene.wire.sent(AoeCommand.ATA) if is_flush(frame)]
-        assert len(set(tags)) == len(tags), "each sending has a tag of its own"
-        assert disk.target.dirty
-        assert disk.target.errors == 1
-
-
-@pytest.mark.parametrize("seconds", [0.5, 1.5, 6.0, 20.0])
-async def test_a_slow_flush_is_waited_for(autojump_clock: MockClock, seconds: float) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        await disk.write(0, b"x" * 512)
-        target.answer = lambda frame, reply: [(seconds if is_flush(frame) else 0.0, reply)]
-        began = trio.current_time()
-        await disk.flush()
-        assert trio.current_time() - began == pytest.approx(seconds + 2 * DELAY)
-        assert not disk.target.dirty
-        assert disk.target.paths[0].rtt.srtt < 0.01, "a flush is no sample"
-        assert disk.target.statistics().retransmits == 0
-
-
 async def test_a_write_acknowledged_during_a_flush_leaves_the_target_dirty(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
@@ -156,87 +121,6 @@ async def test_a_write_acknowledged_during_a_flush_leaves_the_target_dirty(autoj
         assert disk.target.dirty
         await disk.flush()
         assert not disk.target.dirty
-
-
-async def test_the_answer_to_a_flush_counts_only_from_a_path_of_the_target(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        await trio.sleep(1)
-        unknown = scene.link.rx_unknown
-        forged = target_mac(666)
-        target.answer = lambda frame, reply: (
-            [(0.0, reply[:6] + forged + reply[12:]), (0.2, reply)] if is_flush(frame) else [(0.0, reply)]
-        )
-        began = trio.current_time()
-        await disk.flush()
-        assert trio.current_time() - began == pytest.approx(0.2 + 2 * DELAY)
-        assert scene.link.rx_unknown == unknown + 1
-
-
-async def test_a_flush_goes_out_on_a_healthy_path(autojump_clock: MockClock) -> None:
-    """The target moved to another link: its old path is scorned, and a flush does not wait for it."""
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
-        scene.engine.lookout.discover()
-        await trio.sleep(6)
-        assert len(disk.target.paths) == 2
-        target.silent = True
-        for _ in range(20):
-            await disk.write(0, bytes(100 * 512))
-        assert [path.degraded for path in disk.target.paths] == [True, False]
-        for _ in range(4):
-            began = trio.current_time()
-            await disk.flush()
-            assert trio.current_time() - began == pytest.approx(2 * DELAY)
-        assert other.heard
-
-
-async def test_a_flush_to_a_target_that_comes_back_goes_out_as_soon_as_it_is_known_again(
-    autojump_clock: MockClock,
-) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        await disk.write(0, b"x" * 512)
-        target.silent = True
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(disk.flush)
-            nursery.start_soon(disk.read, 0, 512)
-            await trio.sleep(30)
-            assert disk.target.suspended
-            target.silent = False
-            while disk.target.suspended:  # noqa: ASYNC110
-                await trio.sleep(0.001)
-            back = trio.current_time()
-        assert trio.current_time() - back <= 0.02
-        assert not disk.target.dirty
-
-
-async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        scene.add_target()
-        disk = await scene.disk()
-        registers = replace(decode_ata_untrusted(bytes(36)), command=Opcode.CHECK_POWER_MODE)
-        answer = await disk.commands.ata(registers)
-        assert isinstance(answer.argument, AtaArgument)
-        assert answer.argument.count == 0xFF
-
-
-async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_before_its_answer_counts(
-    autojump_clock: MockClock,
-) -> None:
-    """Else the flush of another disk that came in its place would be taken for the one that was asked for."""
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        await disk.write(0, b"x" * 512)
-        target.silent = True
-        with trio.move_on_after(5):
-            await disk.flush()
-        assert disk.target.suspended
 
 
 async def test_an_abort_of_a_flush_that_worked_before_is_a_failure(autojump_clock: MockClock) -> None:

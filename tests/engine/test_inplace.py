@@ -5,7 +5,9 @@ Descriptors are real pipes, time is virtual, and the machines behind are fakes t
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, cast
@@ -18,11 +20,15 @@ from trio.testing import MockClock
 from aoefs.core.link import Link
 from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
+from aoefs.engine.disk import Disk
 from aoefs.engine.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
+from aoefs.engine.settings import Settings
 from aoefs.engine.waits import Sleepers, Wait
 from aoefs.protocol.ata import Identity
-from aoefs.protocol.wire import Address
-from tests.scene import open_scene
+from aoefs.protocol.wire import (
+    Address,
+)
+from tests.scene import Scene, nothing_is_left, open_scene
 
 
 class Pipe:
@@ -201,37 +207,63 @@ def test_more_workers_are_wanted_the_more_are_busy_up_to_a_bound(bench: Bench) -
     assert wanted == [1, 1, 2, 5, 8]
 
 
-# ── the receivers meanwhile ───────────────────────────────────────────────────────────────────────────────────────
+# ── with an engine ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_does(
-    autojump_clock: MockClock,
+@pytest.fixture
+def descriptors() -> Iterator[tuple[int, int]]:
+    """One that is always readable, and one that never is."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.send(b"x")
+        yield theirs.fileno(), ours.fileno()
+
+
+async def ready_in_place(scene: Scene, descriptors: tuple[int, int]) -> Disk:
+    """The disk of e0.1, whose answers are there as soon as the frames are sent, without any turn of the loop."""
+    disk = await scene.disk(0, 1)
+    await disk.read(0, 512)
+    await trio.sleep(2)
+    scene.wire.immediate = True
+    scene.link.descriptor, requests = descriptors
+    scene.engine.in_place.add_link(scene.link)
+    scene.engine.in_place.attend_to(requests)
+    scene.engine.in_place.loop_turned()
+    return disk
+
+
+async def test_a_caller_may_wait_in_place_and_its_shard_counts_it(
+    autojump_clock: MockClock, descriptors: tuple[int, int]
+) -> None:
+    async with open_scene(Settings(shards=2)) as scene:
+        target = scene.add_target(0, 1)
+        disk = await ready_in_place(scene, descriptors)
+        before = [shard.completed for shard in scene.engine.statistics().shards]
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        scene.nursery.start_soon(count)
+        for _ in range(5):
+            assert await disk.read(0, 2048) == target.data[:2048]
+            await disk.write(0, bytes(512))
+        assert turns == 0, "the loop had no turn"
+        completed = [shard.completed for shard in scene.engine.statistics().shards]
+        assert [after - then for after, then in zip(completed, before, strict=True)] == [0, 5 * (2 + 1)]
+        assert nothing_is_left(disk.target)
+
+
+async def test_an_interface_that_goes_down_under_a_caller_in_place_harms_nobody(
+    autojump_clock: MockClock, descriptors: tuple[int, int]
 ) -> None:
     async with open_scene() as scene:
-        scene.add_target(0, 1)
-        disk = await scene.disk(0, 1)
-        receiver = scene.engine.receiver
-        await disk.read(0, 512)
-        receiver.attended(True)
-        read: list[memoryview] = []
-
-        async def reader() -> None:
-            read.append(await disk.read(512, 512))
-
-        scene.nursery.start_soon(reader)
-        await trio.sleep(0.005)
-        assert not read
-        assert scene.link._inbox, "the answer waits for whoever attends"
-        receiver.attended(False)
-        await trio.sleep(0.005)
-        assert len(read) == 1
-
-
-async def test_a_port_may_go_while_its_receiver_sleeps(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        scene.engine.receiver.attended(True)
-        await trio.testing.wait_all_tasks_blocked()
-        scene.engine.drop_link(scene.link)
-        await trio.sleep(0.01)
-        tasks = [task.name for task in scene.nursery.child_tasks]
-        assert not [name for name in tasks if name.startswith("receiver")]
+        target = scene.add_target(0, 1)
+        disk = await ready_in_place(scene, descriptors)
+        scene.link.failure = OSError(errno.ENETDOWN, "down")
+        await disk.write(100, b"x" * 100)
+        assert target.data[100:200] == b"x" * 100
+        assert nothing_is_left(disk.target)

@@ -1,235 +1,26 @@
-"""Discovery: when it asks, whom it believes, and what a stranger can and can not make it do."""
+"""The roster: what a sighting changes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
-from unittest.mock import Mock
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
-from aoefs.core.link import Endpoint
 from aoefs.engine.changes import Change
-from aoefs.engine.conversation import LINGER
 from aoefs.engine.discovery import (
-    ANSWER_WINDOW,
-    HINT_PERIOD,
-    IDENTIFY_PAUSES,
-    MAX_CANDIDATES,
-    MAX_HINTS,
-    MAX_WAITING,
     QUERY_PERIOD,
 )
 from aoefs.engine.settings import Settings
-from aoefs.engine.strangers import (
-    MAX_STRANGERS,
-    NO_ANSWER,
-    REFUSED,
-    REMEMBERED,
-    RESERVED,
-    SILENT,
-    Stranger,
-    Strangers,
-)
-from aoefs.errors import IdentityChanged, RequestError
-from aoefs.protocol.ata import Opcode, encode_identify
+from aoefs.errors import AtaError, IdentityChanged, RequestError
+from aoefs.protocol.ata import Identity, Opcode
 from aoefs.protocol.wire import (
-    BROADCAST_ADDRESS,
-    BROADCAST_MAC,
-    Address,
     AoeCommand,
-    AtaArgument,
-    ConfigArgument,
-    ConfigCommand,
-    Flag,
-    Header,
-    decode_config_untrusted,
-    encode_ata,
-    encode_config,
 )
-from tests.scene import DELAY, Announce, Scene, SimulatedTarget, make_export, open_scene, target_mac
-
-ZERO = Address(0, 0)
-
-
-def broadcasts(scene: Scene) -> list[float]:
-    return [at for at, header, _ in scene.wire.sent(AoeCommand.CONFIG) if header.destination == BROADCAST_MAC]
-
-
-def unicasts(scene: Scene) -> list[tuple[float, Header]]:
-    sent = scene.wire.sent(AoeCommand.CONFIG)
-    return [(at, header) for at, header, _ in sent if header.destination != BROADCAST_MAC]
-
-
-def forge_config(
-    scene: Scene, tag: int, *, mac: bytes | None = None, address: Address = ZERO, flags: int = Flag.RESPONSE
-) -> None:
-    """A config answer that nobody asked for, from wherever."""
-    header = Header(scene.link.mac, mac or target_mac(666), address, AoeCommand.CONFIG, tag, flags)
-    scene.wire.send(encode_config(header, ConfigArgument(0, b"", 16, 0, 2, 1)))
-
-
-# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_queries_go_out_at_0_100_300_and_700_ms_and_then_every_minute(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        began = trio.current_time()
-        await trio.sleep(200)
-        times = [at - began for at in broadcasts(scene)]
-        assert times == pytest.approx([0, 0.1, 0.3, 0.7, *(0.7 + QUERY_PERIOD * count for count in (1, 2, 3))])
-        for _, header, frame in scene.wire.sent(AoeCommand.CONFIG):
-            assert header.address == BROADCAST_ADDRESS
-            assert header.tag & 0x8000_0000
-            assert len(frame) == 60
-            assert decode_config_untrusted(frame).command == ConfigCommand.READ
-        tags = [header.tag for _, header, _ in scene.wire.sent(AoeCommand.CONFIG)]
-        assert len(set(tags)) == len(tags)
-
-
-async def test_on_demand_the_schedule_begins_anew(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(10)
-        seen = len(broadcasts(scene))
-        scene.engine.lookout.discover()
-        await trio.sleep(100)
-        times = broadcasts(scene)[seen:]
-        assert times == pytest.approx([10, 10.1, 10.3, 10.7, 70.7])
-
-
-async def test_a_port_that_comes_up_is_asked_anew_and_one_that_is_down_is_not(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(10)
-        scene.engine.link_changed(scene.link, up=False)
-        seen = len(broadcasts(scene))
-        await trio.sleep(200)
-        assert len(broadcasts(scene)) == seen
-        scene.engine.link_changed(scene.link, up=True)
-        await trio.sleep(1)
-        assert broadcasts(scene)[seen:] == pytest.approx([210, 210.1, 210.3, 210.7])
-        assert scene.link.refreshed == 2
-
-
-async def test_the_first_tag_is_random(autojump_clock: MockClock) -> None:
-    tags = set()
-    for _ in range(8):
-        async with open_scene() as scene:
-            await trio.sleep(0.01)
-            tags.add(scene.wire.sent(AoeCommand.CONFIG)[0][1].tag)
-    assert len(tags) == 8
-
-
-# ── who becomes a target ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_a_config_answer_leads_to_identify_of_exactly_that_mac_and_only_that_makes_a_file(
-    autojump_clock: MockClock,
-) -> None:
-    appeared: list[float] = []
-    async with open_scene(on_change=lambda _disk, _change: appeared.append(trio.current_time())) as scene:
-        target = scene.add_target(3, 4)
-        slow = 0.05
-        target.answer = lambda frame, reply: [(slow if frame[19] == AoeCommand.ATA else 0.0, reply)]
-        await trio.sleep(0.02)
-        asked = scene.wire.sent(AoeCommand.ATA)
-        assert [(header.destination, header.address) for _, header, _ in asked] == [(target.mac, Address(3, 4))]
-        assert not scene.engine.disks
-        assert not appeared
-        await trio.sleep(1)
-        assert list(scene.engine.disks) == [Address(3, 4)]
-        # query, answer; IDENTIFY, a moment for a second disk; the probe with a full frame; IDENTIFY once more
-        assert appeared == pytest.approx([2 * DELAY + 3 * (2 * DELAY + slow) + 2 * LINGER])
-
-
-async def test_identify_of_another_mac_is_not_accepted(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.answer = lambda frame, reply: [
-            (0.0, reply[:6] + target_mac(666) + reply[12:] if frame[19] == AoeCommand.ATA else reply)
-        ]
-        await trio.sleep(50)
-        assert not scene.engine.disks
-        assert scene.link.rx_unknown >= 4
-        assert not scene.engine.driver.tags.live
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("address", Address(0, 1)), ("flags", Flag.RESPONSE | Flag.ERROR), ("version", 0), ("command", AoeCommand.MASK)],
-)
-async def test_identify_with_another_header_is_not_accepted(
-    autojump_clock: MockClock, field: str, value: object, announce: Announce
-) -> None:
-    if field == "flags":
-        announce("e0.0: .* is refused: it refuses IDENTIFY with AoE error 0")
-    async with open_scene() as scene:
-        target = scene.add_target()
-        block = encode_identify(target.export.identity)
-
-        def answer(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
-            if frame[19] != AoeCommand.ATA:
-                return [(0.0, reply)]
-            tag = int.from_bytes(frame[20:24], "big")
-            header = Header(scene.link.mac, target.mac, ZERO, AoeCommand.ATA, tag, Flag.RESPONSE)
-            return [(0.0, encode_ata(replace(header, **{field: value}), AtaArgument(0, 0, 0, 0x40, 0), block))]  # type: ignore[arg-type]
-
-        target.answer = answer
-        await trio.sleep(30)
-        assert not scene.engine.disks
-
-
-async def test_identify_is_tried_again_and_a_stranger_who_stays_silent_is_dropped(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
-        await trio.sleep(0.05)
-        scene.engine.discovery.stop(scene.link)
-        scene.engine.discovery._schedules[scene.link] = trio.CancelScope()
-        await trio.sleep(20)
-        times = [at for at, _ in scene.wire.ata(Opcode.IDENTIFY)]
-        assert [after - before for before, after in pairwise(times)] == pytest.approx(IDENTIFY_PAUSES[:-1])
-        assert not scene.engine.discovery._candidates
-        assert not scene.engine.driver.tags.live
-
-
-async def test_a_disk_of_no_capacity_or_with_too_few_data_is_none(
-    autojump_clock: MockClock, announce: Announce
-) -> None:
-    announce("e0.0: .* is refused: its answer to IDENTIFY is unusable: .* 0 sectors")
-    announce("e0.1: .* is refused: its answer to IDENTIFY is unusable: .* 512 needed")
-    async with open_scene() as scene:
-        empty, short = scene.add_target(0, 0), scene.add_target(0, 1)
-        empty.identify_as(replace(empty.export.identity, sectors=0))
-        short.answer = lambda _frame, reply: [(0.0, reply[:300])]
-        await trio.sleep(30)
-        assert not scene.engine.disks
-
-
-async def test_two_disks_behind_one_mac_and_address_are_both_refused(
-    autojump_clock: MockClock, announce: Announce
-) -> None:
-    announce("e0.0: .* is refused: two disks answer")
-    async with open_scene() as scene:
-        scene.add_target(serial="one")
-        scene.add_target(serial="two")
-        await trio.sleep(5)
-        assert not scene.engine.disks
-
-
-async def test_only_allowed_macs_are_looked_at(autojump_clock: MockClock) -> None:
-    allowed = target_mac(5)
-    async with open_scene(Settings(allow_mac=frozenset({allowed}))) as scene:
-        scene.add_target(0, 0, mac=target_mac(4))
-        good = scene.add_target(0, 1, mac=allowed)
-        await trio.sleep(5)
-        for target in (good, scene.add_target(0, 2, mac=target_mac(6))):
-            target.announce()
-        await trio.sleep(5)
-        assert list(scene.engine.disks) == [Address(0, 1)]
-        asked = {header.destination for _, header, _ in scene.wire.sent()}
-        assert asked == {BROADCAST_MAC, allowed}
+from tests.engine.queries import ZERO
+from tests.scene import Announce, SimulatedTarget, make_export, open_scene, target_mac
 
 
 async def test_no_more_than_max_targets_are_made(autojump_clock: MockClock, announce: Announce) -> None:
@@ -242,211 +33,7 @@ async def test_no_more_than_max_targets_are_made(autojump_clock: MockClock, anno
     assert Settings().max_targets == 1024
 
 
-# ── strangers ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def strangers(scene: Scene) -> list[tuple[str, str]]:
-    return [(str(one.endpoint.address), one.state) for one in scene.engine.statistics().strangers]
-
-
-async def test_who_answers_but_is_not_identified_is_known_as_a_stranger_until_he_is_or_is_gone(
-    autojump_clock: MockClock,
-) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
-        await trio.sleep(0.1)
-        assert strangers(scene) == [("e0.0", NO_ANSWER)], "before it is given up"
-        await trio.sleep(10)
-        assert strangers(scene) == [("e0.0", NO_ANSWER)]
-        target.answer = lambda _frame, reply: [(0.0, reply)]
-        target.announce()
-        await scene.disk()
-        assert strangers(scene) == []
-        target.silent = True
-        with trio.move_on_after(10):
-            await scene.engine.disks[ZERO].read(0, 512)
-        assert strangers(scene) == [], "a path that falls silent is none"
-        other = scene.add_target(0, 1)
-        other.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
-        other.announce()
-        await trio.sleep(10)
-        assert strangers(scene) == [("e0.1", NO_ANSWER)]
-        other.silent = True
-        await trio.sleep(REMEMBERED + QUERY_PERIOD)
-        assert strangers(scene) == []
-
-
-@pytest.mark.parametrize(("code", "state"), [(6, RESERVED), (3, REFUSED)])
-async def test_an_aoe_error_to_identify_says_why_and_is_logged_once(
-    autojump_clock: MockClock, announce: Announce, caplog: pytest.LogCaptureFixture, code: int, state: str
-) -> None:
-    announce(f"e0.0: .*AoE error {code}")
-
-    def answer(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
-        if frame[19] == AoeCommand.ATA:
-            reply = reply[:14] + b"\x1c" + bytes([code]) + reply[16:]
-        return [(0.0, reply)]
-
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.answer = answer
-        await trio.sleep(3 * QUERY_PERIOD)
-        assert strangers(scene) == [("e0.0", state)]
-        assert len(caplog.records) == 1
-
-
-async def test_however_many_strangers_there_are_few_are_remembered() -> None:
-    book = Strangers()
-    config = ConfigArgument()
-    link = Mock(interface="seg0")
-    for number in range(2 * MAX_STRANGERS):
-        endpoint = Endpoint(link, target_mac(number), Address(number, 0))
-        book.note(Stranger(endpoint, config, NO_ANSWER, SILENT), float(number))
-    assert len(book.present(0.0)) == MAX_STRANGERS
-    assert book.present(2.0 * MAX_STRANGERS + REMEMBERED) == []
-
-
-# ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("version", [0, 1])
-async def test_an_announcement_causes_one_tagged_unicast_query_and_changes_nothing_by_itself(
-    autojump_clock: MockClock, version: int
-) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(5)
-        target = scene.add_target()
-        target.silent = True
-        for _ in range(5):
-            target.announce(version)
-            await trio.sleep(0.01)
-        ((at, header),) = unicasts(scene)
-        assert at == pytest.approx(5 + DELAY)
-        assert (header.destination, header.address) == (target.mac, ZERO)
-        assert header.tag & 0x8000_0000
-        await trio.sleep(20)
-        assert not scene.engine.disks
-        assert not scene.wire.sent(AoeCommand.ATA)
-        assert scene.engine.statistics().hints == 5
-
-
-@pytest.mark.parametrize("version", [0, 1])
-async def test_a_target_that_announces_itself_appears_within_two_seconds(
-    autojump_clock: MockClock, version: int
-) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(5)
-        target = scene.add_target()
-        target.announce(version)
-        await trio.sleep(0.1)
-        assert list(scene.engine.disks) == [ZERO]
-
-
-async def test_one_place_causes_at_most_one_query_a_second(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target()
-        target.silent = True
-        await trio.sleep(1)
-        for _ in range(100):
-            target.announce()
-            await trio.sleep(HINT_PERIOD / 10)
-        times = [at for at, _ in unicasts(scene)]
-        assert len(times) == 10, times
-        assert all(after - before >= HINT_PERIOD - 1e-9 for before, after in pairwise(times)), times
-
-
-async def test_a_flood_of_forged_announcements_creates_no_file_and_is_bounded(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(1)
-        for second in range(10):
-            for number in range(500):
-                mac = target_mac(second * 1000 + number)
-                forge_config(scene, number & 3, mac=mac, address=Address(second, number & 0x7F))
-            await trio.sleep(1)
-        assert not scene.engine.disks
-        assert len(unicasts(scene)) <= 10 * MAX_HINTS
-        assert scene.engine.statistics().hints == 5000
-        discovery = scene.engine.discovery
-        assert len(discovery._hinted) <= MAX_HINTS
-        assert len(scene.engine.driver.tags) <= (ANSWER_WINDOW + 1) * MAX_HINTS
-        await trio.sleep(20)
-        assert not scene.engine.driver.tags.live
-        target = scene.add_target()
-        target.announce()
-        await trio.sleep(0.1)
-        assert list(scene.engine.disks) == [target.export.address]
-
-
-async def test_impossible_places_cause_no_query(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(1)
-        for address in (Address(0xFFFF, 0), Address(0, 0xFF), BROADCAST_ADDRESS, Address(0xFFF, 0)):
-            forge_config(scene, 0, address=address)
-        forge_config(scene, 0, mac=BROADCAST_MAC)
-        forge_config(scene, 0, mac=bytes.fromhex("030000000001"))
-        await trio.sleep(1)
-        assert not unicasts(scene)
-
-
-async def test_forged_config_answers_with_guessed_tags_are_counted_and_not_believed(
-    autojump_clock: MockClock,
-) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(8)
-        used = [header.tag for _, header, _ in scene.wire.sent()]
-        before = scene.engine.statistics().hints
-        guesses = [0, 1, 0x8000_0000, 0xFFFF_FFFF, used[0] + 1, used[-1], used[-1] + 6400]
-        for tag in guesses:  # the tags of old queries are forgotten by now
-            forge_config(scene, tag & 0xFFFF_FFFF)
-        await trio.sleep(0.5)
-        assert scene.engine.statistics().hints == before + len(guesses)
-        assert len(unicasts(scene)) == 1
-        assert not scene.wire.sent(AoeCommand.ATA)
-        assert not scene.engine.disks
-
-
-async def test_forged_answers_to_a_live_query_are_bounded_and_create_nothing(autojump_clock: MockClock) -> None:
-    """A broadcast query tells everybody its tag: then it is IDENTIFY that decides."""
-    async with open_scene() as scene:
-        await trio.sleep(0.75)
-        tag = scene.wire.sent(AoeCommand.CONFIG)[-1][1].tag
-        discovery = scene.engine.discovery
-        for number in range(MAX_CANDIDATES + MAX_WAITING + 100):
-            forge_config(scene, tag, mac=target_mac(number), address=Address(1, number & 0x7F))
-        await trio.sleep(0.1)
-        assert (len(discovery._candidates), len(discovery._waiting)) == (MAX_CANDIDATES, MAX_WAITING)
-        assert discovery.candidates_dropped == 100
-        await trio.sleep(sum(IDENTIFY_PAUSES) * (2 + MAX_WAITING / MAX_CANDIDATES))
-        assert not scene.engine.disks
-        assert not discovery._candidates
-        assert not discovery._waiting
-        discovery.stop(scene.link)
-        await trio.sleep(ANSWER_WINDOW + 1)
-        assert not scene.engine.driver.tags.live
-
-
-async def test_more_targets_than_can_be_identified_at_once_are_all_found(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        for number in range(MAX_CANDIDATES + 50):
-            scene.add_target(number, 0, sectors=8)
-        await trio.sleep(2)
-        assert len(scene.engine.disks) == MAX_CANDIDATES + 50
-
-
-async def test_an_announcement_with_a_targets_own_mac_changes_neither_bufcnt_nor_payload_nor_state(
-    autojump_clock: MockClock,
-) -> None:
-    async with open_scene() as scene:
-        target = scene.add_target(bufcnt=16)
-        disk = await scene.disk()
-        await trio.sleep(6)
-        before = disk.target.statistics()
-        header = Header(BROADCAST_MAC, target.mac, ZERO, AoeCommand.CONFIG, 0, Flag.RESPONSE)
-        for bufcnt, sectors in ((0, 0), (1, 1), (65535, 255)):
-            scene.wire.send(encode_config(header, ConfigArgument(0, b"evil", bufcnt, 0, sectors, 1)), target._station)
-            await trio.sleep(2)
-        assert disk.target.statistics() == before
+# ── paths ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_target_without_buffers_gets_one_command_at_a_time(autojump_clock: MockClock) -> None:
@@ -470,42 +57,29 @@ async def test_one_identity_behind_many_macs_does_not_make_as_many_paths(
         assert len(scene.engine.disks[ZERO].target.paths) == 32
 
 
-# ── payload ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("link", "target", "expected"), [(17, 17, 17), (17, 2, 2), (2, 17, 2), (17, 0, 2), (17, 255, 17), (0, 2, 1)]
-)
-async def test_the_payload_is_what_target_and_link_take(
-    autojump_clock: MockClock, link: int, target: int, expected: int
-) -> None:
-    async with open_scene(max_sectors=link) as scene:
-        made = scene.add_target(max_sectors=target)
-        if target == 0:
-            made.max_sectors = 2
-            made.answer = lambda frame, reply: [
-                (0.0, reply[:28] + b"\0\0\0\0" + reply[32:] if frame[19] == AoeCommand.CONFIG else reply)
-            ]
+async def test_a_second_mac_with_the_same_identity_is_a_path(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
         disk = await scene.disk()
+        await trio.sleep(2)
+        assert {path.mac for path in disk.target.paths} == {target.mac, target_mac(99)}
+        assert len(disk.target.paths) == 2
+
+
+async def test_a_second_mac_with_another_size_is_no_path(autojump_clock: MockClock, announce: Announce) -> None:
+    announce("is another disk")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        other = scene.add_target(mac=target_mac(99), sectors=300, serial=target.export.identity.serial)
+        other.announce()
         await trio.sleep(1)
-        assert disk.target.paths[0].sectors == expected
+        assert len(disk.target.paths) == 1
+        assert disk.size_bytes == 256 * 512
 
 
-async def test_a_switch_without_jumbo_frames_is_measured(autojump_clock: MockClock) -> None:
-    async with open_scene(max_sectors=17) as scene:
-        target = scene.add_target(max_sectors=17)
-        scene.wire.route = lambda frame: [(DELAY, frame)] if len(frame) <= 1514 else []
-        disk = await scene.disk()
-        await trio.sleep(5)
-        assert disk.target.paths[0].sectors == 2
-        assert await disk.read(0, 50 * 512) == target.data[: 50 * 512]
-        assert disk.target.statistics().retransmits == 0
-        scene.wire.route = lambda frame: [(DELAY, frame)]
-        await trio.sleep(2 * QUERY_PERIOD)
-        assert disk.target.paths[0].sectors == 17
-
-
-# ── identity ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── identity ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_another_disk_under_the_same_address_is_refused_while_the_first_one_lives(
@@ -603,73 +177,23 @@ async def test_another_size_is_noticed(autojump_clock: MockClock, announce: Anno
             await disk.read(disk.size_bytes, 512)
 
 
-async def test_a_second_mac_with_the_same_identity_is_a_path(autojump_clock: MockClock) -> None:
+async def test_a_disk_that_grows_past_short_addresses_is_addressed_with_long_ones(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0 grew")
     async with open_scene() as scene:
-        target = scene.add_target()
-        SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
+        target = scene.add_target(sectors=64)
+        old = Identity(sectors=64, serial="S", model="M", firmware="F", lba48=False, flush=True)
+        target.identify_as(old)
         disk = await scene.disk()
-        await trio.sleep(2)
-        assert {path.mac for path in disk.target.paths} == {target.mac, target_mac(99)}
-        assert len(disk.target.paths) == 2
-
-
-async def test_a_second_mac_with_another_size_is_no_path(autojump_clock: MockClock, announce: Announce) -> None:
-    announce("is another disk")
-    async with open_scene() as scene:
-        target = scene.add_target()
-        disk = await scene.disk()
-        other = scene.add_target(mac=target_mac(99), sectors=300, serial=target.export.identity.serial)
-        other.announce()
+        await disk.read(0, 512 * 8)
+        assert scene.wire.ata(Opcode.READ)
+        target.identify_as(Identity(sectors=1 << 30, serial="S", model="M", firmware="F", lba48=True, flush=True))
+        scene.engine.lookout.discover()
         await trio.sleep(1)
-        assert len(disk.target.paths) == 1
-        assert disk.size_bytes == 256 * 512
-
-
-# ── the first discovery ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_the_first_discovery_ends_150_ms_after_the_last_new_target(autojump_clock: MockClock) -> None:
-    appeared: list[float] = []
-    async with open_scene(on_change=lambda _disk, _change: appeared.append(trio.current_time())) as scene:
-        began = trio.current_time()
-        for slot in range(3):
-            target = scene.add_target(0, slot)
-            target.answer = lambda frame, reply, wait=slot * 0.1: [  # type: ignore[misc]
-                (wait if frame[19] == AoeCommand.CONFIG else 0.0, reply)
-            ]
-        await scene.engine.first_discovery()
-        assert len(appeared) == 3
-        assert trio.current_time() == pytest.approx(appeared[-1] + 0.15)
-        assert trio.current_time() - began < 1
-
-
-async def test_the_first_discovery_ends_after_a_second_when_nobody_answers(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        began = trio.current_time()
-        await scene.engine.first_discovery()
-        assert trio.current_time() - began == pytest.approx(1.0)
-        await scene.engine.first_discovery()
-        assert trio.current_time() - began == pytest.approx(1.0), "later it is over already"
-
-
-async def test_the_first_discovery_ends_after_a_second_when_targets_keep_coming(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-
-        async def come() -> None:
-            for slot in range(40):
-                scene.add_target(0, slot, sectors=8).announce()
-                await trio.sleep(0.1)
-
-        began = trio.current_time()
-        scene.nursery.start_soon(come)
-        await scene.engine.first_discovery()
-        assert trio.current_time() - began == pytest.approx(1.0)
-
-
-async def test_one_lost_query_does_not_hide_a_disk(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        lost = iter([True])
-        scene.wire.route = lambda frame: [] if next(lost, False) else [(DELAY, frame)]
-        scene.add_target()
-        await trio.sleep(0.15)
-        assert list(scene.engine.disks) == [ZERO]
+        assert disk.size_bytes == 512 << 30
+        seen = len(scene.wire.ata(Opcode.READ))
+        with pytest.raises(AtaError):
+            await disk.read(512 << 29, 512 * 8)
+        assert len(scene.wire.ata(Opcode.READ)) == seen
+        assert scene.wire.ata(Opcode.READ_EXT)[-1][1].lba >= 1 << 29

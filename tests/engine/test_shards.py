@@ -8,18 +8,30 @@ from typing import cast
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from aoefs.core.link import Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Request, Run
 from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
+from aoefs.engine.disk import Disk
 from aoefs.engine.settings import Settings
 from aoefs.engine.shards import MAX_COMPLETIONS, Completion, Shard, Shards
 from aoefs.errors import RequestError, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
-from aoefs.protocol.wire import SECTOR_BYTES, Address
-from tests.scene import OUR_MAC, open_scene, target_mac
+from aoefs.protocol.wire import (
+    SECTOR_BYTES,
+    Address,
+)
+from tests.scene import (
+    DELAY,
+    OUR_MAC,
+    SimulatedTarget,
+    nothing_is_left,
+    open_scene,
+    target_mac,
+)
 
 IDENTITY = Identity(sectors=1 << 20, serial="S", model="M", firmware="F")
 
@@ -239,3 +251,43 @@ async def test_36_targets_spread_evenly(
         assert [shard.completed for shard in shards.statistics()] == [36 + 6, 6, 6, 6, 6, 6]
         assert Counter(address for address, _ in machines.ended) == dict.fromkeys(addresses, 2)
         nursery.cancel_scope.cancel()
+
+
+# ── with an engine ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_shard_runs_only_after_a_target_of_it_was_read(autojump_clock: MockClock) -> None:
+    async with open_scene(Settings(shards=4)) as scene:
+        scene.add_target(1, 1)
+        scene.add_target(2, 1)
+        first, second = await scene.disk(1, 1), await scene.disk(2, 1)
+        await trio.sleep(3 - trio.current_time())
+        active = [shard.active for shard in scene.engine.statistics().shards]
+        assert active == [True, False, False, False], "discovery alone starts none"
+        await first.read(0, 512)
+        assert [shard.active for shard in scene.engine.statistics().shards] == [True, False, True, False]
+        assert scene.engine.statistics().shards[2].started_at == pytest.approx(3 + 2 * DELAY)
+        await second.read(0, 512)
+        assert [shard.active for shard in scene.engine.statistics().shards] == [True, False, True, True]
+        assert [shard.completed for shard in scene.engine.statistics().shards] == [2, 0, 0, 0]
+        await second.read(0, 512)
+        assert [shard.completed for shard in scene.engine.statistics().shards] == [2, 0, 0, 1]
+
+
+async def test_36_targets_are_busy_at_once(autojump_clock: MockClock) -> None:
+    async with open_scene(Settings(shards=6)) as scene:
+        targets = [scene.add_target(shelf, 0, sectors=32) for shelf in range(36)]
+        disks = [await scene.disk(shelf, 0) for shelf in range(36)]
+
+        async def work(disk: Disk, target: SimulatedTarget) -> None:
+            for _ in range(2):
+                assert await disk.read(0, 32 * 512) == target.data
+                await disk.write(512, bytes(reversed(target.data[512:])))
+
+        async with trio.open_nursery() as nursery:
+            for disk, target in zip(disks, targets, strict=True):
+                nursery.start_soon(work, disk, target)
+        completed = [shard.completed for shard in scene.engine.statistics().shards]
+        assert sum(completed) == 36 * 2 * (16 + 16)
+        assert all(shard.active for shard in scene.engine.statistics().shards)
+        assert all(nothing_is_left(disk.target) for disk in disks)

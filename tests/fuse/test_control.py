@@ -32,7 +32,7 @@ from aoefs.protocol.wire import (
 )
 from aoefs.status.events import Event
 from tests.fuse.mounted import CONTEXT, Mounted, fails, mounted
-from tests.scene import OUR_MAC, Announce, SimulatedTarget
+from tests.scene import OUR_MAC, Announce, SimulatedTarget, target_mac
 
 QUICK = Settings(deadsecs=2.0)
 
@@ -92,7 +92,7 @@ def queries(mount: Mounted) -> int:
     return len(mount.scene.wire.sent(AoeCommand.CONFIG))
 
 
-# ── who may do what ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── who may do what ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("umask", "read_only"), [(0o077, False), (0, False), (0o022, True)])
@@ -135,7 +135,7 @@ async def test_pictures_cannot_be_written(autojump_clock: MockClock, path: str) 
             await mount.operations.open(CONTROL, os.O_RDONLY, CONTEXT)
 
 
-# ── discover, revalidate ──────────────────────────────────────────────────────────────────────────────────────────
+# ── discover, revalidate ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("order", [b"1\n", b"\n", b"anything at all"])
@@ -203,7 +203,7 @@ async def test_a_down_target_can_be_revalidated(autojump_clock: MockClock, annou
         assert disk.target.state.value == "up"
 
 
-# ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("order", [b"\n", b"all\n", b"e0.0\n"])
@@ -313,7 +313,7 @@ async def test_a_target_of_which_a_late_write_may_travel_is_not_forgotten(
         assert not mount.scene.engine.disks
 
 
-# ── config, ident, stats ──────────────────────────────────────────────────────────────────────────────────────────
+# ── config, ident, stats ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ async def test_stats_are_those_of_the_status(autojump_clock: MockClock) -> None:
         assert target["read_bytes"] == 512 + 4096
 
 
-# ── bad orders ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── bad orders ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 BAD_NAMES = [b"e0.9\n", b"e0.0 e0.9", b"nonsense", b"e0.0;e0.1", b"all e0.0", b"e0.0p1", b"\xff", b"e0.00", b"x" * 5000]
@@ -449,7 +449,7 @@ async def test_interfaces_are_listed_and_set_as_a_whole(autojump_clock: MockCloc
         assert asked == [["seg1", "seg0"], []]
 
 
-# ── pictures ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── pictures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_events_are_lines_of_time_level_and_text(autojump_clock: MockClock) -> None:
@@ -468,3 +468,67 @@ def test_the_time_of_an_event_tells_its_offset() -> None:
     line = format_event(Event(1_700_000_000.25, "info", "text"))
     assert line.split(" ")[0][19:26] == ".250000"
     assert line.split(" ")[0][26] in "+-"
+
+
+# ── status ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_status_is_a_picture_taken_at_open(autojump_clock: MockClock) -> None:
+    async with mounted(Settings(shards=2)) as mount:
+        mount.scene.add_target(1, 2, sectors=100, serial="SER")
+        await mount.scene.disk(1, 2)
+        await trio.sleep(1)  # its partition table was read
+        handle = await mount.open("e1.2")
+        await mount.read(handle, 0, 512)
+        await mount.write(handle, 0, bytes(512))
+        entry = await mount.lookup("status.json", CONTROL)
+        info = await mount.operations.open(entry.st_ino, os.O_RDONLY, CONTEXT)
+        assert info.direct_io
+        whole = await mount.read(info.fh, 0, 1 << 20)
+        await mount.read(handle, 0, 1024)
+        pieces = [await mount.read(info.fh, offset, 100) for offset in range(0, len(whole), 100)]
+        assert b"".join(pieces) == whole
+        assert await mount.read(info.fh, len(whole), 100) == b""
+        status = json.loads(whole)
+        assert (status["mountpoint"], status["pid"]) == ("/mnt/aoe", 4711)
+        (target,) = status["targets"]
+        expected = {
+            "name": "e1.2",
+            "shelf": 1,
+            "slot": 2,
+            "size": 51200,
+            "serial": "SER",
+            "state": "up",
+            "reads": 2,
+            "read_bytes": 1024,
+            "writes": 1,
+            "write_bytes": 512,
+            "in_flight": 0,
+            "errors": 0,
+            "retransmits": 0,
+            "dirty": True,
+        }
+        assert {key: target[key] for key in expected} == expected
+        assert target["rtt_us"] == pytest.approx(200, rel=0.01)
+        (path,) = target["paths"]
+        assert (path["interface"], path["mac"], path["bufcnt"], path["sectors"]) == (
+            "seg0",
+            target_mac(0x102).hex(":"),
+            16,
+            2,
+        )
+        assert [shard["id"] for shard in status["shards"]] == [0, 1]
+        assert [link["interface"] for link in status["links"]] == ["seg0"]
+        await mount.operations.flush(info.fh)
+        await mount.operations.fsync(info.fh, False)
+        await mount.operations.release(info.fh)
+
+
+async def test_the_status_cannot_be_written(autojump_clock: MockClock) -> None:
+    async with mounted() as mount:
+        status = await mount.inode("status.json", CONTROL)
+        with fails(errno.EACCES):
+            await mount.operations.open(status, os.O_WRONLY, CONTEXT)
+        info = await mount.operations.open(status, os.O_RDONLY, CONTEXT)
+        with fails(errno.EBADF):
+            await mount.write(info.fh, 0, b"x")
