@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def is_compiled() -> bool:
-    """The modules of the hot path run as machine code (all of them, or none), not as Python.  Imports none of them."""
+    """Whether the modules of the hot path run as machine code: all of them, or none.  Imports none of them."""
     from importlib.util import find_spec
 
     spec = find_spec("aoefs.core.target")

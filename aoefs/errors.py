@@ -1,12 +1,11 @@
-"""The exception tree: whose fault it is shows in the type.
+"""The exceptions; the type says whose fault it is.
 
-``FrameError`` (bytes from the wire are not what they claim), ``TargetError`` (the target answered with an AoE
-error), ``AtaError`` (the disk answered with an ATA error), ``TargetLost`` (nobody answered in time) and
-``IdentityChanged`` (somebody else answers now) are *theirs*.  A ``ValueError`` is *ours*: a caller inside this
-package broke a contract.  ``UserError`` is a person's: one line for stderr with an exit code; ``ControlError`` one's
-who wrote to a control file.
+The network's: ``FrameError`` (bytes that cannot be decoded), ``TargetError`` (an AoE error as the answer), ``AtaError``
+(an ATA error as the answer), ``TargetLost`` (no answer in time), ``IdentityChanged`` (another disk answers now).
+A person's: ``UserError`` (a command line), ``ControlError`` (what was written to a control file).
+Ours: a ``ValueError``, since a caller inside this package broke a contract.
 
-``fuse.operations`` holds the one table from these types to an errno.
+``fuse`` has the one table from these types to an errno.
 """
 
 from __future__ import annotations
@@ -17,26 +16,22 @@ class AoeFsError(Exception):
 
 
 class FrameError(AoeFsError):
-    """Bytes from the network that cannot be decoded.  The only exception a ``*_untrusted`` decoder raises."""
+    """Bytes from the network that cannot be decoded.  The only exception that a ``*_untrusted`` decoder raises."""
 
 
 class RequestError(AoeFsError):
-    """A request to a target failed; the subclasses say how, and some at which sector (``lba``)."""
+    """A request to a target failed.  ``lba`` is the sector, if it is known."""
 
     lba: int | None = None
 
     @property
     def at(self) -> str:
-        """Where, as a piece of a sentence; nothing when that is not known."""
+        """Where it failed, to be appended to a sentence; empty when that is not known."""
         return "" if self.lba is None else f" at LBA {self.lba}"
 
 
 class TargetError(RequestError):
-    """The target refused with an AoE error (AoEr11 section 2.4).
-
-    ``code`` is the error byte: 1 unrecognized command, 2 bad argument, 3 device unavailable, 4 config string
-    present, 5 unsupported version, 6 target is reserved; other values are passed on as they came.
-    """
+    """The target answered with an AoE error; ``code`` is the error byte (AoEr11 section 2.4)."""
 
     def __init__(self, code: int, lba: int | None = None) -> None:
         super().__init__(code, lba)
@@ -70,7 +65,7 @@ class AtaError(RequestError):
 
     @property
     def is_abort(self) -> bool:
-        """The disk does not know the command, or may not carry it out."""
+        """The disk does not know the command, or refused to carry it out."""
         return bool(self.error & 0x04)
 
     def __str__(self) -> str:
@@ -84,19 +79,19 @@ class TargetLost(RequestError):
 
 
 class IdentityChanged(RequestError):
-    """Another disk answers under this address now; what was open belongs to the disk that is gone."""
+    """Another disk answers under this address now.  Open files belong to the disk that is gone."""
 
 
 class ControlError(AoeFsError):
-    """What was written to a control file makes no sense here, and has changed nothing; ``str()`` says why."""
+    """What was written to a control file cannot be carried out, and changed nothing; ``str()`` says why."""
 
 
 class TargetBusy(ControlError):
-    """It makes sense, but the target is in use."""
+    """It cannot be carried out while the target is in use."""
 
 
 class UserError(AoeFsError):
-    """Something a person can mend: ``str()`` is one line that says what, where and what to do.
+    """Something that a person can fix: ``str()`` is one line that says what is wrong, where, and what to do.
 
     ``exit_code`` is 2 for wrong usage, 1 for a failure.
     """

@@ -1,7 +1,7 @@
-"""The command line: which command, its options, and what a person gets to see when it goes wrong.
+"""The command line.
 
-Owns the parsers, the man pages (``data``) and the commands, a module each in ``commands``.  What is heavy is imported
-by the command that needs it, when it runs: ``--help`` waits for nobody.
+Owns the parsers, the man pages (``data``), the error lines and exit codes, and the commands, each a module in
+``commands``.  A command imports heavy modules (numpy, trio, pyfuse3, rich) when it runs, so that ``--help`` is fast.
 
 Imports everything; nothing imports it.
 Begin with ``main``.

@@ -1,16 +1,16 @@
-"""The command line: which command, and what a person gets to see when it goes wrong.
+"""``aoefs``: which command runs, its exit code, and its error line.
 
 Owns the table of commands and the exit codes: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C, 141 when the
 reader of the output went away.  A command is a module ``cli.commands.<name>`` with ``add_arguments(parser)`` and
-``run(arguments) -> int``; only the module of the command that runs is ever imported, and it imports what is heavy
-(numpy, trio, pyfuse3, rich) inside ``run``.
+``run(arguments) -> int``.  Only the module of the command that runs is imported.
 
-Under the name ``mount.aoefs`` (or ``mount.fuse.aoefs``) it is a helper of mount(8): the helper's flags are turned into
-a command line of ours, and the exit codes into those of mount(8): 1 for wrong usage, 8 after Ctrl-C, 32 for a failure.
+Under the name ``mount.aoefs`` (or ``mount.fuse.aoefs``) it is a helper of mount(8): it translates the flags of such a
+helper into a command line of ours, and the exit codes into those of mount(8): 1 for wrong usage, 8 after Ctrl-C, 32 for
+a failure.
 
-What holds always: an error is one line on stderr that starts with ``aoefs:``; a traceback needs ``-v``.
+What always holds: an error is one line on stderr that starts with ``aoefs:``; a traceback is shown with ``-v`` only.
 
-Rejected: argparse subparsers (``aoefs MOUNTPOINT`` has no command word, and all modules would be imported for help).
+Rejected: argparse subparsers (``aoefs MOUNTPOINT`` has no command word, and help would import all modules).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any
 
 from aoefs import __version__, is_compiled
 from aoefs.cli import options
@@ -35,7 +35,7 @@ COMMANDS = {
     "target": "export files and devices as AoE targets",
     "demo": "try everything on this one machine",
     "config": "read, set or test the config string of a target",
-    "doctor": "look for what can be wrong on this host, and say how to mend it",
+    "doctor": "look for what can be wrong on this host, and say how to fix it",
     "identify": "show what a disk tells of itself",
     "mask": "list or change the hosts that a target answers",
     "path-test": "measure which frames pass between this host and its targets",
@@ -52,7 +52,7 @@ commands (aoefs COMMAND --help says more):
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of one command, or for None of the mount."""
+    """The parser of a command; for None that of the mount."""
     if command is None:
         summaries = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
         parser = options.Parser(
@@ -72,12 +72,12 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def all_parsers() -> dict[str | None, argparse.ArgumentParser]:
-    """Every parser by its command, the mount's under None: what ``aoefs install`` writes manuals from."""
+    """Every parser by its command, that of the mount under None; ``aoefs install`` writes the manuals from them."""
     return {command: build_parser(command) for command in (None, *COMMANDS)}
 
 
 def _mount_helper_argv(argv: Sequence[str]) -> list[str]:
-    """What mount(8) tells its helper (mount(8), "External helpers"), as a command line of a mount."""
+    """The arguments of a helper (mount(8), "External helpers") as a command line of a mount."""
     parser = options.Parser(prog="mount.aoefs", description="Helper of mount(8); people write: mount -t aoefs ...")
     parser.add_argument("source", metavar="SOURCE", help="interfaces, such as eth0,eth1, or any")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
@@ -96,17 +96,8 @@ def _mount_helper_argv(argv: Sequence[str]) -> list[str]:
     return [helper.source, helper.mountpoint, *(["-o", words] if words else []), *flags]
 
 
-class _Command(Protocol):
-    """What a command module has."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def run(self, arguments: argparse.Namespace) -> int: ...
-
-
-def _module(command: str) -> _Command:
-    module = command.replace("-", "_")
-    return cast(_Command, importlib.import_module(f"aoefs.cli.commands.{module}"))
+def _module(command: str) -> Any:
+    return importlib.import_module(f"aoefs.cli.commands.{command.replace('-', '_')}")
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -125,11 +116,12 @@ def _run(argv: Sequence[str]) -> int:
     from aoefs.host.systemlog import log_to_stderr  # here: --help needs no logging
 
     log_to_stderr(arguments.verbose)
-    return _module(command or "mount").run(arguments)
+    code: int = _module(command or "mount").run(arguments)
+    return code
 
 
 def _refuse_misplaced_command(paths: list[str]) -> None:
-    """``aoefs -v status /mnt``, ``aoefs dicsover`` and ``aoefs pnig 0.1`` are no mounts but mistakes with a name."""
+    """UserError for ``aoefs -v status /mnt`` and ``aoefs dicsover``, which would be a mount on that name."""
     word = paths[0] if paths else "/"
     if "/" in word or os.path.lexists(word) or os.path.exists(f"/sys/class/net/{word}"):
         return
@@ -142,7 +134,7 @@ def _refuse_misplaced_command(paths: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default that of the process, under its name) and return the exit code."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start threads that we never use, in 50 ms
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads that we do not use: 50 ms
     if argv is not None:
         return _guarded(argv)
     if not os.path.basename(sys.argv[0]).startswith("mount."):
@@ -171,7 +163,7 @@ def _guarded(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains again at its end
         return 141
     except Exception as error:
         if any(word in ("-v", "-vv", "--verbose") for word in argv):

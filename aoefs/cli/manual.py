@@ -1,11 +1,10 @@
-"""The man pages: the text of ``aoefs/cli/data/*.in``, with the options filled in that ``--help`` shows.
+"""The man pages: the texts of ``cli/data/*.in`` with the options of the parsers, which ``--help`` shows too.
 
-A page is written in the man(7) macros, with lines of its own for what comes from the parsers: ``@OPTIONS@`` for the
-mount, ``@OPTIONS target@`` for a command, ``@COMMANDS@`` for all commands with their options.  So the two can never
-differ, and no option can be forgotten.
+A page is written in the macros of man(7).  ``@OPTIONS@`` stands for the options of the mount, ``@OPTIONS target@`` for
+those of a command, ``@COMMANDS@`` for all commands with their options, ``@VERSION@`` for the version.
 
-Rejected: argparse-manpage (made for one parser with subcommands; ``aoefs MOUNTPOINT`` has none), and a page built with
-the wheel (pip would put it where man does not look).
+Rejected: argparse-manpage (made for one parser with subcommands; ``aoefs MOUNTPOINT`` has none), and pages in the wheel
+(pip puts them where man does not look).
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ _OWN_PAGE = {"target"}  # commands that have a page of their own
 
 
 def data(name: str) -> str:
-    """A file of ``aoefs/cli/data``."""
+    """The text of a file of ``cli/data``."""
     return importlib.resources.files("aoefs.cli").joinpath("data", name).read_text()
 
 
 def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """What a parser takes, in the order of its help; argparse has no public way to ask."""
+    """The arguments of a parser, in the order of its help; argparse has no public name for them."""
     return [action for action in parser._actions if action.help is not argparse.SUPPRESS]
 
 
 def page(name: str, parsers: Mapping[str | None, argparse.ArgumentParser]) -> str:
-    """The page ``aoefs/cli/data/NAME.in`` in full."""
+    """The page of ``cli/data/NAME.in``."""
 
     def fill(line: re.Match[str]) -> str:
         kind, command = line[1], line[2]
@@ -81,12 +80,12 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield ", ".join(rf"\fB{escape(option)}\fR{value}" for option in action.option_strings)
         else:
             yield rf"\fI{escape(_metavar(action))}\fR"
-        # As argparse itself fills in %(default)s and the like.
+        # argparse fills in %(default)s and the like in the same way.
         yield escape(action.help % {**vars(action), "prog": parser.prog})
 
 
 def escape(text: str) -> str:
-    """A text as roff shows it unchanged: no escapes, no requests, minus signs that can be copied."""
+    """The text as roff source that shows it unchanged: no escapes, no requests, minus signs that can be copied."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     text = "".join(letter if letter.isascii() else f"\\[u{ord(letter):04X}]" for letter in text)
     return re.sub(r"^(?=[.'])", r"\\&", text, flags=re.MULTILINE)

@@ -1,17 +1,17 @@
-"""What a mount can be told, and how people write it: long options, the ``-o`` list of mount(8) and fstab, and a file.
+"""The options of a mount: on the command line, in the ``-o`` list of mount(8) and fstab, and in a configuration file.
 
-Owns the only parser that makes a ``fuse.options.MountOptions``, the one record that the mount takes.  Every long option
-may also be written as a word of ``-o`` (``-o deadsecs=30,read_only``, with ``-`` or ``_``) or as a key of the
-configuration file (TOML: ``deadsecs = 30``, ``read-only = true``): both are turned into the long option and read by
-the same parser, so that the three can never differ.
+Owns the parser that makes a ``fuse.options.MountOptions``, the one record that the mount takes.  Every long option can
+also be a word of ``-o`` (``-o deadsecs=30,read_only``, with ``-`` or ``_``) or a key of the file (TOML: ``maxout = 3``,
+``read-only = true``).  Both are turned into the long option and read by the same parser, so that the three cannot
+differ.
 
-What holds always: the command line wins over ``-o``, and ``-o`` over the file.  ``-i`` and ``--allow-mac`` of the
-command line and of ``-o`` add up; either replaces what the file says, so that a file never makes a mount speak where
-its user did not want it to.  ``-v`` adds up everywhere.  The file is read when something is mounted, never for --help.
+What always holds: the command line overrides ``-o``, and ``-o`` overrides the file.  ``-i`` and ``--allow-mac`` of the
+command line and of ``-o`` add up, and replace those of the file, so that a file never makes a mount speak on a link
+that its user did not name.  ``-v`` adds up everywhere.  The file is read only to mount, never for ``--help``.
 
-Rejected: a table of options beside argparse's own (two places to change), passing unknown words of ``-o`` on to
-FUSE (a misspelt word must not be silently without effect), and a section per mount point in the file (fstab and units
-name a mount's own options already; ``--config`` names another file).
+Rejected: a table of options beside that of argparse (two places to change), passing unknown words of ``-o`` on to FUSE
+(a misspelt word must not be ignored silently), and sections per mount point in the file (fstab and units already have
+options per mount point, and ``--config`` names another file).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Value = TypeVar("_Value")
 
 CONFIG_FILE = "/etc/aoefs.toml"  # read if it exists, unless --config names another
 
-# Words that mount(8), fstab and /sbin/mount.fuse hand to every file system and that mean nothing to this one.
+# Words that mount(8), fstab and /sbin/mount.fuse pass to every file system, and that mean nothing here.
 _STANDARD_WORDS = frozenset(
     """rw defaults auto noauto user nouser users owner group dev nodev suid nosuid exec noexec async
     atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime
@@ -41,11 +41,11 @@ _STANDARD_WORDS = frozenset(
 )
 _ALIASES = {"ro": "read-only"}
 
-MAX_TARGETS = 0xFFFF * 0xFF  # as many as there are addresses
+MAX_TARGETS = 0xFFFF * 0xFF  # the number of addresses
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line: a UserError with exit code 2, and no dump of the usage."""
+    """An ArgumentParser whose errors are a UserError with exit code 2, one line without the usage."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, **arguments)
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def argument_type(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
-    """A ``type=`` for argparse that keeps the text of the ValueError that ``parse`` raises."""
+    """A ``type=`` for argparse whose error line is the text of the ValueError of ``parse``."""
 
     def checked(text: str) -> _Value:
         try:
@@ -134,7 +134,7 @@ def _metrics(text: str) -> tuple[str, int]:
 
 
 def add_interface_argument(parser: argparse.ArgumentParser) -> None:
-    """``-i``, the same for all commands that speak on the wire; ``arguments.interface`` is a list or None."""
+    """``-i``, the same for all commands that use the network; ``arguments.interface`` is a list or None."""
     parser.add_argument(
         "-i",
         "--interface",
@@ -150,10 +150,10 @@ def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_mount_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a mount; all are known to ``-o`` too, and all but ``config`` to the file."""
+    """The options of a mount that can also stand in ``-o`` and, all but ``config``, in the file."""
     add_interface_argument(parser)
     add = parser.add_argument
-    flag = argparse.BooleanOptionalAction  # so that the command line can take back what the file says
+    flag = argparse.BooleanOptionalAction  # the command line can take back what the file says
     add("-f", "--foreground", action=flag, help="stay in the foreground, log to stderr")
     add("--console", action=flag, help="stay in the foreground with the live console; leaving it unmounts")
     add("-r", "--read-only", action=flag, help="never write to a target (also -o ro)")
@@ -191,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """All that begins with a dash on the command line of a mount."""
+    """All options of the command line of a mount."""
     add_mount_options(parser)
     parser.add_argument("--check", action="store_true", help="check options, mount point and rights, and mount nothing")
     parser.add_argument(
@@ -205,7 +205,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 class _LayerParser(Parser):
-    """Reads the options of one place other than the command line; its errors say which place."""
+    """Reads the options of a place other than the command line; its errors name the place."""
 
     def __init__(self, place: str) -> None:
         super().__init__(add_help=False)
@@ -217,7 +217,7 @@ class _LayerParser(Parser):
 
 
 def _words(option_lists: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each word of the ``-o`` lists that means something here, and the long option that it stands for."""
+    """Each word of the ``-o`` lists that is ours, and the long option that it stands for."""
     for word in ",".join(option_lists).split(","):
         name, equals, value = word.partition("=")
         if word and name not in _STANDARD_WORDS and not name.lower().startswith("x-"):
@@ -225,13 +225,13 @@ def _words(option_lists: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def known_words(option_list: str) -> str:
-    """Without the words that nobody here knows, as ``mount -s`` wants it; a wrong value is an error all the same."""
+    """The list without unknown words, which ``mount -s`` ignores.  A wrong value is an error all the same."""
     parser = _LayerParser("in the -o list")
     return ",".join(word for word, option in _words([option_list]) if not parser.parse_known_args([option])[1])
 
 
 def _read_words(option_lists: Sequence[str]) -> argparse.Namespace:
-    """What the ``-o`` lists say."""
+    """The options of the ``-o`` lists."""
     parser = _LayerParser("in the -o list")
     layer = parser.parse_args([])
     for word, option in _words(option_lists):
@@ -242,7 +242,7 @@ def _read_words(option_lists: Sequence[str]) -> argparse.Namespace:
 
 
 def _read_file(path: str) -> argparse.Namespace:
-    """What a configuration file says; UserError with exit code 2 names the file and the key that is wrong."""
+    """The options of a configuration file; UserError with exit code 2 names the file and the wrong key."""
     import tomllib
 
     try:
@@ -250,7 +250,7 @@ def _read_file(path: str) -> argparse.Namespace:
             table = tomllib.load(file)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=2) from None
-    except ValueError as error:  # no TOML, or no UTF-8
+    except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"{path} is no TOML file: {error}", exit_code=2) from None
     parser = _LayerParser(path)
     layer = parser.parse_args([])
@@ -273,7 +273,7 @@ def _file_options(key: str, value: object, parser: _LayerParser) -> Iterator[str
     elif isinstance(value, bool):
         yield option if value else option.replace("--", "--no-", 1)
     elif option == "--umask" and not isinstance(value, str):
-        parser.error('write it as a text, such as "022"')  # as a number 022 is no TOML, and 22 another mask
+        parser.error('write it as a text, such as "022"')  # 022 is not a number of TOML, and 22 is another mask
     elif isinstance(value, str | int | float):
         yield f"{option}={value}"
     elif isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -297,8 +297,8 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
         what = "too many arguments" if len(paths) > 2 else "no mount point given"
         raise UserError(f"{what}: aoefs MOUNTPOINT, or aoefs --help for the commands", exit_code=2)
 
-    def say(name: str) -> Any:
-        """What the first place that says anything says, or None."""
+    def value_of(name: str) -> Any:
+        """The value of the first place that has one, or None."""
         return next(
             (value for layer in (arguments, words, file) if (value := getattr(layer, name, None)) is not None), None
         )
@@ -313,8 +313,8 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
         interfaces = ()  # also when the file names some
     if not all(interfaces):
         raise UserError("an interface name is empty: write them as eth0,eth1, or any", exit_code=2)
-    # What was not given is None and keeps the default of the record.
-    given = {field.name: say(field.name) for field in fields(MountOptions)}
+    # An option that was not given is None here and has the default of the record.
+    given = {field.name: value_of(field.name) for field in fields(MountOptions)}
     given |= {
         "mountpoint": os.path.abspath(paths[-1]),
         "interfaces": interfaces,

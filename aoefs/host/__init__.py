@@ -1,7 +1,8 @@
-"""Life as a process on this host: the background, the system log, systemd, mount points, the choice of interfaces.
+"""Life as a process on this host.
 
-Owns everything that is asked of the operating system from outside of a mount, as any other program would ask.
+Owns the start in the background, the log, systemd and the pid file, mount points, and the choice of interfaces: what
+any other program could do from outside of a mount.
 
 Imports ``status`` and what is below it; of the world processes, signals and sockets.
-Begin with ``mountpoint``.
+Begin with ``background``.
 """

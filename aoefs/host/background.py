@@ -32,9 +32,6 @@ READY_VARIABLE = "AOEFS_READY_FD"
 STOP_SECONDS = 3.0  # for a child to unmount and end after it was interrupted
 
 
-# ── the child ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 class Ready:
     """How a mount reports that it is live, or that it failed: on the pipe of its parent, or without one in the log."""
 
@@ -84,23 +81,15 @@ class Ready:
             os.close(descriptor)
 
 
-# ── the parent ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run_in_background(arguments: Sequence[str]) -> int:
-    """Start ``aoefs ARGUMENTS --foreground`` in a new session and wait until it is ready; its exit code."""
-    child, code = start_in_background(arguments)
-    if not code:
-        child.returncode = 0  # it goes on running: Popen must not warn that its exit code was not read
-    return code
-
-
 def start_in_background(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """The same, for a caller that stays: the child, and its exit code if it failed, else 0."""
+    """Start ``aoefs ARGUMENTS --foreground`` in a new session and wait until it is ready.
+
+    The child, and its exit code if it failed, else 0.
+    """
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     old_handlers = {number: signal.signal(number, _interrupt) for number in numbers}
     read_end, write_end = os.pipe()

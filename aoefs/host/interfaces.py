@@ -1,6 +1,6 @@
-"""Which interfaces of this host to speak AoE on: those that were named, or every one that can, and why one cannot.
+"""Which interfaces of this host speak AoE: those that were named, or all that are usable, and why one is not.
 
-Owns the choice and its error lines.  It only looks: the listing is the kernel's (``net.netlink``).
+Owns the choice and its error lines; the list comes from the kernel (``net.netlink``).  Changes nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from aoefs.protocol.wire import payload_sectors
 
 
 def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) -> list[Interface]:
-    """The interfaces to speak AoE on: those named, in that order, or without names every usable one.
+    """The named interfaces, in that order and each once; without names every usable one.
 
-    Usable is Ethernet, up, with an MTU that holds a sector, and no port of a bridge or bond (which takes the frames of
-    its ports).  ``interfaces`` is the listing to choose from, by default the present one.  Raises UserError when a
-    named interface cannot be used, or when nothing is left.
+    Usable means: Ethernet, up, an MTU that holds a sector, and no port of a bridge or bond, which receives the frames
+    of its ports.  ``interfaces`` is the list to choose from, by default that of the kernel.  UserError when a named one
+    is not usable, or when none is.
     """
     interfaces = list_interfaces() if interfaces is None else interfaces
     if names:
@@ -44,7 +44,7 @@ def _usable_by_name(name: str, by_name: dict[str, Interface]) -> Interface:
 
 
 def _objection(interface: Interface, masters: dict[int, Interface]) -> str | None:
-    """Why AoE cannot be spoken on this interface, and what to do; None when it can."""
+    """Why this interface is not usable, and what to do; None when it is."""
     name = interface.name
     if not interface.ethernet:
         return f"interface {name} is not Ethernet: AoE needs an Ethernet interface"

@@ -1,15 +1,14 @@
-"""Mount points: what may be mounted on, what is mounted already, who keeps it busy, and unmounting.
+"""Mount points: what can be mounted on, what is mounted already, what keeps a mount busy, and unmounting.
 
-Owns the reading of /proc/self/mountinfo and of the other processes' /proc directories.  It works beside the daemon,
-never inside it: a mount is looked at from outside, as any other program does, so all of it also works on a mount
-whose daemon is dead.
+Owns the reading of /proc/self/mountinfo and of the /proc directories of processes.  It looks at a mount from outside,
+as any other program does, so all of it also works when the mount process is dead.
 
-What holds always: nothing here touches a foreign file system (a hung NFS mount must not hang this); paths are
-compared as text, as /proc shows them.  A dead aoefs mount (its daemon was killed: ENOTCONN) is replaced without a
-question, since nothing can be in use there; every other mount is left alone.
+What always holds: nothing here touches a foreign file system, since a hung NFS mount must not hang aoefs; paths are
+compared as text, as /proc shows them.  A dead aoefs mount (its process was killed: ENOTCONN) is replaced without
+asking, since it cannot be in use.  Every other mount is left alone.
 
-Rejected: fuser(1) and lsof(8) (not everywhere, and they stat every mount); the mount option auto_unmount (its helper
-can unmount the wrong thing, and a backup job may take the empty directory for the truth).
+Rejected: fuser(1) and lsof(8) (not installed everywhere, and they stat every mount), and the mount option auto_unmount
+(its helper can unmount the wrong mount, and a backup job may take the empty directory for the data).
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ class Mount(NamedTuple):
 
     @property
     def is_dead(self) -> bool:
-        """True when it is one of ours and nobody serves it any more."""
+        """True when it is one of ours and its process is gone."""
         if self.type != FILE_SYSTEM_TYPE:
             return False
         try:
-            os.statvfs(self.path)  # always asks the daemon; stat(2) goes on answering from the kernel's cache
+            os.statvfs(self.path)  # always asks the mount process; stat(2) may be answered from the kernel's cache
         except OSError as error:
             return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
         return False
 
 
 class Holder(NamedTuple):
-    """What keeps a mount busy: a process, or without ``pid`` something of the kernel's such as ``/dev/loop0``."""
+    """What keeps a mount busy: a process, or without ``pid`` something in the kernel such as ``/dev/loop0``."""
 
     pid: int | None
     name: str
@@ -71,7 +70,7 @@ class Holder(NamedTuple):
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts of a mountinfo file (proc(5)), those on top last."""
+    """The mounts of a mountinfo file (proc(5)); of several on one path the topmost is the last."""
 
     def unescape(field: str) -> str:
         return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
@@ -101,7 +100,7 @@ def find_mount(path: str) -> Mount | None:
 
 
 def require_mount(path: str) -> Mount:
-    """The aoefs mount at this path, or a UserError that says what is there instead."""
+    """The aoefs mount at this path.  UserError says what is there instead."""
     mount = find_mount(path)
     if mount is None:
         raise UserError(f"{path} is not mounted")
@@ -121,20 +120,17 @@ def read_status(path: str) -> dict[str, Any]:
 
 
 def clear_dead(path: str) -> Mount | None:
-    """Unmount dead aoefs mounts at this path; the mount that is there then."""
+    """Unmount dead aoefs mounts at this path; the mount that is left there."""
     while (mount := find_mount(path)) is not None and mount.is_dead:
         unmount(mount.path, lazy=True)
     return mount
 
 
 def check(path: str) -> str:
-    """The resolved path, when something may be mounted there; else a UserError.
-
-    A dead aoefs mount is unmounted on the way.
-    """
+    """The resolved path, if aoefs can be mounted there, else UserError.  A dead aoefs mount is unmounted first."""
     mount = clear_dead(path)
     if mount is not None and mount.type == "autofs":
-        return mount.path  # the automounter waits for exactly this mount, and a look inside would wait for it too
+        return mount.path  # the automounter waits for this mount; listing the directory would wait for it too
     if mount is not None:
         advice = f"'aoefs umount {path}' first" if mount.type == FILE_SYSTEM_TYPE else "choose another directory"
         raise UserError(f"{path} is mounted already ({mount.type}): {advice}")
@@ -177,13 +173,13 @@ def require_fuse(*, allow_other: bool = False) -> None:
 
 
 def user_allow_other() -> bool:
-    """Whether users other than root may let others into their FUSE mounts."""
+    """Whether users other than root may use the option allow_other."""
     with contextlib.suppress(OSError):
         return bool(re.search(r"^\s*user_allow_other\b", Path(FUSE_CONFIGURATION).read_text(), re.MULTILINE))
     return False
 
 
-# ── who keeps it busy ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what keeps it busy ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _is_inside(path: str, directory: str) -> bool:
@@ -191,7 +187,7 @@ def _is_inside(path: str, directory: str) -> bool:
 
 
 def _process_uses(process: str, mount: Mount) -> bool:
-    """Whether a process (its /proc directory) has anything open in the mount, as far as we may see."""
+    """Whether a process (its /proc directory) has anything open in the mount, as far as this process may see."""
     links = [f"{process}/cwd", f"{process}/root"]
     with contextlib.suppress(OSError):
         links += [entry.path for entry in os.scandir(f"{process}/fd")]
@@ -229,7 +225,7 @@ def _kernel_holders(mount: Mount) -> Iterator[Holder]:
 
 
 def holders(mount: Mount) -> list[Holder]:
-    """What keeps the mount busy, as far as the rights of this process let it see."""
+    """What keeps the mount busy, as far as this process may see."""
     return [*_process_holders(mount), *_kernel_holders(mount)]
 
 
@@ -237,9 +233,9 @@ def holders(mount: Mount) -> list[Holder]:
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Unmount; ``lazy`` takes it out of the tree at once and lets what is open go on.
+    """Unmount.  ``lazy`` removes the mount from the tree at once; open files go on working.
 
-    OSError as umount(2) gives, EBUSY while something is open.
+    OSError as umount(2) raises it, EBUSY while something is open.
     """
     if os.geteuid() == 0:
         _umount2(path, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))

@@ -1,10 +1,9 @@
-"""What a mount owes to whoever runs it as a service: word to systemd, and a file with its process id.
+"""A mount as a service: notifications for systemd, and a file with the process id.
 
-What holds always: without systemd nothing is said and nothing fails; the process id is in its file only while the
-mount is live, and whoever finds the file finds it complete.
+What always holds: without systemd nothing is sent and nothing fails.  The file exists only while the mount is live, and
+is complete at any time.
 
-systemd's protocol (sd_notify(3)) is one datagram to the socket that a variable names.  Rejected: the library sdnotify
-(these lines, last released in 2017) and the bindings of libsystemd (a C library and a compiler for one datagram).
+The protocol of systemd (sd_notify(3)) is one datagram to the socket that an environment variable names.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ NOTIFY_VARIABLE = "NOTIFY_SOCKET"
 
 
 def notify(*assignments: str) -> None:
-    """Tell systemd, if it asked to be told: ``notify("READY=1", "STATUS=2 targets")``.  Never waits."""
+    """Notify systemd, if it started us: ``notify("READY=1", "STATUS=2 targets")``.  Never waits."""
     path = os.environ.get(NOTIFY_VARIABLE, "")
     if not path.startswith(("/", "@")):
         return
     with (
-        contextlib.suppress(OSError),  # nobody is there any more: the mount goes on
+        contextlib.suppress(OSError),  # systemd does not receive: the mount goes on
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
     ):
         sock.sendto("\n".join(assignments).encode(errors="replace"), "\0" + path[1:] if path[0] == "@" else path)
 
 
 class PidFile:
-    """The file of ``--pid-file``: :meth:`write` puts it in place, and it is gone after the ``with`` block.
+    """The file of ``--pid-file``: :meth:`write` puts it in place, and the end of the ``with`` block removes it.
 
-    ``path`` is absolute.  UserError at once if it could not be written later.
+    ``path`` is absolute.  UserError at once if the file cannot be written.
     """
 
     def __init__(self, path: str) -> None:
@@ -49,12 +48,12 @@ class PidFile:
         return self
 
     def write(self) -> None:
-        """Put it in place, complete, over one that a killed process left."""
+        """Put the complete file in place, over one that a killed process left."""
         os.write(self._descriptor, b"%d\n" % os.getpid())
         os.rename(self._draft, self._path)
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # it was never written, or another mount has put its own in the place
+        with contextlib.suppress(OSError):  # never written, or replaced by the file of another mount
             if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
                 os.unlink(self._path)
         with contextlib.suppress(FileNotFoundError):

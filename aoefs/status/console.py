@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.text import Text
 
 from aoefs.status import columns
+from aoefs.status.columns import degraded_paths
 from aoefs.status.history import History, Trend
 from aoefs.status.layout import BAD, MORE, QUIET, Column, Section, allot, blank_line, fit, row_line
 from aoefs.status.text import format_size, printable, sparkline
@@ -46,11 +47,7 @@ def _rate(*counters: str) -> Callable[[Trend], float]:
 _STATES = {"down": 2, "replaced": 1}
 SORTS = {
     "n": Sort("Name", "TARGET", lambda trend: (trend.record.get("shelf", 0), trend.record.get("slot", 0)), False),
-    "s": Sort(
-        "State",
-        "STATE",
-        lambda trend: (_STATES.get(trend.record["state"], 0), columns.degraded_paths(trend.record)),
-    ),
+    "s": Sort("State", "STATE", lambda trend: (_STATES.get(trend.record["state"], 0), degraded_paths(trend.record))),
     "z": Sort("siZe", "SIZE", lambda trend: trend.record["size"]),
     "r": Sort("Read", "READ/s", _rate("read_bytes")),
     "w": Sort("Write", "WRITE/s", _rate("write_bytes")),
@@ -141,7 +138,7 @@ def _sections(history: History, view: View, *, live: bool) -> list[Section[Any]]
     """From top to bottom.  Paths in the order of their targets, the first one on the screen first."""
     ordered = view.order(list(history.targets.values()))
     shown_first = ordered[view.offset :] + ordered[: view.offset]
-    paths = [path for trend in shown_first for path in columns.path_rows(trend.record)]
+    paths = [columns.PathRow(path, trend.record) for trend in shown_first for path in trend.record["paths"]]
     paths.sort(key=lambda path: path.ok)
     shards, links = list(history.shards.values()), list(history.links.values())
     events = history.status.get("events", ())[::-1]
@@ -179,7 +176,7 @@ def _title(history: History, width: int, notice: str) -> Text:
 
 
 def _now(word: str, rates: Sequence[float]) -> str:
-    return f"{word} {format_size(round(rates[-1]))}/s" if rates else ""
+    return f"{word} {format_size(rates[-1])}/s" if rates else ""
 
 
 def _end(text: str, width: int) -> str:

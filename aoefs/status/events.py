@@ -1,11 +1,7 @@
-"""What happened lately: the last lines of the log, kept for whoever looks at a mount (``status.json``, ``events``).
+"""The last lines of the log, kept in memory for ``.aoefs/events`` and ``.aoefs/status.json``.
 
-Owns a bounded ring in memory.  It is a log handler beside the one place where the log goes, and takes events (INFO)
-also when that place shows warnings only.  The time of an event is the log record's, the wall clock's: the one place
-where a person wants to know when.
-
-Rejected: reading the system log back (a container has none), and events of a second kind beside log lines (what is
-worth telling is worth logging).
+The ring is a log handler beside the one where the log goes (``host.systemlog``).  It takes lines of INFO and above,
+also when the log shows warnings only.  The time of an event is the wall clock's.
 """
 
 from __future__ import annotations
@@ -13,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass
+
+from aoefs.status.text import one_line
 
 MAX_EVENTS = 1000
 
@@ -34,14 +32,14 @@ class EventRing(logging.Handler):
         self._events: deque[Event] = deque(maxlen=size)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._events.append(Event(record.created, record.levelname.lower(), " ".join(record.getMessage().split())))
+        self._events.append(Event(record.created, record.levelname.lower(), one_line(record.getMessage())))
 
     def snapshot(self) -> tuple[Event, ...]:
-        """What is in the ring, the oldest first."""
+        """The events in the ring, the oldest first."""
         return tuple(self._events)
 
     def listen_to(self, log: logging.Logger) -> None:
-        """Take the lines of ``log`` from now on; its other handlers go on showing what they show."""
+        """Take the lines of ``log`` from now on.  Its other handlers show no more than before."""
         for handler in log.handlers:
             handler.setLevel(max(handler.level, log.level))
         log.setLevel(min(log.getEffectiveLevel(), logging.INFO))

@@ -1,11 +1,9 @@
-"""What changed between two pictures of a mount: rates, latencies of the last interval, and a short past of both.
+"""What changed from one status of a mount to the next: rates, latencies of the last interval, and their recent past.
 
-Pure: statuses (the objects of ``.aoefs/status.json``) and times in, numbers out.  Counters only grow, so a difference
-is what happened between two looks.  What is compared is the same thing: a disk that was exchanged, a link that was
-opened anew, or a shard of another mount begins a trend of its own.  Percentiles are worked out only when asked for,
-since of a thousand targets a screen shows forty.
-
-Rejected: rates made by the mount itself (each reader wants its own interval, and nobody may be reading).
+Pure: statuses (the objects of ``.aoefs/status.json``) and times in, numbers out.  Counters only grow, so their
+difference is what happened in the interval.  A disk that was replaced, a link that was opened again and a shard of
+another mount begin a trend of their own.  Percentiles are computed only on request, since a screen shows forty of a
+thousand targets.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 
 from aoefs.core.latency import percentile_us
 
-LENGTH = 120  # intervals that are remembered
+LENGTH = 120  # intervals that are kept
 
 Record = Mapping[str, Any]
 
@@ -25,7 +23,7 @@ _COUNTERS = ("reads", "writes", "read_bytes", "write_bytes", "completed", "rx_fr
 
 
 class Trend:
-    """One target, path, shard or link over time: its last ``record`` and how that differs from the one before."""
+    """One target, shard or link over time: its last ``record`` and how that differs from the one before."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -35,14 +33,14 @@ class Trend:
         self._seconds = 0.0
 
     def add(self, record: Record, seconds: float) -> None:
-        """What it is ``seconds`` (more than 0) after the last record."""
+        """The next record, ``seconds`` (more than 0) after the last one."""
         self._before, self.record, self._seconds = self.record, record, seconds
         if "read_bytes" in record:
             self.read_rates.append(self.per_second("read_bytes") or 0.0)
             self.write_rates.append(self.per_second("write_bytes") or 0.0)
 
     def per_second(self, *counters: str) -> float | None:
-        """How fast the sum of these counters grew in the last interval; None with nothing to compare."""
+        """How fast the sum of these counters grew in the last interval; None after the first record."""
         if self._before is None:
             return None
         grown: int = sum(self.record.get(name, 0) - self._before.get(name, 0) for name in counters)
@@ -51,23 +49,20 @@ class Trend:
     def latency_us(self, share: float, *kinds: str) -> float | None:
         """The latency (microseconds) that ``share`` of the requests of the last interval did not exceed.
 
-        ``kinds`` are "read", "write" or both; before a second record came it is over all requests since the mount.
-        None if there were none.
+        ``kinds`` are "read", "write" or both.  After the first record: of all requests since the mount.  None if there
+        were no requests.
         """
+        before: Record = self._before or {}
         counts: list[int] = []
         for kind in kinds:
-            if self._before is None or self._before.get(f"{kind}s") != self.record.get(f"{kind}s"):
-                counts = _plus(counts, self._new(f"{kind}_latency_us"))
+            if before.get(f"{kind}s") != self.record.get(f"{kind}s"):
+                old = [-count for count in _histogram(before, kind)]
+                counts = _plus(counts, _plus(_histogram(self.record, kind), old))
         return percentile_us(counts, share) if any(counts) else None
 
-    def _new(self, name: str) -> list[int]:
-        now = _histogram(self.record, name)
-        before = () if self._before is None else _histogram(self._before, name)
-        return _plus(now, [-count for count in before])
 
-
-def _histogram(record: Record, name: str) -> Sequence[int]:
-    counts: Sequence[int] = record.get(name, {}).get("histogram", ())
+def _histogram(record: Record, kind: str) -> Sequence[int]:
+    counts: Sequence[int] = record.get(f"{kind}_latency_us", {}).get("histogram", ())
     return counts
 
 
@@ -76,7 +71,7 @@ def _plus(one: Sequence[int], other: Sequence[int]) -> list[int]:
 
 
 def _is_same(one: Record, other: Record) -> bool:
-    """Whether both are about the same thing, with counters that went on."""
+    """Whether the second record continues the counters of the first."""
     same = all(one.get(name) == other.get(name) for name in ("serial", "model", "mac"))
     return same and all(one.get(name, 0) <= other.get(name, 0) for name in _COUNTERS)
 
@@ -94,7 +89,7 @@ class History:
         self._at = 0.0
 
     def add(self, status: Record, now: float) -> None:
-        """A new picture, taken at ``now`` (seconds, later than the one before)."""
+        """The next status, read at ``now`` (seconds, later than the one before)."""
         seconds = now - self._at if self.status else 0.0
         self.targets = _follow(self.targets, status.get("targets", ()), "name", seconds)
         self.shards = _follow(self.shards, status.get("shards", ()), "id", seconds)

@@ -1,15 +1,15 @@
 """The counters of a mount as Prometheus metrics, over HTTP.
 
-Owns the names of the metrics and the server.  Tasks: none; ``prometheus_client`` serves each scrape in a thread of its
-own, beside the trio thread.  Such a thread asks the trio thread for the picture (``engine.statistics()``, frozen
-records) and makes text of it by itself.
+Owns the names of the metrics and the server.  No tasks: ``prometheus_client`` serves each scrape in a thread of its
+own.  That thread asks the trio thread for a snapshot (``engine.statistics()``) and makes text of it.
 
-What holds always: a picture is of one moment, since the trio thread takes it between two tasks; nobody scrapes,
-nothing is counted twice or kept; a scrape that comes when the mount ends gets what does not need the engine.
+What always holds: a snapshot is of one moment, since the trio thread takes it between two tasks.  Without a scrape
+nothing is computed or kept.  A scrape while the mount ends gets what does not need the engine.
 
-Rejected: a picture kept up to date by a task (work without a reader, and old figures for the reader), reading the
-engine's records from the server's thread (they change under it), and ``prometheus_client``'s own counters (a lock and a
-lookup for each request on the hot path).  A latency histogram has no ``_sum``: nobody measured one (core.latency).
+Rejected: a snapshot that a task keeps up to date (work without a reader, old figures for a reader), reading the
+engine's records in the thread of the server (they change meanwhile), and the counters of ``prometheus_client`` (a lock
+and a lookup for each request).  The latency histograms have no ``_sum``, since the engine keeps none
+(``core.latency``).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from aoefs.core.latency import BUCKETS, lower_bound_us
 from aoefs.engine.engine import EngineStatistics
 from aoefs.errors import UserError
 from aoefs.protocol.wire import format_mac
-from aoefs.status.tables import printable
+from aoefs.status.text import printable
 
-# The histogram is coarsened to octaves, from 64 us to 67 s: three of four buckets say nothing to a dashboard, and each
-# is a series to keep for each target.
+# One bucket per octave, from 64 us to 67 s, instead of four: each bucket is a time series per target, and a dashboard
+# does not show the difference.
 _EDGES = [bucket for bucket in range(BUCKETS) if (1 << 6) <= lower_bound_us(bucket) <= 1 << 26 and bucket % 4 == 0]
 
 
 @contextlib.contextmanager
 def serve(address: str, port: int, statistics: Callable[[], EngineStatistics], *, version: str) -> Iterator[None]:
-    """Serve ``/metrics`` inside this block, which a trio task enters; UserError when the address is not to be had."""
+    """Serve ``/metrics`` inside this block, which a trio task enters.  UserError when the address cannot be used."""
     registry = CollectorRegistry()
     registry.register(_Mount(statistics, version))
     ProcessCollector(registry=registry)
@@ -59,7 +59,7 @@ def serve(address: str, port: int, statistics: Callable[[], EngineStatistics], *
 
 
 class _Mount(Collector):
-    """Answers one scrape; see the module."""
+    """Collects the metrics of one scrape, in the thread that serves it."""
 
     def __init__(self, statistics: Callable[[], EngineStatistics], version: str) -> None:
         self._statistics = statistics
@@ -69,14 +69,14 @@ class _Mount(Collector):
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("aoefs", "The program that mounts", {"version": self._version})
         try:
-            picture = trio.from_thread.run_sync(self._statistics, trio_token=self._trio)
+            statistics = trio.from_thread.run_sync(self._statistics, trio_token=self._trio)
         except trio.RunFinishedError:
             return
-        yield from families(picture)
+        yield from families(statistics)
 
 
 class _Families:
-    """Families by name, in the order in which they were first filled."""
+    """Metric families by name, in the order of their first sample."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, Any] = {}
@@ -101,21 +101,13 @@ class _Families:
         self._add(HistogramMetricFamily, name, what, labels, [*buckets, ("+Inf", sum(counts))], None)
 
 
-def families(picture: EngineStatistics) -> Iterator[Metric]:
-    """The metrics of a picture; base units (bytes, seconds), labels as ``status --json`` names things."""
+def families(statistics: EngineStatistics) -> Iterator[Metric]:
+    """The metrics of a snapshot, in base units (bytes, seconds), with the labels named as in ``status --json``."""
     made = _Families()
-    for target in picture.targets:
+    for target in statistics.targets:
         name, identity = target.name, target.identity
-        made.info(
-            "target",
-            "Who a target says it is",
-            {
-                "model": printable(identity.model),
-                "serial": printable(identity.serial),
-                "firmware": printable(identity.firmware),
-            },
-            target=name,
-        )
+        texts = {field: printable(getattr(identity, field)) for field in ("model", "serial", "firmware")}
+        made.info("target", "Who a target says it is", texts, target=name)
         made.gauge("target_up", "1 while the target answers", target.state == "up", target=name)
         made.gauge("target_size_bytes", "Capacity of a target", identity.size_bytes, target=name)
         made.gauge("target_dirty", "1 while acknowledged writes wait for a flush", target.dirty, target=name)
@@ -142,17 +134,17 @@ def families(picture: EngineStatistics) -> Iterator[Metric]:
             made.counter("path_answered", "Commands answered", path.answered, **labels)
             made.counter("path_retransmits", "Commands given up and sent again", path.retransmits, **labels)
             made.counter("path_late", "Of these, answered after all", path.late, **labels)
-    for shard in picture.shards:
+    for shard in statistics.shards:
         made.counter("shard_completed", "Commands completed by a shard", shard.completed, shard=str(shard.id))
         made.gauge("shard_queued_runs", "Runs of answers that wait", shard.queued, shard=str(shard.id))
         made.gauge("shard_longest_queue_runs", "The longest queue so far", shard.longest_queue, shard=str(shard.id))
-    for link in picture.links:
+    for link in statistics.links:
         made.gauge("link_up", "1 while the interface is up", link.up, interface=link.interface)
         made.gauge("link_mtu_bytes", "MTU of the interface", link.mtu, interface=link.interface)
         made.counter("link_received_frames", "Frames received", link.rx_frames, interface=link.interface)
         made.counter("link_sent_frames", "Frames sent", link.tx_frames, interface=link.interface)
         made.counter("link_dropped_frames", "Lost here for want of buffer", link.rx_dropped, interface=link.interface)
         made.counter("link_unknown_frames", "Answers to nothing we know", link.rx_unknown, interface=link.interface)
-    made.counter("hints", "Announcements that were asked about", picture.hints)
-    made.counter("refused_identities", "Disks refused under another's address", picture.refused_identities)
+    made.counter("hints", "Announcements that were asked about", statistics.hints)
+    made.counter("refused_identities", "Disks refused under another's address", statistics.refused_identities)
     yield from made.by_name.values()

@@ -1,12 +1,10 @@
-"""The terminal of a live picture: raw keys, and everything else that wakes it, as one stream of words.
+"""The terminal of a live screen: keys, signals and calls of other threads, as one stream of words.
 
-Owns the terminal's mode, the handlers of the signals that concern a full screen, and the pipe by which signals and
-threads wake :meth:`Terminal.wait`.  Signals only leave their number there; what they mean is decided outside of them.
+Owns the mode of the terminal, the handlers of the signals that concern a screen, and the pipe by which signals and
+threads wake :meth:`Terminal.wait`.  A signal only leaves its number in the pipe; :meth:`Terminal.wait` interprets it.
 
-What holds always: whatever happens inside the block, the terminal has its mode back after it, and while the program
-is suspended.  Ctrl-C stays a signal, so that it also works while the program is busy.
-
-Rejected: curses (it wants to own the screen, which rich does), and a thread that reads keys (it cannot be ended).
+What always holds: the terminal has its old mode after the block, however it ends, and while the program is suspended.
+Ctrl-C stays a signal, so that it works while the program is busy.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ _MEANINGS = {
     signal.SIGTERM: QUIT,
     signal.SIGHUP: QUIT,
     signal.SIGWINCH: RESIZED,
-    signal.SIGCONT: RESIZED,  # whoever was in the foreground meanwhile may have left anything there
+    signal.SIGCONT: RESIZED,  # other programs may have drawn meanwhile
     signal.SIGTSTP: SUSPEND,
 }
 _SEQUENCES = {
@@ -47,13 +45,13 @@ _KEY = re.compile(r"\x1b[\[O]([0-9;]*[A-Za-z~])|(.)", re.DOTALL)
 
 
 def keys(text: str) -> list[str]:
-    """What was typed, as characters and names such as ``page up``; sequences that nobody needs are left out."""
+    """What was typed, as characters and names such as ``page up``; other escape sequences are left out."""
     found = ((_SEQUENCES.get(match[1], "") if match[1] else match[2]) for match in _KEY.finditer(text))
     return [key for key in found if key and key != "\x1b"]
 
 
 class Terminal:
-    """The terminal of this process (stdin), as long as the block lasts; in the main thread only."""
+    """The terminal of this process (stdin) inside a ``with`` block; in the main thread only."""
 
     def __enter__(self) -> Terminal:
         with contextlib.ExitStack() as undo:
@@ -75,7 +73,7 @@ class Terminal:
         self._undo.close()
 
     def _take_keys(self) -> None:
-        """Each key at once and unseen; Ctrl-S is a key too, since a stopped screen would stop the program."""
+        """Get each key at once and without echo; Ctrl-S too, which would else stop the output and so the program."""
         tty.setcbreak(self._input)
         mode = termios.tcgetattr(self._input)
         mode[0] &= ~termios.IXON
@@ -86,12 +84,12 @@ class Terminal:
             termios.tcsetattr(self._input, termios.TCSADRAIN, self._mode)
 
     def wake(self) -> None:
-        """Let :meth:`wait` return; from any thread, and also when nobody waits any more."""
+        """Let :meth:`wait` return.  From any thread; also when nothing waits any more."""
         with contextlib.suppress(OSError):
             os.write(self._wake, b"\0")
 
     def wait(self, seconds: float) -> list[str]:
-        """What happened within this time: keys, and QUIT, RESIZED, SUSPEND or WOKEN."""
+        """Wait at most so long; the keys that were pressed, and QUIT, RESIZED, SUSPEND or WOKEN."""
         ready, _, _ = select.select([self._input, self._woken], [], [], max(0.0, seconds))
         found: list[str] = []
         if self._woken in ready:
@@ -105,7 +103,7 @@ class Terminal:
         return found
 
     def suspend(self) -> None:
-        """Stop as Ctrl-Z does, with the terminal in its own mode until somebody continues this process."""
+        """Stop this process as Ctrl-Z does, with the terminal in its old mode until the process continues."""
         self._restore()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
@@ -114,4 +112,4 @@ class Terminal:
 
 
 def _leave_the_number(_number: int, _frame: FrameType | None) -> None:
-    """The wake-up pipe has it."""
+    """Nothing to do: the wake-up pipe has the number."""

@@ -1,1 +1,1 @@
-"""The commands of ``aoefs``: one module each, with ``add_arguments(parser)`` and ``run(arguments) -> int``."""
+"""The commands of ``aoefs``, each a module with ``add_arguments(parser)`` and ``run(arguments) -> int``."""

@@ -1,19 +1,19 @@
-"""``aoefs demo``: a target, a mount, and a tour that works with them, on one machine with nothing else.
+"""``aoefs demo``: a target, a mount, and a tour that uses them, on one machine.
 
 Two network namespaces stand for two hosts, joined by a veth pair with jumbo frames.  ``aoefs target`` serves two sparse
-files in the one.  The mount process has the other one's network but the mount namespace of the caller, so that the
-mount is where the caller can see it; hence nsenter(1) and not ``ip netns exec``.
+files in one of them.  The mount process has the network of the other one and the mount namespace of the caller, so that
+the caller sees the mount; therefore nsenter(1) and not ``ip netns exec``.
 
-Without root the whole demo runs in a user namespace of its own (unshare(1), which becomes this command again), where
-it may make networks and mounts that nobody else sees.  Loop devices belong to the machine: there the file system is
-filled by mkfs and read by debugfs, without being mounted.  With ``--keep`` there would be nothing for others to see.
+Without root the demo runs in a user namespace of its own (unshare(1) starts this command again), where it may make
+networks and mounts that other processes do not see.  It may not use loop devices there: mkfs fills the file system and
+debugfs reads it, without a mount.  ``--keep`` needs root, since other processes could not see the mount.
 
-What holds always: every command of the tour is the real one, and its output is shown as it came; no frame leaves the
-two namespaces; whatever was made is gone at the end, also after Ctrl-C or an error: one ExitStack undoes it in
-reverse, and touches nothing but what has the names and process ids that this run gave out.
+What always holds: every command of the tour is a real one, and its output is shown as it came.  No frame leaves the two
+namespaces.  Whatever was made is removed at the end, also after Ctrl-C or an error: one ExitStack undoes it in reverse
+order, and touches only what has the names and process ids of this run.
 
-Rejected: children in the terminal's process group (one Ctrl-C would reach all at once, and the target would be gone
-before the mount could flush); reading back through the page cache (it would prove nothing).
+Rejected: children in the process group of the terminal (Ctrl-C would reach all at once, and the target would end before
+the mount could flush), and reading back through the page cache (it would prove nothing).
 """
 
 from __future__ import annotations
@@ -46,22 +46,21 @@ INTERFACE = "aoe0"  # on both sides
 DISKS = {"0.0": 512 * MIB, "7.1": 256 * MIB}  # sparse files
 RANDOM_MIB = 32
 SPEED_MIB = 256
-NEEDED_BYTES = 400 * MIB  # what the tour writes at most, in the directory for temporary files
+NEEDED_BYTES = 400 * MIB  # that the tour writes at most, in the directory for temporary files
 
 _TARGET_SECONDS = 10.0  # until the target serves, and until it has stopped
-_CLEANUP_SECONDS = 8.0  # for one command of the cleaning up
+_CLEANUP_SECONDS = 8.0  # for one command of the clean-up
 _DISK_SECONDS = 10.0  # for a disk to answer, on a very busy machine
-_MOUNT_STOP_SECONDS = 25.0  # for a mount process that was told to end: it serves open files for 10 s, then flushes
+_MOUNT_STOP_SECONDS = 25.0  # for a mount process after SIGTERM: it serves open files for 10 s, then flushes
 _POLL_SECONDS = 0.05
-_UNPRIVILEGED_VARIABLE = "AOEFS_DEMO_UNPRIVILEGED"  # set for the one that runs in the user namespace
+_UNPRIVILEGED_VARIABLE = "AOEFS_DEMO_UNPRIVILEGED"  # set for the process in the user namespace
 _STYLES = {"heading": "bold cyan", "command": "bold green", "output": "", "note": "dim"}  # rich styles
 
-# Where mkfs and ip live; not in every PATH.
+# With the directories of mkfs and ip, which are not in every PATH.
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``aoefs demo``."""
     parser.add_argument(
         "mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty directory (default: a temporary one)"
     )
@@ -88,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.keep:
                 demo.keep()
         finally:
-            interrupts.ignore()  # the cleaning up is not to be interrupted; each of its steps has a time limit
+            interrupts.ignore()  # each step of the clean-up has a time limit
     return 1 if demo.is_something_left else 0
 
 
@@ -96,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
-    """Become this command again as root of a user namespace, with networks and mounts of its own."""
+    """Start this command again, in place of this process, as root of a user namespace."""
     if arguments.keep or arguments.mountpoint:
         raise UserError("without root nobody else sees the demo's mount: --keep and MOUNTPOINT need sudo")
     mountpoint.require_fuse()
@@ -126,7 +125,7 @@ def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
 class _Interrupts:
     """Inside this block SIGTERM and SIGHUP act as Ctrl-C does, until :meth:`ignore`.
 
-    What is made and noted down for cleaning up inside :meth:`hold` is never made without being noted down.
+    A :meth:`hold` keeps two steps together: to make something, and to register it for the clean-up.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -146,7 +145,7 @@ class _Interrupts:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Put an interrupt off to the end of the block."""
+        """Delay an interrupt until the end of the block."""
         self._holds += 1
         try:
             yield
@@ -169,13 +168,13 @@ def find_program(program: str) -> str | None:
 
 
 def _typed_aoefs() -> str:
-    """The name of the command for a shell: short if the shell finds it."""
+    """The name of the command for a shell: the short one if the shell finds it."""
     beside = os.path.join(os.path.dirname(sys.executable), "aoefs")
     return "aoefs" if find_program("aoefs") or not os.path.exists(beside) else beside
 
 
 def _start(command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, which Ctrl-C at the terminal does not reach."""
+    """Start a program in a new session, which Ctrl-C at the terminal does not reach."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -204,7 +203,7 @@ def _fail(typed: str, code: int, said: str) -> NoReturn:
 
 
 class _Demo:
-    """See the module; what it makes is undone by ``stack``."""
+    """One run of the demo; ``stack`` undoes what it makes."""
 
     def __init__(
         self, stack: contextlib.ExitStack, interrupts: _Interrupts, path: str | None, *, unprivileged: bool
@@ -224,7 +223,7 @@ class _Demo:
 
             self._console = Console(highlight=False)
 
-    # ── what a person sees ────────────────────────────────────────────────────────────────────────────────────────
+    # ── output ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _say(self, text: str, kind: str = "output") -> None:
         if self._console is None:
@@ -241,10 +240,10 @@ class _Demo:
     def _show(
         self, command: Sequence[str], *, typed: str = "", inside: str = "", last: int = 0, optional: bool = False
     ) -> str | None:
-        """Show and run a command, by default as it is typed; what it said.
+        """Show a command, as ``typed`` if that is given, run it and show its output, which is returned.
 
-        ``inside`` names the namespace whose network it has; ``last`` cuts what is shown to so many lines.  One that
-        fails ends the demo, or if it is ``optional`` is shown with its reason, and None is returned.
+        ``inside`` names the namespace whose network it has; ``last`` limits the output that is shown to so many lines.
+        A command that fails ends the demo; if it is ``optional`` the reason is shown and None returned.
         """
         typed = typed or shlex.join(command)
         self._say(f"   $ {typed}", "command")
@@ -275,9 +274,9 @@ class _Demo:
         return ["nsenter", f"--net=/run/netns/{namespace}", "--"] if namespace else []
 
     def _run(self, command: Sequence[str], timeout: float | None = None) -> tuple[int, str]:
-        """Run a program to its end; its exit code, and what it said.  It is stopped when this is interrupted.
+        """Run a program to its end; its exit code and output.  An interrupt stops it.
 
-        The output goes through a file: a pipe would stay open as long as a daemon that is left behind.
+        The output goes through a file: a pipe would stay open as long as a daemon that the program leaves behind.
         """
         with tempfile.TemporaryFile("w+", errors="replace") as output:
             child = None
@@ -359,7 +358,7 @@ class _Demo:
     # ── the tour ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def tour(self) -> None:
-        """Everything that is shown."""
+        """All steps that are shown."""
         self._heading("The host looks which disks its network has.")
         self._show_aoefs("discover", "-i", INTERFACE, "--timeout", f"{_DISK_SECONDS:g}", inside=self._host)
 
@@ -409,22 +408,25 @@ class _Demo:
             raise UserError(f"what came back from {disk} is not what was written")
 
     def _file_system(self, disk: str) -> None:
-        if self._unprivileged:
-            self._unmounted_file_system(disk)
-            return
-        missing = [program for program in ("mkfs.ext4", "e2fsck", "mount") if find_program(program) is None]
-        if not os.path.exists("/dev/loop-control"):
-            missing.append("/dev/loop-control")
+        more = ("debugfs",) if self._unprivileged else ("mount", "/dev/loop-control")
+        needed = ("mkfs.ext4", "e2fsck", *more)
+        missing = [name for name in needed if not (os.path.exists(name) if name[0] == "/" else find_program(name))]
+        fill = self._unmounted_file_system if self._unprivileged else self._mounted_file_system
         if missing:
             self._say(f"   skipped, since this machine has no {', '.join(missing)}", "note")
-            return
+        elif fill(disk):
+            self._say("   And at the target, without AoE:", "note")
+            self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
+
+    def _mounted_file_system(self, disk: str) -> bool:
+        """Whether it could be mounted."""
         self._show(["mkfs.ext4", "-q", "-E", "nodiscard", disk])
         point = str(self._directory / "ext4")
         os.mkdir(point)
         with contextlib.ExitStack() as stack:
             stack.callback(self._clean_mount, point)
             if self._show(["mount", "-o", "loop", disk, point], optional=True) is None:
-                return
+                return False
             source, copy = str(Path(__file__).parent), os.path.join(point, "aoefs")
             self._show(["cp", "-r", source, copy])
             self._show(["umount", point])
@@ -432,14 +434,9 @@ class _Demo:
             self._show(["diff", "-r", source, copy])
             self._show(["df", "-h", point])
             self._show(["umount", point])
-        self._say("   And at the target, without AoE:", "note")
-        self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
+        return True
 
-    def _unmounted_file_system(self, disk: str) -> None:
-        missing = [program for program in ("mkfs.ext4", "debugfs", "e2fsck") if find_program(program) is None]
-        if missing:
-            self._say(f"   skipped, since this machine has no {', '.join(missing)}", "note")
-            return
+    def _unmounted_file_system(self, disk: str) -> bool:
         self._say("   Loop devices need root, so it is not mounted here: mkfs fills it, debugfs reads it.", "note")
         source, copy = (str(self._directory / name) for name in ("files", "copy"))
         self._show(["cp", "-r", str(Path(__file__).parent), source])
@@ -447,13 +444,12 @@ class _Demo:
         self._show(["mkfs.ext4", "-q", "-E", "nodiscard", "-d", source, disk])
         self._show_shell(f"debugfs -R 'rdump / {shlex.quote(copy)}' {shlex.quote(disk)} 2>&1 | tail -n +2")
         self._show(["diff", "-r", "--exclude=lost+found", source, copy])
-        self._say("   And at the target, without AoE:", "note")
-        self._show(["e2fsck", "-f", "-n", str(self._image("7.1"))], last=1)
+        return True
 
     # ── keeping it ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def keep(self) -> None:
-        """Leave everything as it is until Ctrl-C, and until nobody uses the mount any more, or Ctrl-C again."""
+        """Leave everything as it is until Ctrl-C, then until the mount is no longer in use or another Ctrl-C."""
         path, aoefs = self._path, shlex.quote(_typed_aoefs())
         self._heading("It is yours until Ctrl-C.  In another terminal, as root, try:")
         for line in (
@@ -477,10 +473,10 @@ class _Demo:
                     self._say(f"\n{path} is in use by {names}: end that, or press Ctrl-C again to cut it off")
                 time.sleep(10 * _POLL_SECONDS)
 
-    # ── cleaning up ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── clean-up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _note(self, text: str, kind: str) -> None:
-        with contextlib.suppress(OSError):  # nobody may be listening any more
+        with contextlib.suppress(OSError):  # the reader of the output may be gone
             self._say(text, kind)
 
     def _clean(self, command: Sequence[str]) -> bool:
@@ -500,7 +496,7 @@ class _Demo:
             self._daemon = os.pidfd_open(mountpoint.read_status(self._path)["pid"])
 
     def _unmount(self) -> None:
-        """Unmount as a person would; a mount process that does not go that way is told to, then made to."""
+        """Unmount as a person would; a mount process that does not end gets SIGTERM, then SIGKILL."""
         if mountpoint.find_mount(self._path) is None and self._daemon is None:
             return
         self._note("\nCleaning up.", "heading")

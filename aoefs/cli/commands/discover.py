@@ -1,7 +1,4 @@
-"""``aoefs discover``: list the targets that answer, without mounting anything.
-
-Also listed are those that answer and cannot be used, with the reason.
-"""
+"""``aoefs discover``: list the targets that answer, also those that cannot be used, without mounting anything."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ ACCESS_SECONDS = 0.5  # some targets know no mask lists and no reservations, and
 
 _COLUMNS = ("name", "size", "model", "serial", "interfaces", "payload", "state", "config")
 
-Report = dict[str, Any]  # the JSON object of one target
+Report = dict[str, Any]  # one target, as a JSON object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +80,6 @@ def _interfaces(paths: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         dead = states.count(False)
         share = f"{dead} of {len(states)} " if dead < len(states) else ""
         yield f"{name}({share}dead)" if dead else name
-
-
-# ── asking the network ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def discover_once(names: Sequence[str], wait: float) -> list[Report]:

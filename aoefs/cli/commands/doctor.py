@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,13 +134,16 @@ def _check_compiled() -> Iterator[Finding]:
         yield Finding("warn", "hot path", "pure Python, which takes half as much processor time again", advice)
 
 
-def _check_fuse() -> Iterator[Finding]:
+def _required(check: str, require: Callable[[], None], ok: str) -> Finding:
     try:
-        mountpoint.require_fuse()
+        require()
     except UserError as error:
-        yield Finding("fail", "fuse", str(error))
-    else:
-        yield Finding("ok", "fuse", "/dev/fuse works")
+        return Finding("fail", check, str(error))
+    return Finding("ok", check, ok)
+
+
+def _check_fuse() -> Iterator[Finding]:
+    yield _required("fuse", mountpoint.require_fuse, "/dev/fuse works")
     helper = shutil.which("fusermount3")
     if helper is None:
         if os.geteuid() == 0:  # for a user this is a failure above
@@ -165,12 +168,7 @@ def _capabilities() -> int:
 
 
 def _check_raw_ethernet() -> Iterator[Finding]:
-    try:
-        interfaces.require_packet_socket()
-    except UserError as error:
-        yield Finding("fail", "raw Ethernet", str(error))
-    else:
-        yield Finding("ok", "raw Ethernet", "packet sockets can be opened")
+    yield _required("raw Ethernet", interfaces.require_packet_socket, "packet sockets can be opened")
 
 
 def _check_capabilities() -> Iterator[Finding]:
@@ -184,18 +182,15 @@ def _check_capabilities() -> Iterator[Finding]:
 
 def _check_interfaces(names: Sequence[str]) -> Iterator[Finding]:
     listed = netlink.list_interfaces()
-    wanted = names or [each.name for each in listed if each.ethernet]
-    by_name = {each.name: each for each in listed}
     usable = 0
-    for name in wanted:
+    for name in names or [each.name for each in listed if each.ethernet]:
         try:
-            interfaces.choose([name], listed)
+            [interface] = interfaces.choose([name], listed)
         except UserError as error:
             reason = str(error).removeprefix(f"interface {name}").lstrip(": ")
             yield Finding("fail" if names else "warn", f"interface {name}", reason)
             continue
         usable += 1
-        interface = by_name[name]
         payload = payload_sectors(interface.mtu) * 512
         text = f"up, MTU {interface.mtu}: {payload} bytes of data in a frame"
         if not interface.running:

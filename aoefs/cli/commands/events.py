@@ -1,7 +1,7 @@
-"""``aoefs events``: what happened at a mount, the lines of its ``.aoefs/events``.
+"""``aoefs events``: the lines of ``.aoefs/events``, a ring of the last events of a mount.
 
-The file is the mount's ring of its last events and ends at once, since whoever waits inside a FUSE file cannot be
-killed.  Following is therefore polling: each look is compared with the one before.
+The file ends at once, since a process that waits inside a FUSE file cannot be killed.  So ``-f`` polls it, and compares
+its lines with those of the last time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
                     to_stderr(f"{path} is not mounted any more")
                     return 0
                 raise UserError(f"{path} does not tell its events: {error.strerror}") from None
-            _print(news(before, lines))
+            for line in news(before, lines):
+                print(printable(line))
+            sys.stdout.flush()
             if not arguments.follow:
                 return 0
             time.sleep(_POLL_SECONDS)
@@ -57,14 +59,8 @@ def _read(path: str) -> list[str]:
         return file.read().splitlines()
 
 
-def _print(lines: Sequence[str]) -> None:
-    for line in lines:
-        print(printable(line))
-    sys.stdout.flush()
-
-
 def news(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
-    """The lines that a ring got between two looks: what follows the longest end of the old that begins the new."""
+    """The new lines of a ring: those after the longest end of ``before`` with which ``now`` begins."""
     for first in range(len(before) + 1):
         kept = before[first:]
         if now[: len(kept)] == kept:

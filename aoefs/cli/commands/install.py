@@ -1,12 +1,12 @@
-"""``aoefs install``: what belongs to a host beside the Python package, put in place and taken back.
+"""``aoefs install``: the files that a host needs beside the Python package; ``--remove`` takes them away.
 
-Owns the list of files and the record of what was written (``PREFIX/share/aoefs/installed.json``: a digest of each
-file, and the directories that were made for them).  What is in the files comes from ``aoefs/cli/data`` and, through
-``cli.manual`` and shtab, from the parsers that also make ``--help``.
+Owns the list of files and the record of what was written (``PREFIX/share/aoefs/installed.json``: a digest of each file,
+and the directories that were made for them).  The content comes from ``cli/data`` and, through ``cli.manual`` and
+shtab, from the parsers that also make ``--help``.
 
-What holds always: a file that this command did not write, or that somebody changed since, is neither replaced nor
-removed; the record is on the disk before the first file, so that an installation that was cut short can be removed;
-an error takes back what this run has added.
+What always holds: a file that this command did not write, or that was changed since, is neither replaced nor removed.
+The record is on the disk before the first file, so that an interrupted installation can be removed.  After an error
+nothing of this run is left.
 
 Rejected: package data under ``share/`` of the wheel (pip puts it into a virtual environment, where neither systemd nor
 man nor mount(8) looks), and a fixed list of names to remove (it would take what others put there).
@@ -30,13 +30,12 @@ from aoefs.errors import UserError
 from aoefs.status.text import to_stderr
 
 RECORD = "share/aoefs/installed.json"
-HELPERS = ("mount.aoefs", "mount.fuse.aoefs")  # mount(8) looks in /sbin only, whatever the prefix
+HELPERS = ("mount.aoefs", "mount.fuse.aoefs")  # in /sbin whatever the prefix: mount(8) looks nowhere else
 
 Parsers = Mapping[str | None, argparse.ArgumentParser]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``aoefs install``."""
     add = parser.add_argument
     add("--prefix", default="/usr/local", metavar="DIR", help="where to install (default /usr/local)")
     add("--destdir", default="/", metavar="DIR", help="the root of the file system (default /), for packages")
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _this_command() -> str:
-    """The console script beside the interpreter that runs, which need not be in the PATH."""
+    """The console script beside the running interpreter, which need not be in the PATH."""
     beside = os.path.join(os.path.dirname(sys.executable), "aoefs")
     command = beside if os.access(beside, os.X_OK) else shutil.which("aoefs")
     if command is None:
@@ -85,7 +84,7 @@ class Item:
 
 
 def plan(prefix: Path, command: str, parsers: Parsers) -> dict[Path, Item]:
-    """Everything by its path below the root."""
+    """All items by their path below the root."""
     share = prefix / "share"
     files = {
         prefix / "lib/systemd/system/aoefs@.service": Item(_unit(command)),
@@ -107,7 +106,10 @@ def _unit(command: str) -> str:
 
 
 def _completion(shell: str, parsers: Parsers) -> str:
-    """One parser with subcommands, as shtab wants it; without MOUNTPOINT, which would hide the commands from zsh."""
+    """The completion that shtab makes of one parser with subcommands.
+
+    Without MOUNTPOINT, which would hide the commands from zsh.
+    """
     try:
         import shtab
     except ImportError:
@@ -124,18 +126,18 @@ def _completion(shell: str, parsers: Parsers) -> str:
     for parser in made:
         for action in manual.actions(parser):
             if action.metavar in kinds:
-                action.complete = kinds[action.metavar]  # type: ignore[attr-defined]  # how shtab is told
+                action.complete = kinds[action.metavar]  # type: ignore[attr-defined]  # for shtab
     list_interfaces = '_shtab_aoefs_interfaces() { compgen -W "$(command ls /sys/class/net)" -- "$1"; }'
     text: str = shtab.complete(root, shell, preamble=list_interfaces if shell == "bash" else "")
     return text
 
 
-# ── putting it there, and taking it back ──────────────────────────────────────────────────────────────────────────
+# ── installing and removing ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class Installation:
-    """A root, a prefix in it, and what an earlier run recorded there."""
+    """An installation below a root and a prefix, as the record of an earlier run knows it."""
 
     root: Path
     prefix: Path
@@ -154,18 +156,17 @@ class Installation:
             raise UserError(f"{self.record} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
     def at(self, path: Path | str) -> Path:
-        """Where a path below the root lies."""
+        """The real path of a path below the root."""
         return self.root / str(path).lstrip("/")
 
     def is_ours(self, path: str) -> bool:
-        """Whether what is there is still what was written."""
+        """Whether the file is still as it was written."""
         return _digest(self.at(path)) == self.digests.get(path)
 
     def install(self, items: Mapping[Path, Item]) -> None:
-        """Write everything, or nothing; UserError names what is in the way."""
+        """Write all items or none; UserError names a file that is in the way."""
         for path, item in items.items():
-            there = _digest(self.at(path))
-            if there not in (None, item.digest, self.digests.get(str(path))):
+            if _digest(self.at(path)) not in (None, item.digest, self.digests.get(str(path))):
                 raise UserError(f"{self.at(path)} is not of this command's making, or was changed: move it away first")
         stale = [old for old in self.digests if Path(old) not in items and self.is_ours(old)]
         undo = contextlib.ExitStack()
@@ -182,7 +183,7 @@ class Installation:
             self._take(old)
 
     def remove(self) -> int:
-        """Remove what is still as it was written; 1 if anything had to stay."""
+        """Remove the files that are still as they were written; 1 if another one stays, else 0."""
         if not self.digests:
             raise UserError(f"nothing is installed below {self.at(self.prefix)}: there is no {self.record}")
         stays = 0
@@ -195,7 +196,7 @@ class Installation:
         if not self.dry_run:
             self.record.unlink()
             for directory in sorted(self.directories, key=len, reverse=True):
-                with contextlib.suppress(OSError):  # in use by others now
+                with contextlib.suppress(OSError):  # not empty: others use it now
                     self.at(directory).rmdir()
         return 1 if stays else 0
 
@@ -237,7 +238,7 @@ class Installation:
 
 
 def _digest(path: Path) -> str | None:
-    """Of what is at a path, as :attr:`Item.digest`; None if nothing is."""
+    """The digest of what is at a path, as :attr:`Item.digest`; None if nothing is there."""
     try:
         if path.is_symlink():
             return f"-> {os.readlink(path)}"
@@ -255,7 +256,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Put something in place in one step, so that nobody finds half of it."""
+    """Put a file or a link in place in one step, so that half of it is never seen."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         make(draft)

@@ -1,7 +1,7 @@
-"""``aoefs MOUNTPOINT``: check everything that can be checked cheaply, then mount, in the background or here.
+"""``aoefs MOUNTPOINT``: check what can be checked cheaply, then mount, in the background or in this process.
 
-The checks run in the parent, so that most mistakes are answered before anything heavy is imported, and again in the
-child, which is this same command in the foreground.
+The checks run in the parent, so that most mistakes are reported before anything heavy is imported, and again in the
+child, which is the same command in the foreground.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aoefs.cli.options import mount_options
 from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
 from aoefs.host import interfaces, mountpoint
-from aoefs.host.background import Ready, run_in_background, start_in_background
+from aoefs.host.background import Ready, start_in_background
 from aoefs.host.systemlog import log, log_to_stderr
 from aoefs.status.text import to_stderr
 
@@ -28,9 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         _check(options)
         if arguments.check:
             return 0
-        if options.console and not ready.is_daemon:
-            return _mount_with_console(options, arguments.argv)
-        if not (options.foreground or ready.is_daemon):
+        if not ready.is_daemon and (options.console or not options.foreground):
             return _mount_in_background(options, arguments.argv)
         from aoefs.fuse import mount
 
@@ -44,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not ready.is_daemon:
             raise
         ready.fail(f"unexpected {type(error).__name__}: {error} (-f -v says where)")
-        log.info("where it happened:", exc_info=True)  # on stderr with -v only, in the system log always
+        log.info("where it happened:", exc_info=True)  # on stderr with -v, in the system log always
         return 1
 
 
@@ -58,44 +56,39 @@ def _check(options: MountOptions) -> None:
 
 
 def _mount_in_background(options: MountOptions, argv: list[str]) -> int:
-    try:
-        return run_in_background(argv)
-    except KeyboardInterrupt:
-        mountpoint.clear_dead(options.mountpoint)  # of a child that had to be killed
-        raise
+    """Mount in a child process; with ``--console`` show that here until one of them ends.  The exit code.
 
-
-def _mount_with_console(options: MountOptions, argv: list[str]) -> int:
-    """The mount as a child of the console, which it serves as any other reader; the mount's exit code.
-
-    They end together, but nothing that the terminal does (Ctrl-S, Ctrl-Z, a hung ssh) can stop a disk.
+    In a process of its own the mount goes on while the terminal is stuck (Ctrl-S, Ctrl-Z, a hung ssh).
     """
     from aoefs.cli.commands import status
 
-    if not status.is_screen():
+    if options.console and not status.is_screen():
         raise UserError("--console needs a terminal: -f logs to stderr instead", exit_code=2)
     try:
         child, code = start_in_background(argv)
     except KeyboardInterrupt:
-        mountpoint.clear_dead(options.mountpoint)
+        mountpoint.clear_dead(options.mountpoint)  # the child may have been killed
         raise
     if code:
         return code
-    gone = None
+    if not options.console:
+        child.returncode = 0  # it goes on running: Popen must not warn that its exit code was not read
+        return 0
+    ended = ""
     try:
         status.watch(options.mountpoint, ends_mount=True)
     except UserError as error:  # it was unmounted or killed
-        gone = error
+        ended = str(error)
     finally:
-        code = _end(child, asked=gone is None)
-    if gone is not None:
-        to_stderr(str(gone))
+        code = _end(child, terminate=not ended)
+    if ended:
+        to_stderr(ended)
     return code if code >= 0 else 1
 
 
-def _end(child: subprocess.Popen[bytes], *, asked: bool) -> int:
-    """Let the mount process end, as SIGTERM does if it was not ending anyway; a Ctrl-C is its second signal."""
-    if asked:
+def _end(child: subprocess.Popen[bytes], *, terminate: bool) -> int:
+    """The exit code of the mount process once it ended, with ``terminate`` by SIGTERM; Ctrl-C sends another one."""
+    if terminate:
         child.terminate()
     while True:
         try:

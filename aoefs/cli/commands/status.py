@@ -1,15 +1,15 @@
-"""``aoefs status``: the state of a live mount, read from the mount's own status file.
+"""``aoefs status``: the state of a live mount, read from its status file.
 
-Owns the live picture: one loop that waits for keys, signals and statuses, and draws when one of them changed
-something; no thread draws.  One thread reads the status file, since a mount in trouble may not answer for long, and
-that is when people want to see what is known and to leave.
+Owns the live screen: one loop that waits for keys, signals and statuses, and draws when one of them came.  A thread
+reads the status file, since a mount in trouble may not answer for long; meanwhile the screen shows what is known, and
+keys work.
 
-What holds always: reading takes at most a hundredth of the mount's time (the more targets, the rarer, down to once in
-ten seconds); the file is open only while it is read, so that the mount is not kept busy; the terminal is as it was,
-however this ends.
+What always holds: reading takes at most a hundredth of the time (the more targets, the rarer, down to once in ten
+seconds).  The file is open only while it is read, so that it does not keep the mount busy.  The terminal is restored,
+however the loop ends.
 
-Rejected: drawing in the mount's own process for ``--console``.  A terminal that takes nothing (Ctrl-S, a hung ssh) or
-a suspended console (Ctrl-Z) would stop every disk.
+Rejected: drawing in the mount process for ``--console``.  A terminal that takes no output (Ctrl-S, a hung ssh) or a
+suspended console (Ctrl-Z) would stop every disk.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.status.tables import print_table
 
-INTERVAL = 1.0  # seconds from picture to picture
-MAX_INTERVAL = 10.0  # also where reading takes long
-COST_SHARE = 0.01  # of the time goes into reading
-PATIENCE = 3.0  # seconds until a person is told that the mount does not answer
+INTERVAL = 1.0  # seconds from status to status
+MAX_INTERVAL = 10.0  # seconds, also if reading takes long
+COST_SHARE = 0.01  # of the time is spent on reading, at most
+PATIENCE = 3.0  # seconds without an answer of the mount; then the screen says so
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def _why(path: str, error: OSError) -> str:
 
 
 def _print_lines(path: str, interval: float) -> None:
-    """One object a line, at multiples of the interval from the first; UserError when the mount goes."""
+    """One object per line, at multiples of the interval; UserError when the mount ends."""
     began = time.monotonic()
     while True:
         print(json.dumps(_read(path)), flush=True)
@@ -109,16 +109,13 @@ def _print_once(status: Mapping[str, Any]) -> None:
         print_table(titles, rows)
 
 
-# ── the live picture ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def is_screen() -> bool:
-    """Whether a live picture can be drawn here."""
+    """Whether stdin and stdout are a terminal on which a screen can be drawn."""
     return sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class _Reading(NamedTuple):
-    """What a look at the status file gave: the status or an error, when (monotonic seconds), and how long it took."""
+    """The status or the error of one reading, when it was taken (monotonic seconds), and how many seconds it took."""
 
     status: dict[str, Any] | OSError
     taken_at: float
@@ -126,7 +123,7 @@ class _Reading(NamedTuple):
 
 
 class _Reader:
-    """Reads the status file when asked to, in a thread that may wait there for as long as the mount likes."""
+    """Reads the status file on request, in a thread, which waits as long as the mount does not answer."""
 
     def __init__(self, path: str, wake: Callable[[], None]) -> None:
         self._file = os.path.join(path, mountpoint.STATUS_FILE)
@@ -153,14 +150,14 @@ class _Reader:
             reading = self._readings.get_nowait()
         except Empty:
             return None
-        self._costs.append(reading.cost)  # the least of some: the others waited for something else
+        self._costs.append(reading.cost)  # the least counts: the others waited for something else
         interval = min(MAX_INTERVAL, max(INTERVAL, min(self._costs) / COST_SHARE))
         assert self._asked_at is not None
         self._next, self._asked_at = self._asked_at + interval, None
         return reading
 
     def notice(self, now: float) -> str:
-        """What a person must know of a mount that does not answer."""
+        """A line about a mount that does not answer, or nothing."""
         waited = 0.0 if self._asked_at is None else now - self._asked_at
         return f"the mount has not answered for {waited:.0f} s" if waited >= PATIENCE else ""
 
@@ -181,9 +178,9 @@ class _Reader:
 
 
 def watch(path: str, *, ends_mount: bool = False) -> None:
-    """Show the mount at this path until somebody quits; UserError when the mount goes.
+    """Show the mount at this path until a key or a signal ends that; UserError when the mount ends.
 
-    ``ends_mount``: the picture says that quitting will do so.
+    ``ends_mount``: the screen says that quitting ends the mount.
     """
     from rich.console import Console
     from rich.live import Live

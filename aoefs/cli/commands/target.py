@@ -1,8 +1,7 @@
 """``aoefs target``: export files and block devices on local Ethernet interfaces.
 
-Owns the command's arguments and its life: check everything, open everything, say what is exported, serve until
-SIGTERM or SIGINT, sync, go.  What holds always: nothing is announced or served before every argument was found good,
-and what was opened until then is closed again.  The module top imports nothing heavy, for ``aoefs --help``.
+It checks everything, opens everything, prints what is exported, serves until SIGTERM or SIGINT, syncs and ends.  What
+always holds: nothing is announced or served before all arguments are checked, and whatever was opened is closed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``aoefs target``."""
     parser.add_argument("exports", nargs="+", metavar="X.Y=PATH", help="file or block device to export as eX.Y")
     parser.add_argument(
         "-i",
@@ -140,7 +138,7 @@ async def _serve(server: Server, lines: Sequence[str]) -> int:
 
 
 def _open_link(interface: str) -> PacketSocket:
-    """A link for a target; UserError where it goes wrong after every check."""
+    """The socket of a target on an interface; UserError if it fails in spite of the checks."""
     from aoefs.net.packetsocket import PacketSocket, Role
 
     try:

@@ -1,11 +1,11 @@
-"""``aoefs umount``: flush every target, unmount, and wait until the mount process is gone.
+"""``aoefs umount``: flush every target, unmount, and wait until the mount process has ended.
 
-What holds always: a busy mount stays as it is, and what keeps it busy is named.  The files are flushed from here
-before unmounting, since the exit code of a process that is not our child cannot be read: so a target that failed to
-flush is reported by this command, with exit code 1.
+What always holds: a busy mount stays as it is, and the error names what keeps it busy.  A target that cannot be flushed
+is reported, with exit code 1.  For that this command flushes the files itself before it unmounts, since it cannot read
+the exit code of a process that is not its child.
 
-Rejected: asking the daemon to unmount itself (a wedged daemon could never be got rid of), and waiting for its pid by
-polling /proc (a pid may be used again; a pidfd may not).
+Rejected: asking the mount process to unmount (a process that hangs could not be unmounted), and polling /proc until its
+pid is gone (a pid may be used again; a pidfd is not).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.status.text import to_stderr
 
-_BUSY_SECONDS = 1.0  # how long a mount may be busy without anybody using it: a loop device that is just being freed
-_FLUSH_PATIENCE_SECONDS = 2.0  # then a person is told which targets keep this waiting
-PATIENCE_SECONDS = 5.0  # then a person is told what this waits for
+PATIENCE_SECONDS = 5.0  # of waiting for the mount process; then a line says so
+
+_BUSY_SECONDS = 1.0  # a mount may be busy so long without a holder: a loop device that is just being freed
+_FLUSH_PATIENCE_SECONDS = 2.0  # of waiting for flushes; then a line names the targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         status = mountpoint.read_status(mount.path)
         daemon = os.pidfd_open(status["pid"])
-    except (OSError, ValueError, KeyError) as error:  # another user's mount, or one in trouble
+    except (OSError, ValueError, KeyError) as error:  # the mount of another user, or one that hangs
         _unmount(mount)
         to_stderr(f"{path} is unmounted, but its mount process cannot be watched ({error}): it may still be flushing")
         return 0
@@ -66,9 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
     """Flush all targets at the same time; how many failed.
 
-    A target that is up and has nothing to flush is only opened and closed: should the kernel hold pages of it that a
-    map left dirty, the close writes and flushes them; else it asks the target nothing, which may just have died.  One
-    that is down is passed over when nothing of it waits to be flushed: it cannot lose anything.
+    A target that is up and has nothing to flush is only opened and closed: if the kernel holds pages that a memory map
+    left dirty, the close writes and flushes them, else nothing is sent.  A target that is down and has nothing to flush
+    is left out, since it cannot lose anything.
     """
     dirty = {target["name"]: target.get("dirty", True) for target in status["targets"]}
     names = [target["name"] for target in status["targets"] if target["state"] == "up" or dirty[target["name"]]]
@@ -82,7 +83,7 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
-            return None  # gone in the meantime
+            return None  # the target is gone
         except OSError as error:
             return error.strerror
         return None
@@ -119,7 +120,7 @@ def _unmount(mount: mountpoint.Mount, *, lazy: bool = False) -> None:
 
 
 def _wait(daemon: int, pid: int) -> None:
-    """Until the process behind the pidfd has ended."""
+    """Wait until the process of the pidfd has ended."""
     poll = select.poll()
     poll.register(daemon, select.POLLIN)
     if not poll.poll(PATIENCE_SECONDS * 1000):
