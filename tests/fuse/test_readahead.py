@@ -11,9 +11,13 @@ from trio.testing import MockClock
 from aoefs.engine.disk import Disk
 from aoefs.engine.supervisor import Supervisor
 from aoefs.fuse.readahead import CHUNK_BYTES, DEPTH, MAX_CHUNKS, ReadAhead, ReadAheads
-from tests.scene import Scene, SimulatedTarget, open_scene
+from tests.engine.slowwrites import BLOCK, SLOW, write_behind
+from tests.scene import DELAY, Scene, SimulatedTarget, open_scene
+from tests.segment import is_write
 
 KERNEL = 128 << 10  # bytes of one request of a kernel that reads ahead so little
+
+
 SIZE = 8 << 20
 
 
@@ -120,3 +124,24 @@ async def test_all_handles_together_hold_a_bounded_number_of_chunks(autojump_clo
         for ahead in handles:
             ahead.drop()
         assert all_handles.chunks == 0
+
+
+async def test_what_was_read_ahead_before_a_write_was_answered_is_not_used_after(autojump_clock: MockClock) -> None:
+    """The write waits for the window, somebody reads ahead meanwhile, and the read overtakes the write."""
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"o" * 64 * BLOCK)
+        ahead = ReadAhead(disk, ReadAheads(Supervisor(scene.nursery)))
+        scene.wire.route = lambda frame: [(SLOW if is_write(frame) else DELAY, frame)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.read, 64 * BLOCK, target.export.buffer_count * BLOCK)
+            await trio.sleep(DELAY / 4)
+            nursery.start_soon(write_behind, disk, 20)
+            await trio.sleep(DELAY / 4)
+            for block in range(3):
+                nursery.start_soon(ahead.read, block * BLOCK, BLOCK, 64 * BLOCK)
+        assert disk.write_behind.pending
+        assert ahead._chunks
+        assert await ahead.read(20 * BLOCK, BLOCK, 64 * BLOCK) == b"n" * BLOCK
+        assert not disk.write_behind.pending
