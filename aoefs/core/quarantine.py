@@ -25,14 +25,11 @@ class _Held:
 class Quarantine:
     """The quarantined claims of one target, whose claims are all in ``order``."""
 
-    __slots__ = ("_held", "_order")
+    __slots__ = ("_order", "held")
 
     def __init__(self, order: OverlapGuard) -> None:
-        self._held: list[_Held] = []
+        self.held: list[_Held] = []
         self._order = order
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     def release(self, claim: Claim, requests: list[Request]) -> None:
         """Give back the range of a write, made of ``requests``, that ended: now, or when no copy of it can travel."""
@@ -40,13 +37,13 @@ class Quarantine:
         if not copies:
             self._order.release(claim)
             return
-        self._held.append(_Held(claim, copies, max(run.gone_at for run in copies)))
+        self.held.append(_Held(claim, copies, max(run.gone_at for run in copies)))
 
     def end(self, now: float) -> None:
         """Give back what need not be held any longer."""
         kept: list[_Held] = []
         freed: list[Claim] = []
-        for held in self._held:
+        for held in self.held:
             held.copies = [run for run in held.copies if run.flying or run.lost]
             if held.copies and held.until <= now:  # unless the path has turned out to be slower meanwhile
                 held.until = max(run.gone_at for run in held.copies)
@@ -54,10 +51,10 @@ class Quarantine:
                 kept.append(held)
             else:
                 freed.append(held.claim)
-        self._held = kept
+        self.held = kept
         for claim in freed:
             self._order.release(claim)
 
     def timeouts(self) -> list[float]:
         """When :meth:`end` has something to do, for each of them."""
-        return [held.until for held in self._held]
+        return [held.until for held in self.held]

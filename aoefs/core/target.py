@@ -337,7 +337,7 @@ class Target:
         if late:
             run.path.on_late(run, late, now)
         self._retire_tags(run)
-        if self._quarantine:
+        if self._quarantine.held:
             self._quarantine.end(now)
         self._silent_since = now
         return bool(fresh or late)
@@ -431,7 +431,7 @@ class Target:
         Timeouts move earlier only by what begins now (an RTO or the patience from now on), by suspects and by copies:
         if one of those may come before ``at``, the answer is no.
         """
-        if self._quarantine or at > now + self._patience:
+        if self._quarantine.held or at > now + self._patience:
             return False
         for path in self.paths:  # noqa: SIM110 (per request: a generator costs as much as all of this)
             if at > now + path.rtt.rto or (path.runs and path.has_suspects):
@@ -486,7 +486,7 @@ class Target:
                 self._queue_retransmit(run, mask)
             if path.rtt.backoff >= DEGRADED_BACKOFF and len(self.paths) > 1:
                 path.degraded = True
-        if self._quarantine:
+        if self._quarantine.held:
             self._quarantine.end(now)
         if self.state is State.UP and self._awaited:
             timeouts = min((path.rtt.backoff for path in self.paths if not path.degraded), default=0)
@@ -579,7 +579,7 @@ class Target:
             in_flight=self.in_flight,
             queued=len(self._fresh) + len(self._retransmit),
             waiting=len(self._waiting),
-            quarantined=len(self._quarantine),
+            quarantined=len(self._quarantine.held),
             reads=self.reads,
             writes=self.writes,
             read_bytes=self.read_bytes,

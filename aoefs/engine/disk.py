@@ -73,7 +73,7 @@ class Disk:
 
     @property
     def size_bytes(self) -> int:
-        return self.target.identity.size_bytes
+        return self.target.identity.sectors * SECTOR_BYTES
 
     def exempt_calls(self) -> int:
         """How many of the calls under way should not count against the kernel's bound for all disks together

@@ -6,7 +6,7 @@ partition table of a disk is read again after a change, and the kernel is told w
 
 What always holds:
 
-- Nothing but ``FUSEError`` leaves a handler (``fuse.errnos``).
+- Nothing but ``FUSEError`` leaves a handler; ``fuse.errnos`` has the one table from exceptions to errno.
 - A read is short only at the end of the disk: otherwise the kernel would shrink the file.
 - Truncation succeeds and changes nothing, as for a disk.  getxattr stays unimplemented, or the kernel would ask for
   ``security.capability`` before every write.
@@ -21,9 +21,9 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -35,7 +35,7 @@ from aoefs.engine.engine import Engine
 from aoefs.engine.writebehind import WriteStream
 from aoefs.errors import AoeFsError, RequestError, TargetError
 from aoefs.fuse.control import Control
-from aoefs.fuse.errnos import errno_of, guarded
+from aoefs.fuse.errnos import errno_of
 from aoefs.fuse.handles import ControlHandle, DiskHandle, Handle
 from aoefs.fuse.kernel import Kernel, Notice
 from aoefs.fuse.nodes import Node
@@ -46,10 +46,29 @@ from aoefs.protocol.wire import SECTOR_BYTES, ErrorCode
 
 log = logging.getLogger("aoefs")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _MAX_FREE = 1  # buffers of reads that wait for their next use: a stream needs no more
 TABLE_SECONDS = 1.0  # for which a close waits until the partition table was read again
 
 _NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDATED)
+
+
+def guarded(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let only FUSEError out, since anything else would end the mount: the rest is logged and answered EIO."""
+
+    @wraps(handler)
+    async def guarded(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return await handler(*arguments, **named)
+        except (FUSEError, trio.Cancelled):
+            raise
+        except Exception:
+            log.exception("%s failed unexpectedly", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return guarded
 
 
 class _Buffers:
