@@ -26,7 +26,7 @@ from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
 from aoefs.engine.settings import Settings
-from aoefs.protocol.ata import FAILED, Identity, encode_identify, transfer_registers
+from aoefs.protocol.ata import FAILED, Identity, Opcode, encode_identify, transfer_registers
 from aoefs.protocol.wire import (
     ATA_BYTES,
     BROADCAST_MAC,
@@ -57,11 +57,11 @@ def target_mac(number: int) -> bytes:
 
 
 class Wire:
-    """Every frame reaches every other station, ``route(frame)`` says when and as what; ``log`` is all that was sent."""
+    """Every frame reaches every listener but its sender.  ``route(frame)`` says when and as what; ``log`` has all."""
 
     def __init__(self) -> None:
         self.route: Callable[[bytes], Deliveries] = lambda frame: [(DELAY, frame)]
-        self.stations: list[Callable[[bytes], object]] = []
+        self.listeners: list[Callable[[bytes], object]] = []
         self.log: list[tuple[float, bytes]] = []
         self.immediate = False  # every frame is there before ``send`` returns
         self._heap: list[tuple[float, int, Callable[[bytes], object], bytes]] = []
@@ -69,18 +69,18 @@ class Wire:
         self._scope = trio.CancelScope()
 
     def send(self, frame: bytes, sender: Callable[[bytes], object] | None = None, after: float = 0.0) -> None:
-        """Put a frame on the wire, ``after`` seconds from now; its sender does not hear it."""
+        """Put a frame on the wire, ``after`` seconds from now; the listener ``sender`` does not get it."""
         now = trio.current_time() + after
         self.log.append((now, frame))
         if self.immediate:
-            for station in self.stations:
-                if station is not sender:
-                    station(frame)
+            for listener in self.listeners:
+                if listener != sender:
+                    listener(frame)
             return
         for delay, routed in self.route(frame):
-            for station in self.stations:
-                if station is not sender:
-                    heapq.heappush(self._heap, (now + delay, next(self._order), station, routed))
+            for listener in self.listeners:
+                if listener != sender:
+                    heapq.heappush(self._heap, (now + delay, next(self._order), listener, routed))
         if self._heap:
             self._scope.deadline = min(self._scope.deadline, self._heap[0][0])
 
@@ -89,8 +89,8 @@ class Wire:
             with trio.CancelScope(deadline=self._heap[0][0] if self._heap else float("inf")) as self._scope:
                 await trio.sleep_forever()
             while self._heap and self._heap[0][0] <= trio.current_time():
-                _, _, station, frame = heapq.heappop(self._heap)
-                station(frame)
+                _, _, listener, frame = heapq.heappop(self._heap)
+                listener(frame)
 
     def sent(self, command: AoeCommand | None = None, *, response: bool = False) -> list[tuple[float, Header, bytes]]:
         """(time, header, frame) of the requests (or answers) on the wire, of one command or all."""
@@ -144,15 +144,14 @@ class SegmentLink:
         self.refreshed = 0
         self.failure: OSError | None = None  # what the next receive raises
         self._tags = tags
-        self._inbox: deque[bytes] = deque()
+        self.inbox: deque[bytes] = deque()
         self._changed = trio.lowlevel.ParkingLot()
-        self._station = self.deliver
-        wire.stations.append(self._station)
+        wire.listeners.append(self.deliver)
 
     def deliver(self, frame: bytes) -> None:
         header = decode_header_untrusted(frame) if len(frame) >= 24 else None
         if header is None or (header.is_response and header.destination in (self.mac, BROADCAST_MAC)):
-            self._inbox.append(frame)
+            self.inbox.append(frame)
             self._changed.unpark_all()
 
     def set_room(self, room: float) -> None:
@@ -171,7 +170,7 @@ class SegmentLink:
             return False
         self.room -= 1
         self.tx_frames += 1
-        self.wire.send(frame, self._station)
+        self.wire.send(frame, self.deliver)
         return True
 
     def send_run(self, run: Run) -> int:
@@ -190,8 +189,8 @@ class SegmentLink:
         entries: list[Entry] = []
         odd: list[bytes] = []
         received = 0
-        while self._inbox and received < 64:
-            frame = self._inbox.popleft()
+        while self.inbox and received < 64:
+            frame = self.inbox.popleft()
             received += 1
             entry = self._judge(frame)
             if entry is None:
@@ -231,7 +230,7 @@ class SegmentLink:
 
     async def wait_readable(self) -> None:
         await trio.lowlevel.checkpoint()
-        while not (self._inbox or self.closed or self.failure):
+        while not (self.inbox or self.closed or self.failure):
             await self._changed.park()
         if self.closed:
             raise trio.ClosedResourceError
@@ -263,8 +262,8 @@ class SegmentLink:
 
     def close(self) -> None:
         self.closed = True
-        if self._station in self.wire.stations:
-            self.wire.stations.remove(self._station)
+        if self.deliver in self.wire.listeners:
+            self.wire.listeners.remove(self.deliver)
         self._changed.unpark_all()
 
 
@@ -289,8 +288,7 @@ class SimulatedTarget:
         self.silent = False
         self.heard: list[tuple[float, Header, bytes]] = []
         self.answer: Callable[[bytes, bytes], Deliveries] = lambda _frame, reply: [(0.0, reply)]
-        self._station = self.hear
-        wire.stations.append(self._station)
+        wire.listeners.append(self.hear)
 
     @property
     def data(self) -> bytearray:
@@ -305,17 +303,21 @@ class SimulatedTarget:
         reply = self.export.answer(frame, mac=self.mac, max_sectors=self.max_sectors)
         if reply is None:
             return
+        if header.command == AoeCommand.ATA and frame[27] == Opcode.IDENTIFY and len(reply) > ATA_BYTES + 24:
+            reply = reply[:ATA_BYTES] + encode_identify(self.export.identity)
         self.heard.append((trio.current_time(), header, frame))
         for delay, answer in self.answer(frame, reply):
-            self.wire.send(answer, self._station, after=delay)
+            self.wire.send(answer, self.hear, after=delay)
 
-    def announce(self, version: int = VERSION) -> None:
+    def announce(self, version: int = VERSION, config: ConfigArgument | None = None) -> None:
+        """Broadcast a config answer that nothing asked for; without ``config`` it is true."""
         header = Header(BROADCAST_MAC, self.mac, self.export.address, AoeCommand.CONFIG, 0, Flag.RESPONSE)
-        argument = ConfigArgument(0, b"", self.export.buffer_count, 0x14, self.max_sectors, 1)
-        self.wire.send(encode_config(replace(header, version=version), argument), self._station)
+        if config is None:
+            config = ConfigArgument(0, b"", self.export.buffer_count, 0x14, self.max_sectors, 1)
+        self.wire.send(encode_config(replace(header, version=version), config), self.hear)
 
     def unplug(self) -> None:
-        self.wire.stations.remove(self._station)
+        self.wire.listeners.remove(self.hear)
 
     def resize(self, sectors: int) -> None:
         store = self.export.store
@@ -326,8 +328,8 @@ class SimulatedTarget:
         self.identify_as(replace(self.export.identity, sectors=sectors))
 
     def identify_as(self, identity: Identity) -> None:
+        """What IDENTIFY says from now on."""
         self.export.identity = identity
-        self.export._identify = encode_identify(identity)
 
 
 def make_export(address: Address, *, sectors: int = 256, serial: str | None = None, bufcnt: int = 16) -> Export:

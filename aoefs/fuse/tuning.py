@@ -22,7 +22,7 @@ KEPT_BYTES = 8 << 20  # of freed memory that malloc keeps
 LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes object, but not libfuse's buffer for it
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_IO_FLUSHER = 57
-_FUSECTL = Path("/sys/fs/fuse/connections")
+FUSECTL = Path("/sys/fs/fuse/connections")
 
 
 def set_read_ahead(device: int) -> str | None:
@@ -46,7 +46,7 @@ class Background:
         self._files: dict[str, int] = {}
         try:
             with contextlib.ExitStack() as cleanup:
-                connections = _FUSECTL if any(_FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
+                connections = FUSECTL if any(FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
                 for name in ("max_background", "congestion_threshold"):
                     self._files[name] = os.open(connections / str(os.minor(device)) / name, os.O_WRONLY)
             self._set(MAX_BACKGROUND)

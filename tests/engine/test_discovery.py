@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -33,10 +34,9 @@ from aoefs.protocol.wire import (
     Header,
     decode_config_untrusted,
     encode_ata,
-    encode_config,
 )
 from tests.engine.queries import ZERO, broadcasts, forge_config, unicasts
-from tests.scene import DELAY, Announce, open_scene, target_mac
+from tests.scene import DELAY, Announce, Deliveries, open_scene, target_mac
 
 # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -149,14 +149,17 @@ async def test_identify_with_another_header_is_not_accepted(
 async def test_identify_is_tried_again_and_a_stranger_who_stays_silent_is_dropped(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
-        target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
-        await trio.sleep(0.05)
-        scene.engine.discovery.stop(scene.link)
-        scene.engine.discovery._schedules[scene.link] = trio.CancelScope()
+        asked: list[bytes] = []  # one query is answered, or IDENTIFY would begin again
+
+        def answer(frame: bytes, reply: bytes) -> Deliveries:
+            asked.append(frame)
+            return [(0.0, reply)] if len(asked) == 1 else []
+
+        target.answer = answer
         await trio.sleep(20)
         times = [at for at, _ in scene.wire.ata(Opcode.IDENTIFY)]
         assert [after - before for before, after in pairwise(times)] == pytest.approx(IDENTIFY_PAUSES[:-1])
-        assert not scene.engine.discovery._candidates
+        assert not scene.engine.discovery.candidates()
         assert not scene.engine.driver.tags.live
 
 
@@ -256,10 +259,10 @@ async def test_a_flood_of_forged_announcements_creates_no_file_and_is_bounded(au
                 forge_config(scene, number & 3, mac=mac, address=Address(second, number & 0x7F))
             await trio.sleep(1)
         assert not scene.engine.disks
-        assert len(unicasts(scene)) <= 10 * MAX_HINTS
+        each_second = Counter(int(at) for at, _ in unicasts(scene))
+        assert len(each_second) == 10
+        assert max(each_second.values()) <= MAX_HINTS
         assert scene.engine.statistics().hints == 5000
-        discovery = scene.engine.discovery
-        assert len(discovery._hinted) <= MAX_HINTS
         assert len(scene.engine.driver.tags) <= (ANSWER_WINDOW + 1) * MAX_HINTS
         await trio.sleep(20)
         assert not scene.engine.driver.tags.live
@@ -306,12 +309,12 @@ async def test_forged_answers_to_a_live_query_are_bounded_and_create_nothing(aut
         for number in range(MAX_CANDIDATES + MAX_WAITING + 100):
             forge_config(scene, tag, mac=target_mac(number), address=Address(1, number & 0x7F))
         await trio.sleep(0.1)
-        assert (len(discovery._candidates), len(discovery._waiting)) == (MAX_CANDIDATES, MAX_WAITING)
+        assert (len(discovery.candidates()), discovery.waiting) == (MAX_CANDIDATES, MAX_WAITING)
         assert discovery.candidates_dropped == 100
         await trio.sleep(sum(IDENTIFY_PAUSES) * (2 + MAX_WAITING / MAX_CANDIDATES))
         assert not scene.engine.disks
-        assert not discovery._candidates
-        assert not discovery._waiting
+        assert not discovery.candidates()
+        assert not discovery.waiting
         discovery.stop(scene.link)
         await trio.sleep(ANSWER_WINDOW + 1)
         assert not scene.engine.driver.tags.live
@@ -333,9 +336,8 @@ async def test_an_announcement_with_a_targets_own_mac_changes_neither_bufcnt_nor
         disk = await scene.disk()
         await trio.sleep(6)
         before = disk.target.statistics()
-        header = Header(BROADCAST_MAC, target.mac, ZERO, AoeCommand.CONFIG, 0, Flag.RESPONSE)
         for bufcnt, sectors in ((0, 0), (1, 1), (65535, 255)):
-            scene.wire.send(encode_config(header, ConfigArgument(0, b"evil", bufcnt, 0, sectors, 1)), target._station)
+            target.announce(config=ConfigArgument(0, b"evil", bufcnt, 0, sectors, 1))
             await trio.sleep(2)
         assert disk.target.statistics() == before
 

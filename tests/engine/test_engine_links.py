@@ -75,7 +75,7 @@ async def test_a_port_may_go_at_any_moment_of_a_discovery(autojump_clock: MockCl
         scene.engine.drop_link(link)
         await trio.sleep(100)
         assert not scene.engine.driver.tags.live
-        assert not scene.engine.discovery._candidates
+        assert not scene.engine.discovery.candidates()
 
 
 async def test_reads_are_right_over_two_paths_of_different_payload_with_late_and_lost_answers(

@@ -191,7 +191,7 @@ async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_
         scene.nursery.start_soon(reader)
         await trio.sleep(0.005)
         assert not read
-        assert scene.link._inbox, "the answer waits for whoever attends"
+        assert scene.link.inbox, "the answer waits for the task that attends"
         receiver.attended(False)
         await trio.sleep(0.005)
         assert len(read) == 1

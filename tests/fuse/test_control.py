@@ -20,7 +20,7 @@ from aoefs.errors import ControlError
 from aoefs.fuse.control import CONFIG_SECONDS, format_event
 from aoefs.fuse.kernel import Notice
 from aoefs.fuse.tree import CONTROL, ROOT
-from aoefs.protocol.ata import Opcode
+from aoefs.protocol.ata import Opcode, encode_identify
 from aoefs.protocol.wire import (
     AoeCommand,
     ConfigArgument,
@@ -384,12 +384,12 @@ async def test_ident_is_what_the_target_told_last(autojump_clock: MockClock) -> 
     async with mounted() as mount:
         target = mount.scene.add_target()
         await mount.scene.disk()
-        assert await cat(mount, "e0.0/ident") == target.export._identify
+        assert await cat(mount, "e0.0/ident") == encode_identify(target.export.identity)
         target.identify_as(replace(target.export.identity, firmware="NEWER"))
         await echo(mount, b"e0.0", "revalidate")
         await trio.sleep(1)
         ident = await cat(mount, "e0.0/ident")
-        assert ident == target.export._identify
+        assert ident == encode_identify(target.export.identity)
         assert len(ident) == 512
         assert b"ENEW R" in ident
 

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.settings import Settings
-from aoefs.fuse.operations import AoeOperations
+from aoefs.fuse.nodes import DiskNodes
 from aoefs.fuse.tree import ROOT, Tree
 from aoefs.protocol.ata import ErrorBit, Status
 from aoefs.protocol.wire import Flag
@@ -137,7 +137,7 @@ async def test_nothing_but_fuseerror_leaves_a_handler(
         if operation in ("lookup", "getattr", "readdir"):
             monkeypatch.setattr(Tree, "attributes", defect)
         if operation == "open":
-            monkeypatch.setattr(AoeOperations, "_add_handle", defect)
+            monkeypatch.setattr(DiskNodes, "may_keep_pages", defect)
         calls: dict[str, Callable[[], Awaitable[object]]] = {
             "read": lambda: mount.read(handle, 0, 1),
             "write": lambda: mount.write(handle, 0, b"x"),

@@ -197,7 +197,7 @@ async def test_a_disk_is_open_while_a_partition_of_it_is(autojump_clock: MockClo
 async def test_after_a_close_of_the_whole_disk_its_partitions_are_those_of_the_new_table(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with partitioned() as (mount, _, disk):
+    async with partitioned() as (mount, _, _):
         before = [await mount.inode(f"e0.0p{number}") for number in (1, 2)]
         handle = await mount.open("e0.0")
         await mount.write(handle, 0, boot_record(entry(0x83, 16, 8), entry(0x83, 40, 50), entry(0x83, 100, 5)))

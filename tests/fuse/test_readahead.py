@@ -132,7 +132,8 @@ async def test_what_was_read_ahead_before_a_write_was_answered_is_not_used_after
         target = scene.add_target()
         disk = await scene.disk()
         await disk.write(0, b"o" * 64 * BLOCK)
-        ahead = ReadAhead(disk, ReadAheads(Supervisor(scene.nursery)))
+        all_handles = ReadAheads(Supervisor(scene.nursery))
+        ahead = ReadAhead(disk, all_handles)
         scene.wire.route = lambda frame: [(SLOW if is_write(frame) else DELAY, frame)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(disk.read, 64 * BLOCK, target.export.buffer_count * BLOCK)
@@ -142,6 +143,6 @@ async def test_what_was_read_ahead_before_a_write_was_answered_is_not_used_after
             for block in range(3):
                 nursery.start_soon(ahead.read, block * BLOCK, BLOCK, 64 * BLOCK)
         assert disk.write_behind.pending
-        assert ahead._chunks
+        assert all_handles.chunks
         assert await ahead.read(20 * BLOCK, BLOCK, 64 * BLOCK) == b"n" * BLOCK
         assert not disk.write_behind.pending

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from aoefs.fuse import tuning
 
 _COUNT_PAGE_FAULTS = """
@@ -37,10 +39,27 @@ def test_buffers_of_writes_come_from_memory_that_is_there_already() -> None:
     assert page_faults_of_ten_turns("plain") > 1000, "this test could not fail"
 
 
-def test_a_bound_that_the_kernel_does_not_grant_leaves_things_as_they_are(tmp_path: Path) -> None:
+def test_a_device_that_is_no_fuse_mount_is_complained_of(tmp_path: Path) -> None:
     background = tuning.Background(os.stat(tmp_path).st_dev)
-    assert background.complaint, "no mount of ours"
+    assert background.complaint
     assert "max_background stays at the kernel's default" in background.complaint
-    background._files = {name: os.open("/dev/full", os.O_WRONLY) for name in ("max_background", "congestion_threshold")}
-    with contextlib.closing(background):
-        background.allow(tuning.MOST_BACKGROUND)
+
+
+def test_a_limit_that_the_kernel_does_not_grant_leaves_things_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "FUSECTL", tmp_path)
+    connection = tmp_path / "7"
+    connection.mkdir()
+    readers = {}
+    for name in ("max_background", "congestion_threshold"):
+        os.mkfifo(connection / name)
+        readers[name] = os.open(connection / name, os.O_RDONLY | os.O_NONBLOCK)
+    with contextlib.closing(tuning.Background(os.makedev(0, 7))) as background:
+        assert background.complaint is None
+        background.allow(100)
+        assert os.read(readers["max_background"], 100) == b"%d\n100\n" % tuning.MAX_BACKGROUND
+        assert os.read(readers["congestion_threshold"], 100) == b"%d\n75\n" % (tuning.MAX_BACKGROUND * 3 // 4)
+        for reader in readers.values():
+            os.close(reader)
+        background.allow(tuning.MOST_BACKGROUND)  # every write fails now
