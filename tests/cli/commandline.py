@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 
-def aoefs(*arguments: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+def aoefs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "aoefs", *map(str, arguments)]
-    environment = {**os.environ, **options}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

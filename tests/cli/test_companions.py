@@ -53,7 +53,7 @@ def complaint(result: Result) -> str:
     return result.err
 
 
-# ── nobody, or more than one ──────────────────────────────────────────────────────────────────────────────────────
+# ── no disk, or more than one ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("command", ["config", "identify", "reserve", "mask", "path-test"])
@@ -261,7 +261,7 @@ def test_ping_prints_each_answer_and_a_summary(run: Run, name: str, options: tup
     assert re.fullmatch(r"min/avg/max/stddev = \d+\.\d{3}/\d+\.\d{3}/\d+\.\d{3}/\d+\.\d{3} ms", lines[6])
 
 
-def test_two_answers_to_one_probe_are_told(run: Run) -> None:
+def test_two_answers_to_one_probe_are_counted(run: Run) -> None:
     answer = run("ping", "0.4", "-c", "2", "--interval", "0")
     assert answer.out.count(" (DUP!)\n") == 2
     assert "2 sent, 2 answered, 2 duplicate, 0% lost" in answer.out

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from aoefs.cli import main as cli
-from aoefs.cli import manual
 from aoefs.cli.commands.install import HELPERS, RECORD
 from tests.lab import COMMANDS, require
 
@@ -153,57 +152,6 @@ def test_without_shtab_one_line_says_what_to_install(
     assert install(tmp_path) == 1
     assert capsys.readouterr().err == "aoefs: 'aoefs install' needs the Python package shtab: pip install shtab\n"
     assert list(tmp_path.iterdir()) == []
-
-
-# ── man pages ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def formatted(page: Path) -> str:
-    """A page as a terminal of 80 columns shows it, in one line."""
-    answer = subprocess.run(["mandoc", "-Tutf8", "-Owidth=80", page], capture_output=True, text=True, check=True)
-    text = answer.stdout
-    while (at := text.find("\b")) >= 0:  # bold and underlined letters are struck twice
-        text = text[: at - 1] + text[at + 1 :]
-    return " ".join(text.split())
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_man_page_is_good_roff(page: Path, root: Path) -> None:
-    require("mandoc", root=False)
-    answer = subprocess.run(["mandoc", "-Tlint", "-Wwarning", root / page], capture_output=True, text=True, check=False)
-    complaints = [line for line in answer.stdout.splitlines() if "missing date" not in line]
-    assert complaints == []
-    assert "@" not in (root / page).read_text().replace("aoefs@", "")
-
-
-def test_the_man_pages_say_of_each_option_what_help_says(root: Path) -> None:
-    require("mandoc", root=False)
-    pages = [formatted(root / page) for page in PAGES]
-    for command, parser in cli.all_parsers().items():
-        page = pages[command == "target"]
-        for action in manual.actions(parser):
-            if action.help and "--help" not in action.option_strings:
-                assert " ".join((action.help % vars(action)).split()) in page, (command, action.option_strings)
-            assert all(option in page for option in action.option_strings if option not in ("-h", "--help"))
-    assert all(f"aoefs {command}" in pages[0] for command in cli.COMMANDS)
-
-
-def test_the_manual_has_the_sections_that_the_readme_leaves_to_it(root: Path) -> None:
-    text = (root / PAGES[0]).read_text()
-    sections = [line.removeprefix(".SH ") for line in text.splitlines() if line.startswith(".SH ")]
-    assert {
-        "FAULTS AND WHAT HAPPENS",
-        "DURABILITY",
-        "SECURITY",
-        "TUNING",
-        "PROTOCOL NOTES",
-        "COMPARISON",
-        "LIMITS",
-    } <= set(sections)
-
-
-def test_nothing_in_a_help_text_is_taken_for_roff() -> None:
-    assert manual.escape(".TH x\n'br\na\\fB-é") == "\\&.TH x\n\\(aqbr\na\\efB\\-\\[u00E9]"
 
 
 # ── completions ───────────────────────────────────────────────────────────────────────────────────────────────────

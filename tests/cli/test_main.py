@@ -50,7 +50,7 @@ def test_every_command_has_a_help_that_fits(command: str, capsys: pytest.Capture
     assert "(see" not in text
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     assert aoefs("--version").stdout == f"aoefs {__version__} ({'compiled' if is_compiled() else 'pure Python'})\n"
 
 

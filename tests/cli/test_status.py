@@ -14,9 +14,9 @@ def test_status_prints_the_status_file_or_tables(tmp_path: Path) -> None:
     with standin(path) as process:
         status = json.loads(aoefs("status", "--json", path).stdout)
         assert status["pid"] == process.pid
-        pictures = [aoefs("status", *options, path).stdout for options in (["--once"], [])]
-    assert pictures[0] == pictures[1]  # a pipe is no terminal to draw in
-    targets, paths = pictures[0].split("\n\n")
+        printouts = [aoefs("status", *options, path).stdout for options in (["--once"], [])]
+    assert printouts[0] == printouts[1]  # a pipe is no terminal to draw in
+    targets, paths = printouts[0].split("\n\n")
     assert targets.splitlines()[0].split()[:6] == ["target", "state", "size", "model", "serial", "read"]
     assert targets.splitlines()[1].split()[:9] == [
         "e0.0",

@@ -49,7 +49,7 @@ def test_an_unusable_name_is_refused_with_what_to_do(name: str, says: str) -> No
     assert "\n" not in str(refused.value)
 
 
-def test_a_host_without_usable_interface_is_told_so() -> None:
+def test_a_host_without_usable_interface_gets_an_error() -> None:
     with pytest.raises(UserError, match="no usable Ethernet interface is up"):
         choose([], [LOOPBACK, DOWN])
     with pytest.raises(UserError, match="there is no Ethernet interface"):

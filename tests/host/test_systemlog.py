@@ -32,6 +32,21 @@ def test_the_system_log_gets_one_datagram_each(tmp_path: Path, quiet_log: loggin
     log_to(logging.NullHandler())
 
 
+def test_text_of_the_network_cannot_command_the_terminal_that_shows_a_log(
+    tmp_path: Path, quiet_log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr(1)
+    quiet_log.info("e0.0 is %s", "\x1b[2J")
+    assert capsys.readouterr().err == "aoefs: e0.0 is \\x1b[2J\n"
+    path = str(tmp_path / "log")
+    log_to(SyslogHandler([path]))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(path)
+        quiet_log.info("e0.0 is %s", "\x1b[2J")
+        assert receiver.recv(1000).endswith(b"e0.0 is \\x1b[2J")
+    log_to(logging.NullHandler())
+
+
 def test_a_log_that_is_stuck_stops_nothing(tmp_path: Path, quiet_log: logging.Logger) -> None:
     path = str(tmp_path / "log")
     log_to(SyslogHandler([path]))

@@ -72,7 +72,7 @@ def rows(lines: Sequence[str], heading: str) -> list[list[str]]:
 # ── what it shows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_at_80_columns_the_whole_mount_is_told() -> None:
+def test_at_80_columns_the_whole_mount_is_shown() -> None:
     lines = drawn(history_of(), 80, 24)
     assert lines[0].split()[:6] == ["aoefs", "/mnt/aoe", "4", "targets,", "1", "down"]
     assert lines[1].split() == words("TARGET▲ STATE SIZE READ/s WRITE/s IOPS p50 p99 ERR")
