@@ -1,0 +1,77 @@
+"""Waits: a task sleeps until it is woken, and is counted meanwhile."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from aoefs.engine.waits import Sleepers, Wait
+
+
+def count(sleepers: Sleepers) -> tuple[int, int]:
+    return sleepers.asleep, sleepers.ready
+
+
+async def test_a_wait_that_was_woken_before_does_not_sleep() -> None:
+    sleepers = Sleepers()
+    wait = Wait(sleepers)
+    wait.wake()
+    with trio.testing.assert_no_checkpoints():
+        await wait.wait()
+    assert wait.woken
+    assert count(sleepers) == (0, 0)
+
+
+async def test_a_task_is_asleep_until_it_is_woken_and_ready_until_it_has_its_turn() -> None:
+    sleepers = Sleepers()
+    waits = [Wait(sleepers) for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for wait in waits:
+            nursery.start_soon(wait.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert count(sleepers) == (3, 0)
+        waits[1].wake("what a callback is given is ignored")
+        assert count(sleepers) == (3, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert count(sleepers) == (2, 0)
+        assert [wait.woken for wait in waits] == [False, True, False]
+        waits[0].wake()
+        waits[2].wake()
+    assert count(sleepers) == (0, 0)
+
+
+async def test_to_wake_twice_counts_once() -> None:
+    sleepers = Sleepers()
+    wait = Wait(sleepers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        wait.wake()
+        wait.wake()
+        assert count(sleepers) == (1, 1)
+    assert count(sleepers) == (0, 0)
+
+
+async def test_a_wait_may_be_used_again() -> None:
+    sleepers = Sleepers()
+    wait = Wait(sleepers)
+    for _ in range(2):
+        wait.woken = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert count(sleepers) == (1, 0)
+            wait.wake()
+    assert count(sleepers) == (0, 0)
+
+
+async def test_a_cancelled_wait_is_counted_no_longer_and_may_still_be_woken() -> None:
+    sleepers = Sleepers()
+    wait = Wait(sleepers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert count(sleepers) == (0, 0)
+    wait.wake()
+    assert count(sleepers) == (0, 0)
