@@ -1,11 +1,11 @@
-"""What the commands for one target have in common: their arguments, the engine they run in, and how they find it.
+"""What the companions share, the commands for one target: arguments, the engine that they run in, finding the target.
 
-A companion is a thin face: it runs one async function in an engine without discovery and speaks through
-``engine.conversation``.  Here is what would else be in each of them.  One task beside the face's own: it waits for
-Ctrl-C, since an exception at any place may be lost (in a weak reference's callback, say).
+A companion is one async function, its face, which runs in an engine without discovery and sends through
+``engine.conversation``.  One more task waits for Ctrl-C, since a KeyboardInterrupt that is raised anywhere may be lost
+(in the callback of a weak reference, for example).
 
-What holds always: nobody or more than one disk behind an address is one clear line; a MAC that appears in a message
-was heard on this wire; a person at a terminal who waits for more than a second sees for what.
+What always holds: no disk or several disks behind an address are one clear error line.  Every MAC in a message answered
+on this wire.  After a second of waiting a terminal shows for what.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aoefs.protocol.ata import Identity
 
 DEFAULT_SECONDS = 2.0
-PATIENCE = 1.0  # seconds until a person is told what this waits for
+PATIENCE = 1.0  # seconds; then a terminal shows what this waits for
 
 
 def add_target_argument(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
 
     import trio
 
-    import aoefs.engine.conversation  # noqa: F401 (here, so that no face waits for it while its engine runs)
+    import aoefs.engine.conversation  # noqa: F401 (now, not while the engine runs)
     from aoefs.engine.engine import open_engine
 
     async def main() -> int:
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
 
     try:
         return trio.run(main)
-    except BaseExceptionGroup as group:  # of some task: a UserError, Ctrl-C, a reader of our output that went away
+    except BaseExceptionGroup as group:  # of a task: UserError, Ctrl-C, or the reader of our output is gone
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
 
 @contextlib.asynccontextmanager
 async def patience(text: str) -> AsyncIterator[None]:
-    """Say on a terminal what is waited for, once it takes longer than ``PATIENCE`` seconds."""
+    """Show on a terminal what this waits for, once the block takes longer than ``PATIENCE`` seconds."""
     import trio
 
     async def say() -> None:
@@ -133,7 +133,7 @@ def nobody(engine: Engine, address: Address, wait: float) -> UserError:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One disk: how to reach it, the fastest way first, and what it said of itself."""
+    """One disk: its endpoints, in the order of their answers, and its config answer."""
 
     endpoints: tuple[Endpoint, ...]
     config: ConfigArgument
@@ -165,7 +165,7 @@ async def find(engine: Engine, address: Address, wait: float) -> Found:
 
 
 async def _require_one_disk(engine: Engine, endpoints: Sequence[Endpoint], doubled: bool, wait: float) -> None:
-    """UserError unless all endpoints, and all who answer there, are one disk by their IDENTIFY data."""
+    """UserError unless all answers to IDENTIFY at these endpoints come from one disk."""
     disks: dict[tuple[str, str, int], Endpoint] = {}
     address = endpoints[0].address
     for endpoint in endpoints:
@@ -181,7 +181,7 @@ async def _require_one_disk(engine: Engine, endpoints: Sequence[Endpoint], doubl
 
 
 async def identify_all(engine: Engine, endpoint: Endpoint, wait: float) -> list[tuple[Identity, bytes]]:
-    """What answers to IDENTIFY at one endpoint, decoded and as 512 bytes; those that cannot be read are left out."""
+    """All answers to IDENTIFY at one endpoint, decoded and as 512 bytes; invalid ones are left out."""
     from aoefs.engine import conversation
     from aoefs.protocol.ata import IDENTIFY_BYTES, IDENTIFY_REGISTERS, decode_identify_untrusted
 
@@ -200,7 +200,7 @@ async def identify_all(engine: Engine, endpoint: Endpoint, wait: float) -> list[
 async def command(
     engine: Engine, endpoint: Endpoint, kind: AoeCommand, encode: Callable[[Header], bytes], wait: float
 ) -> Answer:
-    """Carry out one command; its answer, which may be an error.  UserError when there is none."""
+    """Send one command; its answer, which may be an error.  UserError when there is none."""
     from aoefs.engine import conversation
 
     async with patience(f"waiting for {endpoint.address}"):

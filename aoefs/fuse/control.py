@@ -38,7 +38,7 @@ from aoefs.errors import ControlError, TargetBusy, TargetLost
 from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address
 from aoefs.status.events import Event, EventRing
 from aoefs.status.report import target_report
-from aoefs.status.tables import printable
+from aoefs.status.text import printable
 
 CONFIG_SECONDS = 1.0
 

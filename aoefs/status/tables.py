@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aoefs.status.text import format_size, printable
-
-__all__ = ["format_size", "print_table", "printable"]
+from aoefs.status.text import printable
 
 _FOLDED = ("model", "serial", "config")  # on a narrow terminal
 

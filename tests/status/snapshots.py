@@ -26,7 +26,7 @@ def histogram(*latencies_us: int) -> tuple[int, ...]:
 
 
 def path(interface: str, **changes: Any) -> PathStatistics:
-    fields = {
+    fields: dict[str, Any] = {
         "sectors": 17,
         "in_flight": 1,
         "window": 16,
@@ -44,7 +44,7 @@ def path(interface: str, **changes: Any) -> PathStatistics:
 
 
 def target(**changes: Any) -> TargetStatistics:
-    fields = {
+    fields: dict[str, Any] = {
         "name": "e7.1",
         "address": Address(7, 1),
         "state": "up",

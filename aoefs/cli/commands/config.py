@@ -1,4 +1,4 @@
-"""``aoefs config``: the config string of a target, which by custom says whose disk it is (AoEr11 section 3.2)."""
+"""``aoefs config``: the config string of a target, by convention the name of its owner (AoEr11 section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aoefs.protocol.wire import (
     Header,
     encode_config,
 )
-from aoefs.status.tables import printable
+from aoefs.status.text import printable
 
 if TYPE_CHECKING:
     from aoefs.engine.engine import Engine
@@ -72,7 +72,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         return encode_config(header, ConfigArgument(kind, string))
 
     if kind in (ConfigCommand.TEST, ConfigCommand.PREFIX):
-        # A target that does not match is silent.  It has just told its string, so silence need not be waited for.
+        # A target whose string does not match does not answer.  Its string is known, so there is no need to wait.
         present = found.config.string
         if not (present.startswith(string) if kind is ConfigCommand.PREFIX else present == string):
             verb = "begins otherwise" if kind is ConfigCommand.PREFIX else "is another one"

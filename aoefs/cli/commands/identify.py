@@ -1,4 +1,4 @@
-"""``aoefs identify``: what a disk tells of itself: its IDENTIFY data, decoded or raw, and what SMART says."""
+"""``aoefs identify``: the IDENTIFY data of a disk, decoded or raw, and its SMART status and attributes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from aoefs.cli import companion
 from aoefs.errors import AtaError, FrameError, TargetError, UserError
 from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument
-from aoefs.status.tables import format_size, print_table, printable
+from aoefs.status.tables import print_table
+from aoefs.status.text import format_size, printable
 
 if TYPE_CHECKING:
     from aoefs.core.link import Endpoint
@@ -91,7 +92,7 @@ def _print_identity(report: dict[str, Any], identity: Identity) -> None:
 async def _smart(
     engine: Engine, endpoint: Endpoint, identity: Identity, wait: float
 ) -> tuple[bool, tuple[Attribute, ...]]:
-    """The verdict of the disk on itself, and its attributes (none when it tells none)."""
+    """Whether the disk says that it is failing, and its attributes, if it has any."""
     from aoefs.engine import conversation
     from aoefs.protocol import smart
 

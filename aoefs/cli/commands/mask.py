@@ -1,7 +1,8 @@
-"""``aoefs mask``: to whom a target answers at all (AoEr11 section 3.3).
+"""``aoefs mask``: the MACs that a target answers (AoEr11 section 3.3).
 
-A host whose MAC is not on a list that is not empty hears nothing, neither an error nor a discovery.  So this command
-does not lock its own host out without ``--force``; and it never sends a delete to vblade, which dies of it.
+While the list is not empty, a host whose MAC is not on it gets no answer at all: no error, and none to a config query.
+So this command does not lock out its own host without ``--force``.  It never sends a delete to vblade, which crashes on
+it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     found = await companion.find(engine, address, arguments.timeout)
 
     async def ask(argument: MaskArgument) -> list[bytes]:
-        """The list as it is then."""
+        """Send the command; the list that the target has afterwards."""
 
         def encode(header: Header) -> bytes:
             return encode_mask(header, argument)

@@ -1,11 +1,10 @@
-"""``aoefs path-test``: which frames pass between this host and its targets, on each path and in each direction.
+"""``aoefs path-test``: how large frames may be between this host and its targets, per path and direction.
 
-A path is a MAC of a target on one of our interfaces.  *To* the target: IDENTIFY commands with data behind them that
-nobody reads (any target looks at the first bytes only); *from* it: READs of sector 0 on.  Sizes are in sectors of 512
-bytes; what both ends say that they can is tried first, and only if that is lost the largest size that passes is
-looked for by halving.
+A path is a MAC of a target on one of our interfaces.  *To* the target go IDENTIFY commands with data behind them, which
+a target ignores; *from* the target come READs from sector 0 on.  Sizes are in sectors of 512 bytes.  The size that both
+ends claim to support is tried first; if it is lost, bisection finds the largest size that passes.
 
-What holds always: nothing is written; at most one frame of a path is under way.
+What always holds: nothing is written, and at most one frame of a path is under way.
 """
 
 from __future__ import annotations

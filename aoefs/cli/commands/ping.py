@@ -1,11 +1,11 @@
-"""``aoefs ping``: ask a target again and again, as ping(8) does with a host, and time its answers.
+"""``aoefs ping``: send probes to a target repeatedly, as ping(8) does with a host, and time the answers.
 
-A probe is a config query, or with ``--read`` the READ of sector 0, to each path of the target (a MAC on an interface).
-Who it is, is asked by a broadcast config query, at first and whenever all paths kept silent for a round; that query is
-then the probe itself.
+A probe is a config query, or with ``--read`` a READ of sector 0, to each path of the target (a MAC on an interface).
+The paths are found by a broadcast config query, in the first round and after each round without any answer; without
+``--read`` this query is the probe of that round.
 
-What holds always: a probe is counted when it is decided, by an answer or by silence, so that Ctrl-C does not make a
-loss of what was still under way; a second answer to one probe is a duplicate and no answer more.
+What always holds: a probe is counted when it has an answer or has timed out, so that Ctrl-C does not count what is
+under way as lost.  A second answer to one probe counts as a duplicate only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
 
 @dataclass
 class Tally:
-    """What came of the probes; ``times`` of the good answers in seconds."""
+    """The results of the probes; ``times`` of the good answers in seconds."""
 
     sent: int = 0
     errors: int = 0

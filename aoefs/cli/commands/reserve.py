@@ -1,4 +1,4 @@
-"""``aoefs reserve``: who may use a target at all (AoEr11 section 3.4).
+"""``aoefs reserve``: the hosts that may use a target (AoEr11 section 3.4).
 
 A reservation is a list of MACs; while it is not empty, other hosts get "target is reserved" for every read and write.
 """
