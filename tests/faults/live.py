@@ -17,7 +17,7 @@ from tests.lab import INITIATOR, TARGET, Lab, Mount, python_module, wait_until
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
-def mount_until(lab: Lab, *names: str, timeout: float = 10.0, **options: Any) -> Mount:
+def mount_until(lab: Lab, *names: str, timeout: float = 30.0, **options: Any) -> Mount:
     """A mount in the foreground (for :func:`log_of`), once all of these files are there."""
     mount = lab.mount(foreground=True, verbose=True, **options)
     wait_until(lambda: set(names) <= set(os.listdir(mount.here)), timeout, f"{names} at {mount.path}")

@@ -167,7 +167,7 @@ def test_what_a_full_receive_queue_dropped_is_requested_again(lab: Lab) -> None:
         for _ in range(30_000):
             liar.send(filler)
         target.send_signal(signal.SIGCONT)
-        time.sleep(0.1)  # it answers
+        time.sleep(0.1)  # so that it answers while the daemon is stopped
         daemon.send_signal(signal.SIGCONT)
         wait_until(lambda: mount.status()["links"][0]["rx_dropped"] > 0)
 

@@ -263,7 +263,8 @@ def test_a_background_mount_that_a_service_started_notifies_nobody(host: Lab, po
 
 def test_systemd_finds_nothing_wrong_with_the_unit(host: Lab) -> None:
     require("systemd-analyze")
-    answer = host.run(INITIATOR, ["systemd-analyze", "verify", "--man=no", UNITS / "aoefs@.service"])
+    own_run = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh"]  # it leaves a stamp there
+    answer = host.run(INITIATOR, [*own_run, "systemd-analyze", "verify", "--man=no", UNITS / "aoefs@.service"])
     assert answer.stdout + answer.stderr == ""
 
 
