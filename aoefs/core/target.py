@@ -33,10 +33,10 @@ import math
 from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from aoefs.core.latency import BUCKETS, bucket_of
+from aoefs.core.life import SERVED, Input, Life, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
@@ -54,14 +54,6 @@ SILENCE: Final = 2.0  # seconds without an answer after which a target must be i
 SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
 STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
 DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which a path is degraded: not used while another one works
-
-
-class State(Enum):
-    """UP serves; DOWN fails at once until it is identified again; REPLACED is for ever (another disk, or forgotten)."""
-
-    UP = "up"
-    DOWN = "down"
-    REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +105,7 @@ class Target:
         self.identity = identity
         self.config = b""
         self.identify_block = identity.block  # the last one that was received
-        self.state = State.UP
+        self.life = Life()
         self.down_since = math.inf  # when it fell silent for too long
         self.paths: list[Path] = []
         self.order = OverlapGuard()
@@ -122,8 +114,6 @@ class Target:
         self.bufcnt = 1
         self.in_flight = 0
         self.flush_unknown = False  # the target answered ABRT to its own flush command
-        self.suspended = False  # silent: nothing is sent until it is identified again
-        self.awaiting_reservation = False  # suspended although it is identified: its reservation must be renewed first
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
@@ -190,16 +180,20 @@ class Target:
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: Request, now: float) -> None:
-        """Queue a request; it may end at once (with ``TargetLost``) when the target is down."""
-        if self.state is not State.UP:
-            gone = IdentityChanged if self.state is State.REPLACED else TargetLost
-            request.error = gone(f"{self.name} is {self.state.value}")
+        """Queue a request; it ends at once if the target is down, replaced or closing."""
+        if not self.life.is_served:
+            request.error = self._why_not_served()
             request.buffer = NOTHING
             request.on_end(request)
             return
         self._begin_waiting(now)
         request.submitted_at = now
         self._fresh.append(request)
+
+    def _why_not_served(self) -> RequestError:
+        if self.life.state is State.REPLACED:
+            return IdentityChanged(f"{self.name} is replaced")
+        return TargetLost(f"{self.name} is down" if self.life.state is State.DOWN else "the engine stopped")
 
     @property
     def _awaited(self) -> bool:
@@ -227,7 +221,7 @@ class Target:
 
     def next_run(self, now: float) -> Run | None:
         """The next batch that the windows allow; it counts as sent at ``now``."""
-        if not (self._fresh or self._retransmit) or self.suspended:
+        if not (self._fresh or self._retransmit) or self.life.state is not State.UP:
             return None
         room = self._limit - self.in_flight
         if room <= 0:
@@ -467,8 +461,8 @@ class Target:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
         timeouts += self._quarantine.timeouts()
-        if self.state is State.UP and self._awaited:
-            if not self.suspended:
+        if self.life.state in SERVED and self._awaited:
+            if self.life.state is State.UP:
                 timeouts.append(self._silent_since + self._patience)
             if self.deadsecs:
                 since = self._silent_since
@@ -488,17 +482,17 @@ class Target:
                 path.degraded = True
         if self._quarantine.held:
             self._quarantine.end(now)
-        if self.state is State.UP and self._awaited:
+        if self.life.state in SERVED and self._awaited:
             timeouts = min((path.rtt.backoff for path in self.paths if not path.degraded), default=0)
             if now >= self._silent_since + self._patience or timeouts >= SUSPEND_BACKOFF:
-                self.suspended = True
+                self.life.take(Input.SILENT)
             if self.deadsecs:
                 self._expire(now)
 
     def _expire(self, now: float) -> None:
         if now >= self._silent_since + self.deadsecs:
             self.down_since = now
-            self.go_down(State.DOWN, TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
+            self.give_up(TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
             return
         expired = []
         for request in self._waiting:
@@ -515,7 +509,7 @@ class Target:
     @property
     def is_silent(self) -> bool:
         """Down, or suspended, or no path left: to be asked for by config queries."""
-        return self.state is State.DOWN or self.suspended or not self.paths
+        return self.life.state in (State.DOWN, State.SUSPENDED, State.HELD) or not self.paths
 
     def silence(self, now: float) -> float:
         """Seconds since the last answer, or since something began to wait for one."""
@@ -526,41 +520,47 @@ class Target:
         oldest = next(iter(self._waiting), None)
         return oldest is not None and oldest.first_sent_at is not None and now - oldest.first_sent_at > STUCK
 
-    def go_down(self, state: State, error: RequestError) -> None:
-        """Leave UP: all that waits fails with ``error``, in the order in which it came."""
-        if self.state is not State.REPLACED:
-            self.state = state
-        if state is State.REPLACED:
-            for path in self.paths:
-                path.target = None
-        self.fail_all(error)
-        self._fresh.clear()
-        self._retransmit.clear()
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def fail_all(self, error: RequestError, spared: Container[Request] = ()) -> None:
-        """What waits fails with ``error``, in the order in which it came, but for the ``spared``."""
+    def give_up(self, error: RequestError) -> None:
+        """It was silent for deadsecs: all that waits fails, until it is identified again."""
+        self.life.take(Input.UNANSWERED)
+        self._fail_all(error)
+
+    def go(self, error: RequestError) -> None:
+        """Another disk took its place, or it was forgotten: all fails, and answers from its paths count for nothing."""
+        self.life.take(Input.GONE)
+        for path in self.paths:
+            path.target = None
+        self._fail_all(error)
+
+    def close(self, spared: Container[Request] = ()) -> None:
+        """The mount ends: all that waits fails but for the ``spared``, and so does every later request."""
+        self.life.close()
+        self._fail_all(self._why_not_served(), spared)
+
+    def _fail_all(self, error: RequestError, spared: Container[Request] = ()) -> None:
+        """In the order in which they came."""
         for request in [*self._waiting, *self._fresh]:
             if request not in spared:
                 self.fail(request, error)
+        self._retransmit = deque(work for work in self._retransmit if not work[0].ended)
 
     def await_reservation(self) -> None:
-        """It is there, but refuses us until its reservation is renewed: nothing is sent until :meth:`come_up`."""
-        self.suspended = self.awaiting_reservation = True
+        """Nothing is sent until its reservation is renewed."""
+        self.life.take(Input.UNRESERVED)
 
     def reservation_was_renewed(self, now: float, *, answered: bool) -> None:
         """The end of :meth:`await_reservation`; if the target did not answer, it stays suspended."""
-        if not self.awaiting_reservation:
-            return
-        self.awaiting_reservation = False
-        if answered and self.state is State.UP:
-            self.come_up(now)
+        if self.life.take(Input.RENEWED if answered else Input.NOT_RENEWED) and answered:
+            self._begin_again(now)
 
     def come_up(self, now: float) -> None:
         """Identified again as the same disk: what waits is sent at once."""
-        if self.state is State.REPLACED:
-            return
-        self.state = State.UP
-        self.suspended = self.awaiting_reservation = False
+        self.life.take(Input.IDENTIFIED)
+        self._begin_again(now)
+
+    def _begin_again(self, now: float) -> None:
         self._silent_since = now
         for path in self.paths:
             path.rtt.end_backoff()
@@ -572,7 +572,7 @@ class Target:
         return TargetStatistics(
             name=self.name,
             address=self.address,
-            state=self.state.value,
+            state="up" if self.life.state in SERVED else self.life.state.value,
             identity=self.identity,
             config=self.config,
             bufcnt=self.bufcnt,

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from aoefs.core.life import SERVED, State
 from aoefs.core.link import Endpoint
 from aoefs.core.lonecommand import Answer, LoneCommand
-from aoefs.core.target import State, Target
+from aoefs.core.target import Target
 from aoefs.engine.conversation import converse
 from aoefs.engine.driver import Driver
-from aoefs.engine.waits import Wait
-from aoefs.errors import RequestError, TargetError, TargetLost
+from aoefs.engine.waits import WaitGroup
+from aoefs.errors import TargetError, TargetLost
 from aoefs.protocol.wire import (
     AoeCommand,
     AtaArgument,
@@ -40,20 +41,10 @@ MAX_PAUSE: Final = 8.0  # seconds
 class Commands:
     """See the module.  Each raises TargetError for an AoE error and TargetLost without an answer."""
 
-    def __init__(self, driver: Driver, target: Target) -> None:
+    def __init__(self, driver: Driver, target: Target, waits: WaitGroup) -> None:
         self._driver = driver
         self._target = target
-        self._waits: set[Wait] = set()
-
-    @property
-    def under_way(self) -> int:
-        return len(self._waits)
-
-    def interrupt(self, error: RequestError | None) -> None:
-        """The target is gone (``error``): end all commands; or it is back: send them again."""
-        for wait in self._waits:
-            wait.error = error
-            wait.wake()
+        self._waits = waits
 
     async def ata(self, registers: AtaArgument, data: bytes = b"") -> Answer:
         """One ATA command; ``error`` of the answer may be an AtaError."""
@@ -88,9 +79,10 @@ class Commands:
     async def _carry_out(self, command: AoeCommand, encode: Callable[[Header], bytes]) -> Answer:
         """Send it again after max(1 s, RTO), doubling, on each path in turn."""
         target, driver = self._target, self._driver
+        if target.life.closing and not target.life.ending:
+            raise TargetLost("the engine stopped")
         lone = LoneCommand(command, encode, target.answers_from)
-        wait = Wait(driver.sleepers)
-        self._waits.add(wait)
+        wait = self._waits.begin()
         now = driver.now()
         target.begin_lone_command(now)
         driver.timer.arm(target, now)
@@ -98,7 +90,7 @@ class Commands:
             answers = await converse(driver, lone, lambda: self._next_endpoint(lone), self._pauses(), wait=wait)
         finally:
             target.end_lone_command()
-            self._waits.discard(wait)
+            self._waits.end(wait)
         if not answers:
             raise wait.error or TargetLost(f"{target.name} did not answer {command.name}")
         target.heard(driver.now())
@@ -109,8 +101,8 @@ class Commands:
 
     def _next_endpoint(self, lone: LoneCommand) -> Sequence[Endpoint]:
         target = self._target
-        renews = target.awaiting_reservation and lone.command is AoeCommand.RESERVE
-        if target.suspended and not renews:
+        renews = target.life.state is State.HELD and lone.command is AoeCommand.RESERVE
+        if target.life.state is not State.UP and not renews:
             return ()
         paths = [path for path in target.paths if not path.degraded] or target.paths
         if not paths:
@@ -123,8 +115,8 @@ class Commands:
         target = self._target
         until = self._driver.now() + (target.deadsecs or math.inf)
         pause = FIRST_PAUSE
-        while target.state is State.UP and (left := until - self._driver.now()) > 0:
-            if not target.suspended:
+        while target.life.state in SERVED and (left := until - self._driver.now()) > 0:
+            if target.life.state is State.UP:
                 pause = max(pause, max((path.rtt.rto for path in target.paths), default=0.0))
             yield min(pause, left)
             pause = min(pause * 2, MAX_PAUSE)

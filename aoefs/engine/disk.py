@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Final
 
@@ -28,13 +28,13 @@ import trio
 
 from aoefs.core.overlap import Claim
 from aoefs.core.request import Request
-from aoefs.core.target import State, Target
+from aoefs.core.target import Target
 from aoefs.engine.changes import Change, Changes
 from aoefs.engine.commands import Commands
 from aoefs.engine.driver import Driver
 from aoefs.engine.inplace import InPlace
 from aoefs.engine.reservation import Reservation
-from aoefs.engine.waits import Wait
+from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.engine.writebehind import WriteBehind
 from aoefs.errors import AtaError, RequestError, TargetLost
 from aoefs.protocol.ata import flush_registers
@@ -63,13 +63,13 @@ class Disk:
         self.target = target
         self.opened = 0
         self.generation = 0
-        self.write_behind = WriteBehind(driver.sleepers)
-        self.commands = Commands(driver, target)
+        self._waits = WaitGroup(driver.sleepers)
+        self.write_behind = WriteBehind(self._waits)
+        self.commands = Commands(driver, target, self._waits)
         self.reservation = Reservation(driver, target, self.commands, self.write_behind)
         self._driver = driver
         self._in_place = in_place
         self._changes = changes
-        self._claim_waits: set[Wait] = set()
 
     @property
     def size_bytes(self) -> int:
@@ -82,16 +82,18 @@ class Disk:
         """
         requests = self.target.requests()
         if self.target.is_silent:
-            return len(requests) + len(self._claim_waits) + self.commands.under_way
+            return len(requests) + len(self._waits)
         return sum(not request.write or request.sectors <= LIGHT_SECTORS for request in requests)
 
     def interrupt(self, error: RequestError | None = None) -> None:
         """The target is gone (``error``), or it is back: what waits for something else than a Request looks again."""
         self.generation += 1
-        for wait in self._claim_waits:
-            wait.error = error
-            wait.wake()
-        self.commands.interrupt(error)
+        self._waits.interrupt(error)
+
+    def close(self, spared: Container[Request] = ()) -> None:
+        """The mount ends: every call under way fails, and every later one."""
+        self.target.close(spared)
+        self.interrupt(TargetLost("the engine stopped"))
 
     async def read(self, offset: int, size: int, make_buffer: Callable[[int], memoryview] = make_buffer) -> memoryview:
         """``size`` bytes from ``offset`` on (bytes, any alignment); both must lie within the target.
@@ -253,12 +255,11 @@ class Disk:
     async def _wait_for_claim(self, claim: Claim) -> None:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""
         target = self.target
-        wait = Wait(self._driver.sleepers)
+        wait = self._waits.begin()
         claim.granted = wait.wake
-        self._claim_waits.add(wait)
         until = self._driver.now() + (target.deadsecs or math.inf)
         try:
-            while target.state is State.UP and wait.error is None and not claim.is_granted:
+            while target.life.is_served and wait.error is None and not claim.is_granted:
                 left = until - self._driver.now()
                 if left <= 0:
                     break
@@ -269,7 +270,7 @@ class Disk:
             target.order.release(claim)
             raise
         finally:
-            self._claim_waits.discard(wait)
+            self._waits.end(wait)
         if not claim.is_granted:
             target.order.release(claim)
             raise wait.error or TargetLost(f"{target.name}: an earlier write to the same sectors is not over")

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 
 import trio
 
+from aoefs.core.life import State
 from aoefs.core.link import Link, LinkStatistics
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
 from aoefs.core.tags import TagTable
-from aoefs.core.target import State, Target, TargetStatistics
+from aoefs.core.target import Target, TargetStatistics
 from aoefs.engine.changes import Change, Changes
 from aoefs.engine.clock import PERIOD, RunningClock
 from aoefs.engine.discovery import Discovery
@@ -162,11 +163,13 @@ class Engine:
                     self.driver.timer.arm(target, now)
 
     def _time_out(self, target: Target, now: float) -> None:
-        was, was_suspended = target.state, target.suspended
+        before = target.life.state
         target.handle_timeout(now)
-        if target.suspended and not was_suspended:
+        if target.life.state is before:
+            pass
+        elif target.life.state is State.SUSPENDED:
             self.lookout.identify_again(target)
-        if target.state is not was:
+        elif target.life.state is State.DOWN:
             log.warning("%s is down: not one answer for %g s", target.name, target.deadsecs)
             disk = self.disks[target.address]
             disk.interrupt(TargetLost(f"{target.name} is down"))
@@ -199,23 +202,19 @@ class Engine:
         """Of all disks, see :meth:`engine.disk.Disk.exempt_calls`."""
         return sum(disk.exempt_calls() for disk in self.disks.values())
 
-    def fail_all(self) -> None:
-        """Fail everything that is waited for.  Writes that were answered early may still be acknowledged, and a target
-        that is up can still be flushed.
+    def close(self) -> None:
+        """The mount ends: fail everything that waits, and everything new.  Writes that were answered early may still be
+        acknowledged, and a target that is up can still be flushed (``engine.lastflush``).
         """
         for disk in self.disks.values():
-            error = TargetLost("the engine stopped")
-            disk.target.fail_all(error, disk.write_behind.pending)
-            disk.interrupt(error)
+            disk.close(spared=disk.write_behind.pending)
 
     def stop(self) -> None:
         """Flush the queues of the shards, fail what waits and every later request."""
         self._shards.flush()
         self.in_place.close()
         for disk in self.disks.values():
-            error = TargetLost("the engine stopped")
-            disk.target.go_down(State.DOWN, error)
-            disk.interrupt(error)
+            disk.close()
 
 
 @asynccontextmanager

@@ -15,7 +15,8 @@ import logging
 
 import trio
 
-from aoefs.core.target import State, Target
+from aoefs.core.life import State
+from aoefs.core.target import Target
 from aoefs.engine.commands import Commands
 from aoefs.engine.driver import Driver
 from aoefs.engine.writebehind import WriteBehind
@@ -57,7 +58,7 @@ class Reservation:
         await self._write_behind.wait_acknowledged()
         async with self._lock:
             self.writers = max(0, self.writers - 1)
-            if not self.writers and self._target.state is not State.REPLACED:  # its list went with it
+            if not self.writers and self._target.life.state is not State.REPLACED:  # its list went with it
                 await self._put(())
 
     async def end(self) -> None:

@@ -24,10 +24,11 @@ from functools import partial
 
 import trio
 
+from aoefs.core.life import SERVED, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.path import Path
 from aoefs.core.request import Memory
-from aoefs.core.target import State, Target
+from aoefs.core.target import Target
 from aoefs.engine.changes import Change, Changes
 from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
@@ -104,7 +105,7 @@ class Roster:
             self._refresh(disk, sighting)
         elif target.identity.same_unit(sighting.identity) and path is not None:
             self._resize(disk, sighting)
-        elif target.state is State.UP and (path is None or len(target.paths) > 1):
+        elif target.life.state in SERVED and (path is None or len(target.paths) > 1):
             if path is not None:  # the first disk lives on elsewhere, as far as we know
                 self.drop_path(path)
                 self._driver.pump(target)
@@ -157,7 +158,8 @@ class Roster:
         target.config = sighting.config.string
         target.identify_block = sighting.identity.block
         path = target.find_path(link, mac)
-        is_new = path is None or (target.is_silent and not target.awaiting_reservation)
+        state = target.life.state
+        is_new = path is None or (target.is_silent and state is not State.HELD)
         if path is None:
             if len(target.paths) >= MAX_PATHS:
                 oldest = min(target.paths, key=lambda path: path.last_answer_at)
@@ -171,13 +173,12 @@ class Roster:
             log.info("%s: %d sectors per frame on %s", target.name, sighting.sectors, path.interface)
         path.sectors, path.full_sectors = sighting.sectors, sighting.full_sectors
         path.degraded = False
-        was_down = target.state is State.DOWN
-        if was_down or (target.suspended and not target.awaiting_reservation):
+        if state in (State.DOWN, State.SUSPENDED):
             if target.silence(self._driver.now()) > LONG_SILENCE:  # else it may just be slow over what it was asked
                 disk.interrupt()
             target.come_up(self._driver.now())
             log.info("%s is back", target.name)
-        if was_down:
+        if state is State.DOWN:
             self._changes.publish(disk, Change.RETURNED)
         if disk.reservation.is_due:
             if is_new:
@@ -228,7 +229,7 @@ class Roster:
         """Why a target must not be forgotten, as the end of a sentence; None if it is down and not open."""
         if disk.opened:
             return "is open"
-        if disk.target.state is not State.DOWN:
+        if disk.target.life.state is not State.DOWN:
             return "is not down"
         return None if disk.target.order.idle else "has writes under way of which a late copy may still travel"
 
@@ -245,7 +246,7 @@ class Roster:
         target = disk.target
         self.dirty_lost |= target.dirty
         error = IdentityChanged(f"{target.name} {why}")
-        target.go_down(State.REPLACED, error)
+        target.go(error)
         disk.interrupt(error)
         for path in target.paths:
             path.link.forget(path)

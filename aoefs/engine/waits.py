@@ -1,7 +1,8 @@
 """Sleeping until something happens, for the price of a list append: a trio.Event would cost a fifth of a request.
 
 A :class:`Wait` is one task that waits for one thing.  All waits of an engine count in one :class:`Sleepers`, which
-tells ``engine.inplace`` whether another task has something to do.
+tells ``engine.inplace`` whether another task has something to do.  All waits for one disk that are not for a Request
+are in its :class:`WaitGroup`, so that they end together when the disk is gone.
 
 What always holds: a wait that was woken before it sleeps does not sleep; a cancelled one is no longer counted.
 """
@@ -56,3 +57,31 @@ class Wait:
             self._sleepers.ready -= 1
         finally:
             self._sleepers.asleep -= 1
+
+
+class WaitGroup:
+    """The waits for one disk that are not for a Request: for a claim, an acknowledgement, the answer to a command."""
+
+    __slots__ = ("_sleepers", "_waits")
+
+    def __init__(self, sleepers: Sleepers) -> None:
+        self._sleepers = sleepers
+        self._waits: set[Wait] = set()
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    def begin(self) -> Wait:
+        """A new wait; to be given to :meth:`end` whatever happens."""
+        wait = Wait(self._sleepers)
+        self._waits.add(wait)
+        return wait
+
+    def end(self, wait: Wait) -> None:
+        self._waits.discard(wait)
+
+    def interrupt(self, error: RequestError | None) -> None:
+        """All of them look again; with an error, what they wait for will not happen."""
+        for wait in self._waits:
+            wait.error = wait.error or error
+            wait.wake()

@@ -30,7 +30,7 @@ import sys
 from typing import Final
 
 from aoefs.core.request import Request
-from aoefs.engine.waits import Sleepers, Wait
+from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.errors import RequestError
 
 MAX_BYTES: Final = 1 << 17
@@ -43,15 +43,15 @@ class WriteBehind:
     ``error`` is why the last one was lost; ``reported`` is how many losses were reported to a user.
     """
 
-    __slots__ = ("_sleepers", "_waits", "error", "lost", "pending", "reported")
+    __slots__ = ("_waiting", "_waits", "error", "lost", "pending", "reported")
 
-    def __init__(self, sleepers: Sleepers) -> None:
+    def __init__(self, waits: WaitGroup) -> None:
         self.pending: dict[Request, None] = {}
         self.lost = 0
         self.reported = 0
         self.error: RequestError | None = None
-        self._sleepers = sleepers
-        self._waits: set[Wait] = set()
+        self._waits = waits
+        self._waiting: set[Wait] = set()  # those of them that wait here
 
     def add(self, request: Request) -> None:
         """``request`` is answered now; :meth:`end` is called when it has ended."""
@@ -62,23 +62,29 @@ class WriteBehind:
         if request.error is not None:
             self.lost += 1
             self.error = request.error
-        for wait in self._waits:
+        for wait in self._waiting:
             wait.wake()
 
     async def wait_acknowledged(self, first: int = 0, end: int = sys.maxsize) -> None:
-        """Wait until what is pending now in the sectors from ``first`` to ``end`` (not included) has ended."""
+        """Wait until what is pending now in the sectors from ``first`` to ``end`` (not included) has ended.
+
+        RequestError when the target goes meanwhile.
+        """
         mine = [request for request in self.pending if request.lba < end and first < request.lba + request.sectors]
         if not mine:
             return
-        wait = Wait(self._sleepers)
-        self._waits.add(wait)
+        wait = self._waits.begin()
+        self._waiting.add(wait)
         try:
             for request in mine:
                 while not request.ended:
+                    if wait.error is not None:
+                        raise wait.error
                     wait.woken = False
                     await wait.wait()
         finally:
-            self._waits.discard(wait)
+            self._waiting.discard(wait)
+            self._waits.end(wait)
 
 
 class WriteStream:

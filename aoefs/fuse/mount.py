@@ -26,12 +26,13 @@ import pyfuse3
 import trio
 
 from aoefs import __version__
-from aoefs.core.target import State
+from aoefs.core.life import State
 from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
+from aoefs.engine.lastflush import last_flush
 from aoefs.engine.settings import Settings
-from aoefs.errors import RequestError, UserError
+from aoefs.errors import UserError
 from aoefs.fuse import tuning, workerloop
 from aoefs.fuse.control import Control
 from aoefs.fuse.interfaces import Interfaces
@@ -109,7 +110,7 @@ class Mount:
             self._unmounted = True
             self._tell_systemd("STOPPING=1")
             with trio.CancelScope(shield=True):
-                clean = await self._flush_all(engine)
+                clean = await last_flush(engine, FLUSH_GRACE)
             nursery.cancel_scope.cancel()
         return 0 if clean else 1
 
@@ -210,7 +211,7 @@ class Mount:
         with trio.move_on_after(GRACE):
             await anext(signals)
             log.warning("a second signal: ending at once")
-        engine.fail_all()
+        engine.close()
         pyfuse3.terminate()
 
     def _unmount_lazily(self) -> None:
@@ -219,43 +220,11 @@ class Mount:
         except (OSError, UserError) as error:
             log.warning("%s", error)
 
-    async def _flush_all(self, engine: Engine) -> bool:
-        """Flush all that is dirty and give back what is reserved, at the same time; True if all that was ever
-        acknowledged is durable now.
-        """
-        waiting = [disk for disk in engine.disks.values() if disk.target.dirty or disk.reservation.is_due]
-        failed = [disk.target.name for disk in waiting if disk.target.dirty]
-
-        async def end(disk: Disk) -> None:
-            try:
-                if disk.target.dirty:
-                    await disk.flush()
-                    failed.remove(disk.target.name)
-            except RequestError as error:
-                log.error("%s: the last flush failed: %s", disk.target.name, error)
-            try:
-                if disk.reservation.is_due:
-                    await disk.reservation.end()
-            except RequestError as error:
-                log.error("%s: giving back the reservation failed: %s", disk.target.name, error)
-
-        with trio.move_on_after(FLUSH_GRACE) as scope:
-            async with trio.open_nursery() as nursery:
-                for disk in waiting:
-                    nursery.start_soon(end, disk)
-        if scope.cancelled_caught:
-            names = ", ".join(
-                disk.target.name for disk in waiting if disk.target.name in failed or disk.reservation.is_due
-            )
-            log.error("%s: the last flush was not answered within %g s", names, FLUSH_GRACE)
-        unreported = any(disk.write_behind.lost > disk.write_behind.reported for disk in engine.disks.values())
-        return not (failed or unreported or engine.roster.dirty_lost)
-
 
 def _summary(engine: Engine) -> str:
     """The line that ``systemctl status`` shows."""
     targets = [disk.target for disk in engine.disks.values()]
-    down = sum(target.state is not State.UP for target in targets)
+    down = sum(target.life.state in (State.DOWN, State.REPLACED) for target in targets)
     return f"STATUS={len(targets)} target{'' if len(targets) == 1 else 's'}" + (
         f", {down} of them down" if down else ""
     )

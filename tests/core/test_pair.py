@@ -14,9 +14,9 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from aoefs.core.life import State
 from aoefs.core.path import FRAME_LIFETIME
 from aoefs.core.recovery import MIN_RTO
-from aoefs.core.target import State
 from aoefs.errors import TargetLost
 from tests.pair import LATENCY, RTT, Operation, Pair, check_at_rest, check_history, stamp
 from tests.segment import Faults, Segment, is_answer, is_request, is_write
@@ -152,7 +152,7 @@ def test_requests_that_fail_break_no_promise_to_those_that_did_not(
             assert operation.ended_at <= operation.request.first_sent_at + deadsecs + lag
     event(f"failed: {any(operation.error for operation in operations)}")
     pair.run(max(pair.now, schedule[-1][0]) + 2.0)  # identified again
-    assert pair.target.state is State.UP
+    assert pair.target.life.state is State.UP
     read_all(pair)
     check_history(pair.operations[0])
     pair.run()

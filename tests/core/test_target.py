@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from aoefs.core.life import TRANSITIONS, Input, State
 from aoefs.core.recovery import MIN_RTO
 from aoefs.core.request import NOTHING
-from aoefs.core.target import State
 from aoefs.errors import IdentityChanged, TargetError, TargetLost
 from tests.core.targets import Losing, answer, ask, drain, drop_link, pair, segments
 from tests.pair import RTT, as_link, check_at_rest, check_history, check_invariants, stamp
@@ -16,7 +17,7 @@ from tests.segment import Faults, is_request
 
 
 class Situation:
-    """An target with a request in flight and one queued, brought into a state."""
+    """A target with a request in flight and one queued, brought into a state."""
 
     def __init__(self, state: State) -> None:
         self.pair = pair(*segments(2), deadsecs=5.0)
@@ -28,16 +29,27 @@ class Situation:
         for request in (self.flying, self.queued):
             self.target.submit(request, self.now)
         self.run = drain(self.target, self.now)[0]
-        if state is not State.UP:
-            self.target.go_down(state, TargetLost(state.value))
-        assert self.target.state is state
+        for happened in WAYS[state]:
+            self.happens(happened)
+        assert self.target.life.state is state
 
     def later(self, seconds: float) -> None:
         self.now += seconds
         self.target.handle_timeout(self.now)
 
-    def go(self, state: State) -> None:
-        self.target.go_down(state, TargetLost("told"))
+    def happens(self, happened: Input) -> None:
+        """As its user would bring it about."""
+        target = self.target
+        actions: dict[Input, Callable[[], object]] = {
+            Input.SILENT: lambda: self.later(2.1),
+            Input.UNANSWERED: lambda: target.give_up(TargetLost("silent")),
+            Input.IDENTIFIED: lambda: target.come_up(self.now),
+            Input.UNRESERVED: target.await_reservation,
+            Input.RENEWED: lambda: target.reservation_was_renewed(self.now, answered=True),
+            Input.NOT_RENEWED: lambda: target.reservation_was_renewed(self.now, answered=False),
+            Input.GONE: lambda: target.go(IdentityChanged("gone")),
+        }
+        actions[happened]()
 
     def refuse(self, code: int) -> None:
         self.target.receive(self.run, 0, 1, self.now)
@@ -48,7 +60,14 @@ class Situation:
             drop_link(self.target, wire)
 
 
-INPUTS: dict[str, tuple[Callable[[Situation], object], State | None]] = {
+WAYS = {
+    State.UP: [],
+    State.SUSPENDED: [Input.SILENT],
+    State.HELD: [Input.UNRESERVED],
+    State.DOWN: [Input.UNANSWERED],
+    State.REPLACED: [Input.GONE],
+}
+INPUTS: dict[str, tuple[Callable[[Situation], object], Input | None]] = {
     "submit": (lambda at: at.target.submit(at.fresh, at.now), None),
     "next_run": (lambda at: at.target.next_run(at.now), None),
     "receive": (lambda at: at.target.receive(at.run, 0, 1, at.now), None),
@@ -59,15 +78,14 @@ INPUTS: dict[str, tuple[Callable[[Situation], object], State | None]] = {
     "abandon": (lambda at: at.target.abandon(at.flying), None),
     "fail": (lambda at: at.target.fail(at.flying, TargetLost("no")), None),
     "a timeout": (lambda at: at.later(0.5), None),
-    "silence": (lambda at: at.later(3.0), None),
-    "death": (lambda at: at.later(5.0), State.DOWN),
+    "silence": (lambda at: at.later(2.1), Input.SILENT),
+    "death": (lambda at: at.later(9.0), Input.UNANSWERED),
     "heard": (lambda at: at.target.heard(at.now), None),
     "set_bufcnt": (lambda at: at.target.set_bufcnt(0), None),
     "leave_link": (lambda at: at.target.leave_link(as_link(at.pair.wires[0])), None),
     "drop_link": (lambda at: at.drop_links(), None),
-    "down": (lambda at: at.go(State.DOWN), State.DOWN),
-    "replaced": (lambda at: at.go(State.REPLACED), State.REPLACED),
-    "come_up": (lambda at: at.target.come_up(at.now), State.UP),
+    "close": (lambda at: at.target.close(), None),
+    **{happened.name: (partial(Situation.happens, happened=happened), happened) for happened in Input},
 }
 
 
@@ -75,21 +93,21 @@ INPUTS: dict[str, tuple[Callable[[Situation], object], State | None]] = {
 @pytest.mark.parametrize("name", INPUTS)
 def test_every_input_in_every_state_leads_to_a_legal_state_and_breaks_nothing(state: State, name: str) -> None:
     at = Situation(state)
-    action, leads_to = INPUTS[name]
+    action, happened = INPUTS[name]
     action(at)
     check_invariants(at.target)
-    expected = state if leads_to is None or state is State.REPLACED else leads_to
-    assert at.target.state is expected, f"{state.value} and {name}"
+    expected = state if happened is None else TRANSITIONS[happened].get(state, state)
+    assert at.target.life.state is expected, f"{state.value} and {name}"
     for request, ended in ((at.flying, at.flying_ended), (at.queued, at.queued_ended), (at.fresh, at.fresh_ended)):
         assert len(ended) <= 1
         assert not ended or request.buffer is NOTHING
-        if at.target.state is not State.UP and (request is not at.fresh or name == "submit"):
-            assert ended, "nobody waits for a target that is not up"
-    if at.target.state is not State.UP:
+        if not at.target.life.is_served and (request is not at.fresh or name == "submit"):
+            assert ended, "nothing waits for a target that is not served"
+    if at.target.life.state is not State.UP:
         assert at.target.next_run(at.now) is None
+    if not at.target.life.is_served:
         assert not at.target.requests()
-    statistics = at.target.statistics()
-    assert (statistics.state, statistics.in_flight) == (at.target.state.value, at.target.in_flight)
+    assert at.target.statistics().in_flight == at.target.in_flight
     at.later(100.0)  # and in the end nothing flies any more
     at.later(100.0)
     check_invariants(at.target)
@@ -98,7 +116,7 @@ def test_every_input_in_every_state_leads_to_a_legal_state_and_breaks_nothing(st
 
 def test_a_replaced_target_says_so_and_never_comes_back() -> None:
     made = pair()
-    made.target.go_down(State.REPLACED, IdentityChanged("another disk"))
+    made.target.go(IdentityChanged("another disk"))
     made.target.come_up(made.now)
     read = made.read(0, 1)
     assert isinstance(read.error, IdentityChanged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from aoefs.core.request import NOTHING
-from aoefs.core.target import State
 from aoefs.errors import AtaError, TargetError, TargetLost
 from tests.core.targets import answer, ask, drain, pair
 from tests.pair import RTT, check_at_rest
@@ -43,7 +42,7 @@ def test_an_ended_request_lets_go_its_buffer() -> None:
     (run,) = drain(made.target, made.now)
     made.target.receive(run, 0, 1, made.now)
     made.target.fail_command(run, 0, TargetError(1))
-    made.target.go_down(State.DOWN, TargetLost("down"))
+    made.target.give_up(TargetLost("down"))
     late, ended = ask(4)
     made.target.submit(late, made.now)
     assert ended == [late]

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from aoefs.core.life import State
 from aoefs.core.recovery import INITIAL_RTO, MIN_REORDER, MIN_RTO
 from aoefs.core.target import SILENCE, SUSPEND_BACKOFF
 from tests.core.targets import Losing, answer, ask, drain, pair, segments
@@ -68,7 +69,7 @@ def test_after_five_timeouts_in_a_row_nothing_is_sent_before_the_target_is_ident
     request, ended = ask(8)
     made.target.submit(request, 1.0)
     sendings = 0
-    while not made.target.suspended:
+    while not made.target.life.state is State.SUSPENDED:
         sendings += len(drain(made.target, 1.0))
         due = made.target.next_timeout()
         assert due is not None

@@ -11,7 +11,7 @@ from aoefs.core.link import Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Memory, Request, Run
 from aoefs.core.tags import TagTable
-from aoefs.core.target import State, Target
+from aoefs.core.target import Target
 from aoefs.errors import TargetLost
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address
@@ -94,6 +94,6 @@ def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
     assert drain(busy, 0.001) == [], "still more than the limit"
     answer(other, neighbour, 0.001)
     assert len(drain(busy, 0.001)) == 1
-    busy.go_down(State.DOWN, TargetLost("gone"))
+    busy.give_up(TargetLost("gone"))
     assert memory.used == 0
     assert len(ended) == 6

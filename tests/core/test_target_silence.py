@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from aoefs.core.life import State
 from aoefs.core.recovery import MIN_RTO
-from aoefs.core.target import SILENCE, State
+from aoefs.core.target import SILENCE
 from aoefs.errors import TargetLost
 from tests.core.targets import pair
 from tests.pair import RTT, Operation
@@ -22,7 +23,7 @@ def test_a_request_fails_exactly_deadsecs_after_its_first_sending(deadsecs: floa
     made.run(start + 100, done=[read])
     assert read.ended_at == start + deadsecs
     assert isinstance(read.error, TargetLost)
-    assert made.target.state is State.DOWN
+    assert made.target.life.state is State.DOWN
 
 
 def test_with_deadsecs_0_a_request_never_expires() -> None:
@@ -31,7 +32,7 @@ def test_with_deadsecs_0_a_request_never_expires() -> None:
     read = made.read(0, 4)
     made.run(5000.0)
     assert read.ended_at is None
-    assert made.target.state is State.UP
+    assert made.target.life.is_served
     made.finish(read)
     assert made.now < 5002.0
 
@@ -45,7 +46,7 @@ def test_one_request_may_expire_while_the_target_answers_others(bufcnt: int) -> 
         made.call(1.0 + number * 0.1, lambda: made.read(0, 1))
     made.run(10.0)
     assert stuck.ended_at == 2.0
-    assert made.target.state is State.UP
+    assert made.target.life.state is State.UP
     assert all(operation.good for operation in made.operations[0] if operation is not stuck)
 
 
@@ -60,7 +61,7 @@ def test_a_silent_target_goes_down_and_all_that_waits_fails_in_order() -> None:
 
 def test_a_target_that_is_down_fails_new_requests_at_once_and_sends_nothing() -> None:
     made = pair(deadsecs=1.0)
-    made.target.go_down(State.DOWN, TargetLost("down"))
+    made.target.give_up(TargetLost("down"))
     read = made.read(0, 1)
     assert read.ended_at == 1.0
     assert isinstance(read.error, TargetLost)
@@ -80,11 +81,11 @@ def test_a_silent_target_gets_nothing_until_it_is_identified_again() -> None:
     made.wires[0].segment.lose = lambda frame: True
     read = made.read(0, 1)
     made.run(10.0)
-    assert made.target.suspended
+    assert made.target.life.state is State.SUSPENDED
     assert max(sent.at for sent in made.sent) <= 1.0 + 2 * SILENCE
     made.wires[0].segment.lose = None
     made.finish(read, within=1.1)
-    assert not made.target.suspended
+    assert not made.target.life.state is State.SUSPENDED
     assert made.target.paths[0].rtt.rto == MIN_RTO
 
 

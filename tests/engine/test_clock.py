@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from aoefs.core.target import State
+from aoefs.core.life import State
 from aoefs.engine.clock import LATE, PERIOD, RunningClock
 from aoefs.engine.settings import Settings
 from tests.scene import Scene, nothing_is_left, open_scene
@@ -82,7 +82,7 @@ async def test_io_that_was_under_way_when_the_process_was_stopped_ends_well(
                 nursery.start_soon(disk.flush)
                 await stop_process(scene, autojump_clock)
                 target.silent = False
-        assert disk.target.state is State.UP
+        assert disk.target.life.state is State.UP
         assert disk.target.errors == 0
         assert disk.target.paths[0].rtt.longest <= longest + PERIOD + LATE
         await trio.sleep(10)
@@ -100,9 +100,9 @@ async def test_a_target_that_was_silent_before_the_stop_has_the_rest_of_its_time
             nursery.start_soon(disk.read, 0, 4096)
             nursery.start_soon(disk.flush)
             await trio.sleep(5)
-            assert disk.target.suspended
+            assert disk.target.life.state is State.SUSPENDED
             await stop_process(scene, autojump_clock)
             await trio.sleep(2)
-            assert disk.target.state is State.UP
+            assert scene.engine.statistics().targets[0].state == "up"
             target.silent = False
         assert disk.target.errors == 0

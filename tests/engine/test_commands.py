@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.core.life import State
 from aoefs.engine.settings import Settings
 from aoefs.errors import TargetLost
 from aoefs.protocol.ata import Opcode
@@ -106,9 +107,9 @@ async def test_a_flush_to_a_target_that_comes_back_goes_out_as_soon_as_it_is_kno
             nursery.start_soon(disk.flush)
             nursery.start_soon(disk.read, 0, 512)
             await trio.sleep(30)
-            assert disk.target.suspended
+            assert disk.target.life.state is State.SUSPENDED
             target.silent = False
-            while disk.target.suspended:  # noqa: ASYNC110
+            while disk.target.life.state is State.SUSPENDED:  # noqa: ASYNC110
                 await trio.sleep(0.001)
             back = trio.current_time()
         assert trio.current_time() - back <= 0.02
@@ -126,4 +127,4 @@ async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_befor
         target.silent = True
         with trio.move_on_after(5):
             await disk.flush()
-        assert disk.target.suspended
+        assert disk.target.life.state is State.SUSPENDED

@@ -114,11 +114,12 @@ async def test_failing_all_ends_what_waits_and_leaves_the_target_to_be_flushed(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call)
             await trio.sleep(0.5)
-            scene.engine.fail_all()
+            scene.engine.close()
             await trio.testing.wait_all_tasks_blocked()
             assert len(errors) == 1
         target.silent = False
         assert disk.target.dirty
+        disk.target.life.end()
         await disk.flush()
         assert not disk.target.dirty
 

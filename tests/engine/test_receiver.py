@@ -1,15 +1,22 @@
-"""The receiver: which frames count as answers, and when it sleeps."""
+"""The receiver: which frames count as answers, where the others go, and when it sleeps."""
 
 from __future__ import annotations
 
 import errno
+import itertools
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
+from aoefs.core.link import Entry, Link
+from aoefs.engine.driver import Driver
+from aoefs.engine.receiver import MAX_HINTS_QUEUED, RECEIVE_BATCHES, Receiver
+from aoefs.engine.shards import Shards
 from aoefs.errors import AtaError, TargetError
+from aoefs.net.packetsocket import LINK_DOWN
 from aoefs.protocol.ata import ErrorBit
 from aoefs.protocol.wire import (
     Address,
@@ -22,7 +29,37 @@ from aoefs.protocol.wire import (
     encode_header,
 )
 from tests.engine.answers import data_only, error_answer
+from tests.engine.queries import forge_config
 from tests.scene import DELAY, SimulatedTarget, nothing_is_left, open_scene, target_mac
+
+
+class BrokenLink:
+    """Every receive fails."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.up = True
+
+    def receive(self) -> tuple[int, list[Entry], list[bytes]]:
+        raise OSError(self.code, "broken")
+
+
+def make_receiver() -> Receiver:
+    """A receiver that gets no frame."""
+    hints, _ = trio.open_memory_channel[tuple[Link, Header]](0)
+    return Receiver(cast(Driver, None), cast(Shards, None), hints)
+
+
+@pytest.mark.parametrize("code", LINK_DOWN)
+def test_an_interface_that_is_down_gives_no_frames(code: int) -> None:
+    link = BrokenLink(code)
+    assert make_receiver().receive_batch(cast(Link, link)) == 0
+    assert not link.up
+
+
+def test_any_other_error_of_a_socket_is_not_hidden() -> None:
+    with pytest.raises(OSError, match="broken"):
+        make_receiver().receive_batch(cast(Link, BrokenLink(errno.EBADF)))
 
 
 async def test_an_interface_that_goes_down_under_the_receiver_ends_nothing(autojump_clock: MockClock) -> None:
@@ -154,6 +191,57 @@ async def test_a_good_answer_from_another_verified_path_counts(autojump_clock: M
         assert nothing_is_left(disk.target)
 
 
+async def test_a_good_answer_with_too_few_data_is_none(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await trio.sleep(2)
+        target.answer = lambda frame, reply: [(0.0, reply[:-1]), (0.001, reply)] if data_only(frame) else [(0.0, reply)]
+        assert await disk.read(0, 1024) == target.data[:1024]
+        assert scene.link.rx_unknown == 1
+        assert disk.target.statistics().errors == 0
+
+
+async def test_a_config_answer_with_no_tag_of_ours_is_a_hint_and_other_frames_are_counted(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scene() as scene:
+        await trio.sleep(2)
+        for command, response in itertools.product(AoeCommand, (Flag.RESPONSE, 0)):
+            header = Header(scene.link.mac, target_mac(1), Address(0, 0), command, 0x8000_0000, response)
+            hints, unknown = scene.engine.statistics().hints, scene.link.rx_unknown
+            scene.link.inbox.append(encode_ata(header, AtaArgument(0, 0, 0, 0x40, 0)))
+            scene.engine.receiver.receive_batches(scene.link)
+            await trio.sleep(0.01)
+            is_hint = command is AoeCommand.CONFIG and response == Flag.RESPONSE
+            now = scene.engine.statistics().hints, scene.link.rx_unknown
+            assert now == ((hints + 1, unknown) if is_hint else (hints, unknown + 1))
+
+
+async def test_more_hints_than_the_queue_takes_are_counted_and_dropped(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await trio.sleep(2)
+        for number in range(MAX_HINTS_QUEUED + 100):
+            forge_config(scene, 0, mac=target_mac(number))
+        await trio.sleep(0.01)
+        assert scene.engine.receiver.hints_dropped == 100
+        assert scene.engine.statistics().hints == MAX_HINTS_QUEUED + 100
+
+
+async def test_a_flood_of_frames_leaves_the_other_tasks_their_turns(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await trio.testing.wait_all_tasks_blocked()
+        frames = 100 * RECEIVE_BATCHES * 64
+        before = scene.link.rx_frames
+        for _ in range(frames):
+            scene.link.deliver(b"junk")
+        turns = 0
+        while scene.link.rx_frames < before + frames:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns >= 100
+
+
 async def test_frames_of_any_length_do_no_harm(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
@@ -197,11 +285,23 @@ async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_
         assert len(read) == 1
 
 
-async def test_a_port_may_go_while_its_receiver_sleeps(autojump_clock: MockClock) -> None:
+def receivers() -> list[str]:
+    """The receivers' tasks, by name."""
+    tasks = [trio.lowlevel.current_root_task()]
+    found = []
+    while tasks:
+        task = tasks.pop()
+        assert task is not None
+        found += [task.name] if task.name.startswith("receiver") else []
+        tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+async def test_a_link_may_go_while_its_receiver_sleeps(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         scene.engine.receiver.attended(True)
         await trio.testing.wait_all_tasks_blocked()
+        assert receivers() == ["receiver on seg0"]
         scene.engine.drop_link(scene.link)
         await trio.sleep(0.01)
-        tasks = [task.name for task in scene.nursery.child_tasks]
-        assert not [name for name in tasks if name.startswith("receiver")]
+        assert not receivers()

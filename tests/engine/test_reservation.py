@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.core.life import State
 from aoefs.engine.settings import Settings
 from aoefs.errors import TargetError, TargetLost
 from aoefs.protocol.ata import Opcode
@@ -112,7 +113,7 @@ async def test_a_target_that_was_restarted_has_it_again_before_it_gets_io(autoju
         async with trio.open_nursery() as nursery:
             nursery.start_soon(disk.write, 0, b"x" * 512)
             await trio.sleep(4)
-            assert disk.target.suspended
+            assert disk.target.life.state is State.SUSPENDED
             holder.set_to()
             target.silent = False
             scene.wire.log.clear()

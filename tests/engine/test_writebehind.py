@@ -238,8 +238,9 @@ async def test_who_fails_all_that_waits_does_not_fail_what_was_answered(autojump
 
             nursery.start_soon(write_in_vain)
             await trio.sleep(0.05)
-            scene.engine.fail_all()
+            scene.engine.close()
         target.silent = False
+        disk.target.life.end()
         await disk.flush()
         assert target.data[:BLOCK] == b"n" * BLOCK
         assert disk.write_behind.lost == 0

@@ -200,7 +200,7 @@ async def test_a_down_target_can_be_revalidated(autojump_clock: MockClock, annou
         target.silent = False
         await echo(mount, b"e0.0\n", "revalidate")
         await trio.sleep(0.5)
-        assert disk.target.state.value == "up"
+        assert disk.target.life.state.value == "up"
 
 
 # ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -305,7 +305,7 @@ async def test_a_target_of_which_a_late_write_may_travel_is_not_forgotten(
         target.silent = True
         with pytest.raises(Exception, match="not answered"):
             await disk.write(0, bytes(512))
-        assert disk.target.state.value == "down"
+        assert disk.target.life.state.value == "down"
         with fails(errno.EBUSY):
             await echo(mount, b"e0.0", "flush")
         await trio.sleep(5)

@@ -267,7 +267,7 @@ async def test_a_disk_that_is_silent_keeps_its_partitions(autojump_clock: MockCl
         inode = await mount.inode("e0.0p1")
         target.silent = True
         await mount.operations.read_table(disk)
-        assert disk.target.state.value == "down"
+        assert disk.target.life.state.value == "down"
         assert await mount.inode("e0.0p1") == inode
         assert mount.kernel.take() == []
 
