@@ -21,26 +21,23 @@ def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) 
     is not usable, or when none is.
     """
     interfaces = list_interfaces() if interfaces is None else interfaces
-    if names:
-        by_name = {interface.name: interface for interface in interfaces}
-        return [_usable_by_name(name, by_name) for name in dict.fromkeys(names)]
     masters = {interface.index: interface for interface in interfaces if interface.ethernet}
-    chosen = [interface for interface in interfaces if _objection(interface, masters) is None]
-    if not chosen:
-        raise UserError("no usable Ethernet interface is up: bring one up with 'ip link set IF up', or name one by -i")
-    return chosen
-
-
-def _usable_by_name(name: str, by_name: dict[str, Interface]) -> Interface:
-    interface = by_name.get(name)
-    if interface is None:
-        there = ", ".join(other.name for other in by_name.values() if other.ethernet) or "no Ethernet interface"
-        raise UserError(f"interface {name} does not exist: there is {there}")
-    masters = {other.index: other for other in by_name.values() if other.ethernet}
-    objection = _objection(interface, masters)
-    if objection is not None:
-        raise UserError(objection)
-    return interface
+    if not names:
+        chosen = [interface for interface in interfaces if _objection(interface, masters) is None]
+        if not chosen:
+            raise UserError(
+                "no usable Ethernet interface is up: bring one up with 'ip link set IF up', or name one by -i"
+            )
+        return chosen
+    by_name = {interface.name: interface for interface in interfaces}
+    for name in names:
+        if name not in by_name:
+            there = ", ".join(master.name for master in masters.values()) or "no Ethernet interface"
+            raise UserError(f"interface {name} does not exist: there is {there}")
+        objection = _objection(by_name[name], masters)
+        if objection is not None:
+            raise UserError(objection)
+    return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def _objection(interface: Interface, masters: dict[int, Interface]) -> str | None:

@@ -238,7 +238,12 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     OSError as umount(2) raises it, EBUSY while something is open.
     """
     if os.geteuid() == 0:
-        _umount2(path, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
+        import ctypes  # here: only an unmount needs it
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
         return
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     try:
@@ -248,12 +253,3 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     if result.returncode:
         code = errno.EBUSY if os.strerror(errno.EBUSY).lower() in result.stderr.lower() else errno.EPERM
         raise OSError(code, result.stderr.strip().removeprefix("fusermount3: ") or os.strerror(code), path)
-
-
-def _umount2(path: str, flags: int) -> None:
-    import ctypes  # here: only an unmount needs it
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), flags):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)

@@ -21,13 +21,9 @@ from aoefs.status.events import Event
 STATUS_EVENTS = 50  # the last ones; ``aoefs events`` shows all that are remembered
 
 
-def _fields(record: Any) -> dict[str, object]:
+def _fields(record: PathStatistics | LinkStatistics) -> dict[str, object]:
     """A flat record as a dict.  asdict copies deeply, and takes 20 times as long for a thousand paths."""
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
-def path_report(path: PathStatistics, bufcnt: int) -> dict[str, object]:
-    return {**_fields(path), "mac": format_mac(path.mac), "bufcnt": bufcnt}
+    return {name: getattr(record, name) for name in record.__dataclass_fields__} | {"mac": format_mac(record.mac)}
 
 
 def _latency_report(counts: Sequence[int]) -> dict[str, object]:
@@ -52,7 +48,7 @@ def target_report(target: TargetStatistics) -> dict[str, Any]:
         "firmware": identity.firmware,
         "config": target.config.decode("utf-8", "backslashreplace"),
         "state": target.state,
-        "paths": [path_report(path, target.bufcnt) for path in target.paths],
+        "paths": [{**_fields(path), "bufcnt": target.bufcnt} for path in target.paths],
         "reads": target.reads,
         "writes": target.writes,
         "read_bytes": target.read_bytes,
@@ -94,10 +90,6 @@ def stranger_report(stranger: Stranger) -> dict[str, Any]:
     }
 
 
-def link_report(link: LinkStatistics) -> dict[str, object]:
-    return {**_fields(link), "mac": format_mac(link.mac)}
-
-
 def status_report(
     statistics: EngineStatistics, events: Sequence[Event] = (), *, mountpoint: str, pid: int, version: str
 ) -> dict[str, object]:
@@ -108,7 +100,7 @@ def status_report(
         "version": version,
         "targets": [target_report(target) for target in statistics.targets],
         "shards": [asdict(shard) for shard in statistics.shards],
-        "links": [link_report(link) for link in statistics.links],
+        "links": [_fields(link) for link in statistics.links],
         "strangers": [stranger_report(stranger) for stranger in statistics.strangers],
         "hints": statistics.hints,
         "hints_dropped": statistics.hints_dropped,
