@@ -1,19 +1,44 @@
-"""The lookout: the first discovery, and asking again."""
+"""The lookout: the first discovery, and who is asked again, when and where."""
 
 from __future__ import annotations
+
+import contextlib
+import math
+from itertools import pairwise
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.protocol.wire import (
-    AoeCommand,
-)
-from tests.engine.queries import broadcasts
-from tests.scene import open_scene
+from aoefs.engine.changes import Change
+from aoefs.engine.disk import Disk
+from aoefs.engine.lookout import SILENT_QUERIES, WIDEN_AFTER
+from aoefs.engine.settings import Settings
+from aoefs.errors import TargetLost
+from aoefs.protocol.ata import Opcode
+from aoefs.protocol.wire import BROADCAST_ADDRESS, BROADCAST_MAC, AoeCommand
+from tests.engine.queries import ZERO, broadcasts
+from tests.scene import DELAY, Scene, SimulatedTarget, open_scene, target_mac
 
 
-async def test_on_demand_the_schedule_begins_anew(autojump_clock: MockClock) -> None:
+def asked(scene: Scene) -> list[tuple[float, bytes]]:
+    """(time, MAC) of the config queries for e0.0: not those of the schedule, which are for every target."""
+    sent = scene.wire.sent(AoeCommand.CONFIG)
+    assert {header.address for _, header, _ in sent} <= {ZERO, BROADCAST_ADDRESS}
+    return [(at, header.destination) for at, header, _ in sent if header.address == ZERO]
+
+
+async def wait_for(disk: Disk) -> None:
+    """Read, until the engine stops."""
+    with contextlib.suppress(TargetLost):
+        await disk.read(0, 512)
+
+
+def forget_what_was_asked(scene: Scene) -> None:
+    scene.wire.log.clear()
+
+
+async def test_on_demand_the_schedule_begins_again(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await trio.sleep(10)
         seen = len(broadcasts(scene))
@@ -21,6 +46,136 @@ async def test_on_demand_the_schedule_begins_anew(autojump_clock: MockClock) -> 
         await trio.sleep(100)
         times = broadcasts(scene)[seen:]
         assert times == pytest.approx([10, 10.1, 10.3, 10.7, 70.7])
+
+
+# ── silent targets ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_silent_target_is_asked_for_everywhere_at_growing_distances(autojump_clock: MockClock) -> None:
+    async with open_scene(Settings(deadsecs=0)) as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.read(0, 512)
+        await trio.sleep(2)
+        assert asked(scene) == [], "a target that answers is left alone"
+        target.silent = True
+        scene.nursery.start_soon(wait_for, disk)
+        await trio.sleep(90)
+        assert {mac for _, mac in asked(scene)} == {BROADCAST_MAC}, "it may come back with another MAC"
+        times = [at for at, _ in asked(scene)]
+        distances = [later - earlier for earlier, later in pairwise(times)]
+        assert distances[: len(SILENT_QUERIES)] == pytest.approx(SILENT_QUERIES)
+        assert set(distances[len(SILENT_QUERIES) :]) == {SILENT_QUERIES[-1]}
+        target.silent = False
+        await trio.sleep(16)
+        assert not disk.target.is_silent
+        forget_what_was_asked(scene)
+        target.silent = True
+        scene.nursery.start_soon(wait_for, disk)
+        await trio.sleep(4)
+        assert len(asked(scene)) >= 3, "the next silence begins with short distances again"
+
+
+async def test_a_link_that_is_down_is_not_asked_on(autojump_clock: MockClock) -> None:
+    async with open_scene(Settings(deadsecs=0)) as scene:
+        scene.add_wire()
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.read(0, 512)
+        target.silent = True
+        scene.nursery.start_soon(wait_for, disk)
+        await trio.sleep(2)
+        scene.engine.link_changed(scene.link, up=False)
+        forget_what_was_asked(scene)
+        await trio.sleep(30)
+        assert asked(scene) == []
+
+
+async def test_a_target_that_was_just_suspended_is_identified_on_each_path_at_once(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
+        disk = await scene.disk()
+        await trio.sleep(2)
+        await disk.read(0, 512 * 64)
+        forget_what_was_asked(scene)
+        target.silent = other.silent = True
+        scene.nursery.start_soon(wait_for, disk)
+        while not disk.target.is_silent:  # noqa: ASYNC110 (virtual time costs nothing)
+            await trio.sleep(0.001)
+        await trio.sleep(0.002)
+        identified = [
+            header.destination for _, header, frame in scene.wire.sent(AoeCommand.ATA) if frame[27] == Opcode.IDENTIFY
+        ]
+        assert sorted(identified) == sorted([target.mac, other.mac])
+
+
+# ── revalidation ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_revalidate_asks_each_path_and_makes_what_was_read_old(autojump_clock: MockClock) -> None:
+    changes: list[Change] = []
+    async with open_scene(on_change=lambda _disk, change: changes.append(change)) as scene:
+        target = scene.add_target()
+        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
+        disk = await scene.disk()
+        await trio.sleep(2)
+        generation = disk.generation
+        changes.clear()
+        scene.engine.lookout.revalidate(disk)
+        assert sorted(mac for _, mac in asked(scene)) == sorted([target.mac, other.mac])
+        assert disk.generation > generation
+        assert changes == [Change.REVALIDATED]
+
+
+async def test_revalidate_of_a_silent_target_asks_everywhere(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        scene.add_target()
+        disk = await scene.disk()
+        scene.engine.drop_link(scene.link)
+        wire, _ = scene.add_wire()
+        scene.engine.lookout.revalidate(disk)
+        queries = wire.sent(AoeCommand.CONFIG)
+        assert [(header.destination, header.address) for _, header, _ in queries] == [(BROADCAST_MAC, ZERO)]
+
+
+# ── paths of which too little is known ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_degraded_path_is_asked_once_a_second_until_it_answers(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
+        disk = await scene.disk()
+        await trio.sleep(2)
+        path = disk.target.find_path(scene.link, other.mac)
+        assert path is not None
+        path.degraded = True
+        other.silent = True
+        forget_what_was_asked(scene)
+        await trio.sleep(5)
+        assert {mac for _, mac in asked(scene)} == {other.mac}
+        assert len(asked(scene)) == 5
+        other.silent = False
+        await trio.sleep(2)
+        assert not path.degraded
+
+
+async def test_a_path_with_a_small_payload_is_measured_again_at_growing_distances(autojump_clock: MockClock) -> None:
+    async with open_scene(max_sectors=17) as scene:
+        target = scene.add_target(max_sectors=17)
+        scene.wire.route = lambda frame: [(DELAY, frame)] if len(frame) <= 1514 else []
+        disk = await scene.disk()
+        await trio.sleep(3)
+        (path,) = disk.target.paths
+        assert (path.sectors, path.full_sectors) == (2, 17)
+        scene.engine.discovery.stop(scene.link)  # only the lookout asks from now on
+        await trio.sleep(100)
+        times = [at for at, mac in asked(scene) if mac == target.mac]
+        distances = [later - earlier for earlier, later in pairwise(times)]
+        assert distances == pytest.approx([WIDEN_AFTER * 2**power for power in range(1, len(times))])
+        assert math.isclose(times[0], WIDEN_AFTER, abs_tol=2)
+        assert len(times) == 3
 
 
 # ── the first discovery ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -41,7 +196,7 @@ async def test_the_first_discovery_ends_150_ms_after_the_last_new_target(autojum
         assert trio.current_time() - began < 1
 
 
-async def test_the_first_discovery_ends_after_a_second_when_nobody_answers(autojump_clock: MockClock) -> None:
+async def test_the_first_discovery_ends_after_a_second_without_any_answer(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         began = trio.current_time()
         await scene.engine.first_discovery()
