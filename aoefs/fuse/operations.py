@@ -219,7 +219,7 @@ class AoeOperations(pyfuse3.Operations):
             return
         node = handle.node
         if handle.ahead is not None:
-            handle.ahead.drop()
+            handle.ahead.close()
         node.opened -= 1
         node.disk.opened -= 1
         self.tree.let_go(node)

@@ -9,7 +9,8 @@ What always holds:
 - A chunk is used only if nothing of this mount wrote to its disk since before it was asked for (``Disk.generation``),
   and the target was not away: no program reads what was there before its own write.
 - An error of a read ahead is dropped: the read that wants the bytes asks for them again.
-- At most ``MAX_CHUNKS`` are held; beyond that the handle that was read longest ago loses its own.
+- At most ``MAX_CHUNKS`` are held, all of them by registered handles; beyond that the handle that was read longest ago
+  loses its own.
 
 Rejected: doing so always (two read-aheads of which the kernel's is the better one), and a cache (that is the
 kernel's).
@@ -25,7 +26,7 @@ import trio
 
 from aoefs.engine.disk import Disk
 from aoefs.engine.supervisor import Supervisor
-from aoefs.errors import RequestError
+from aoefs.errors import RequestError, TargetLost
 
 CHUNK_BYTES = 1 << 20
 DEPTH = 4  # chunks ahead of one handle
@@ -49,26 +50,31 @@ class _Chunk:
 
 
 class ReadAheads:
-    """What all handles together read ahead.  ``wanted`` is set when the kernel's own read-ahead stays small."""
+    """What all open handles together read ahead.  ``wanted`` is set when the kernel's own read-ahead stays small."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.wanted = False
         self.supervisor = supervisor
-        self.chunks = 0
-        self._handles: OrderedDict[ReadAhead, None] = OrderedDict()
+        self._handles: OrderedDict[ReadAhead, None] = OrderedDict()  # those that read, the last one last
+
+    @property
+    def chunks(self) -> int:
+        return sum(map(self.chunks_of, self._handles))
+
+    def chunks_of(self, handle: ReadAhead) -> int:
+        return len(handle.chunks)
 
     def note_use(self, handle: ReadAhead) -> None:
         self._handles[handle] = None
         self._handles.move_to_end(handle)
 
     def make_room(self, handle: ReadAhead) -> bool:
-        """Room for one more chunk of ``handle``; False when it has all there is."""
+        """Room for one more chunk of ``handle``; False if it holds all there is."""
         while self.chunks >= MAX_CHUNKS:
-            oldest = next(iter(self._handles))
-            if oldest is handle:
+            oldest = next((other for other in self._handles if other.chunks and other is not handle), None)
+            if oldest is None:
                 return False
             oldest.drop()
-        self.chunks += 1
         return True
 
     def forget(self, handle: ReadAhead) -> None:
@@ -76,12 +82,13 @@ class ReadAheads:
 
 
 class ReadAhead:
-    """The reading of one handle on ``disk``."""
+    """The reading of one open handle on ``disk``.  ``chunks`` are what it holds or waits for, one after another."""
 
     def __init__(self, disk: Disk, all_handles: ReadAheads) -> None:
+        self.chunks: deque[_Chunk] = deque()
         self._disk = disk
         self._all = all_handles
-        self._chunks: deque[_Chunk] = deque()  # one after another
+        self._closed = False
         self._next = 0  # where a read in order goes on (bytes)
         self._in_order = 0
 
@@ -93,52 +100,57 @@ class ReadAhead:
             self._in_order = 0
             self.drop()
         self._next = max(self._next, offset + size) if self._in_order else offset + size
-        self._all.note_use(self)
         self._let_go_before(offset - SLACK_BYTES)
         found = self._find(offset, size)
-        if self._in_order >= IN_ORDER:
+        if self._in_order >= IN_ORDER and not self._closed:
+            self._all.note_use(self)
             self._ask_ahead(end)
         if found is not None:
             await found.done.wait()
             if found.data is not None and found.generation == self._disk.generation:
                 return found.data[offset - found.offset : offset - found.offset + size]
+        if offset + size > self._disk.size_bytes:
+            raise TargetLost(f"{self._disk.target.name} shrank while it was read")
         return await self._disk.read(offset, size)
 
     def drop(self) -> None:
         """Give up what was read ahead."""
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             chunk.scope.cancel()
-            self._all.chunks -= 1
-        self._chunks.clear()
+        self.chunks.clear()
+
+    def close(self) -> None:
+        """The handle is closed; what still reads through it reads nothing ahead."""
+        self._closed = True
+        self.drop()
         self._all.forget(self)
 
     def _let_go_before(self, offset: int) -> None:
-        generation = self._disk.generation
-        if self._chunks and self._chunks[-1].generation != generation:
+        if self.chunks and self.chunks[-1].generation != self._disk.generation:
             self.drop()
-        while self._chunks and self._chunks[0].offset + self._chunks[0].size <= offset:
-            self._chunks.popleft()
-            self._all.chunks -= 1
+        while self.chunks and self.chunks[0].offset + self.chunks[0].size <= offset:
+            self.chunks.popleft()
 
     def _find(self, offset: int, size: int) -> _Chunk | None:
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             if chunk.offset <= offset and offset + size <= chunk.offset + chunk.size:
                 return chunk
         return None
 
     def _ask_ahead(self, end: int) -> None:
-        while len(self._chunks) < DEPTH:
-            offset = self._chunks[-1].offset + self._chunks[-1].size if self._chunks else self._next
+        while len(self.chunks) < DEPTH:
+            offset = self.chunks[-1].offset + self.chunks[-1].size if self.chunks else self._next
             size = min(CHUNK_BYTES, end - offset)
             if size <= 0 or not self._all.make_room(self):
                 return
             chunk = _Chunk(offset, size, self._disk.generation)
-            self._chunks.append(chunk)
+            self.chunks.append(chunk)
             self._all.supervisor.start("read-ahead", partial(self._fill, chunk))
 
     async def _fill(self, chunk: _Chunk) -> None:
         try:
-            with chunk.scope, contextlib.suppress(RequestError):
-                chunk.data = await self._disk.read(chunk.offset, chunk.size)
+            if chunk.offset + chunk.size <= self._disk.size_bytes:  # it may have shrunk since it was asked for
+                with chunk.scope, contextlib.suppress(RequestError):
+                    chunk.data = await self._disk.read(chunk.offset, chunk.size)
         finally:
             chunk.done.set()

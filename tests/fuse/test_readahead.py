@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from aoefs.engine.disk import Disk
 from aoefs.engine.supervisor import Supervisor
+from aoefs.errors import TargetLost
 from aoefs.fuse.readahead import CHUNK_BYTES, DEPTH, MAX_CHUNKS, ReadAhead, ReadAheads
 from tests.engine.slowwrites import BLOCK, SLOW, write_behind
 from tests.scene import DELAY, Scene, SimulatedTarget, open_scene
@@ -146,3 +149,54 @@ async def test_what_was_read_ahead_before_a_write_was_answered_is_not_used_after
         assert all_handles.chunks
         assert await ahead.read(20 * BLOCK, BLOCK, 64 * BLOCK) == b"n" * BLOCK
         assert not disk.write_behind.pending
+
+
+async def test_what_a_closed_handle_still_reads_takes_no_chunks(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        ahead = ReadAhead(disk, all_handles)
+        await in_order(ahead, disk, target, 0, 3)
+        ahead.close()
+        await in_order(ahead, disk, target, 3, 8)
+        assert all_handles.chunks == 0
+
+
+async def test_writes_let_go_of_chunks_and_leave_their_handle_within_the_bound(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, target, disk, all_handles):
+        handles = [ReadAhead(disk, all_handles) for _ in range(MAX_CHUNKS)]
+        for number in range(3, 9):
+            for ahead in handles:
+                for before in range(number - 3, number):
+                    await ahead.read(before * KERNEL, KERNEL, SIZE)
+                await disk.write(0, target.data[:512])
+            assert all_handles.chunks <= MAX_CHUNKS
+            newcomer = ReadAhead(disk, all_handles)
+            await in_order(newcomer, disk, target, 0, 4)
+            assert all_handles.chunks_of(newcomer) == DEPTH, "who comes last is not starved"
+            newcomer.close()
+        for ahead in handles:
+            ahead.close()
+        assert all_handles.chunks == 0
+
+
+class LateSupervisor(Supervisor):
+    """Begins its work when the test says so."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], Awaitable[object]]] = []
+
+    def start(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        self.work.append(work)
+
+
+async def test_a_disk_that_shrinks_before_it_is_read_ahead_ends_nothing(autojump_clock: MockClock) -> None:
+    async with open_disk() as (_, _, disk, _):
+        supervisor = LateSupervisor()
+        ahead = ReadAhead(disk, ReadAheads(supervisor))
+        for number in range(3):
+            await ahead.read(number * KERNEL, KERNEL, SIZE)
+        assert len(supervisor.work) == DEPTH
+        disk.target.identity = replace(disk.target.identity, sectors=8)
+        for work in supervisor.work:
+            await work()
+        with pytest.raises(TargetLost, match="e0.1 shrank"):
+            await ahead.read(3 * KERNEL, KERNEL, SIZE)
