@@ -10,11 +10,21 @@ from trio.testing import MockClock
 
 from aoefs.core.life import State
 from aoefs.engine.settings import Settings
-from aoefs.errors import TargetLost
+from aoefs.errors import TargetError, TargetLost
 from aoefs.protocol.ata import Opcode
-from aoefs.protocol.wire import AoeCommand, AtaArgument, decode_ata_untrusted
+from aoefs.protocol.wire import (
+    AoeCommand,
+    AtaArgument,
+    ConfigCommand,
+    ErrorCode,
+    MaskDirective,
+    ReserveArgument,
+    ReserveCommand,
+    decode_ata_untrusted,
+    decode_config_untrusted,
+)
 from tests.engine.answers import flushes, is_flush
-from tests.scene import DELAY, SimulatedTarget, open_scene, target_mac
+from tests.scene import DELAY, OUR_MAC, SimulatedTarget, open_scene, target_mac
 
 
 async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autojump_clock: MockClock) -> None:
@@ -25,6 +35,80 @@ async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autoju
         answer = await disk.commands.ata(registers)
         assert isinstance(answer.argument, AtaArgument)
         assert answer.argument.count == 0xFF
+
+
+async def test_the_reserve_list_is_set_read_and_kept_from_others(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        commands = (await scene.disk()).commands
+        assert await commands.holders() == ()
+        assert await commands.reserve(ReserveArgument(ReserveCommand.SET, (OUR_MAC,))) == (OUR_MAC,)
+        assert await commands.holders() == (OUR_MAC,)
+        target.export.access.reserve(OUR_MAC, [target_mac(5)], force=False)  # as another initiator
+        assert await commands.holders() == (target_mac(5),)
+        with pytest.raises(TargetError) as caught:
+            await commands.reserve(ReserveArgument(ReserveCommand.SET, (OUR_MAC,)))
+        assert caught.value.code == ErrorCode.TARGET_RESERVED
+
+
+async def test_the_mask_list_is_read(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        commands = (await scene.disk()).commands
+        assert await commands.mask() == ()
+        target.export.access.edit_mask([(MaskDirective.ADD, OUR_MAC), (MaskDirective.ADD, target_mac(5))])
+        assert await commands.mask() == (OUR_MAC, target_mac(5))
+
+
+async def test_a_config_string_is_set_whatever_was_there(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        scene.add_target()
+        disk = await scene.disk()
+        for string in (b"one", b"two", b""):
+            await disk.commands.set_config(string)
+            assert disk.target.config == string
+        sent = [decode_config_untrusted(frame) for _, _, frame in scene.wire.sent(AoeCommand.CONFIG)]
+        written = [config.string for config in sent if config.command == ConfigCommand.FORCE_SET]
+        assert written == [b"one", b"two", b""]
+
+
+async def test_each_sending_takes_the_next_path(autojump_clock: MockClock) -> None:
+    async with open_scene(Settings(deadsecs=10)) as scene:
+        target = scene.add_target()
+        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
+        disk = await scene.disk()
+        await trio.sleep(2)
+        for one in (target, other):
+            one.answer = lambda frame, reply: [] if frame[19] == AoeCommand.RESERVE else [(0.0, reply)]
+        with pytest.raises(TargetLost, match="did not answer RESERVE"):
+            await disk.commands.holders()
+        sent = [header.destination for _, header, _ in scene.wire.sent(AoeCommand.RESERVE)]
+        assert sent[:4] == [path.mac for path in disk.target.paths] * 2
+
+
+async def test_a_slow_path_gets_its_rto_before_a_command_is_sent_again(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        disk.target.paths[0].rtt.rto = 1.75
+        target.answer = lambda frame, reply: [] if is_flush(frame) else [(0.0, reply)]
+        began = trio.current_time()
+        with trio.move_on_after(1.9):
+            await disk.flush()
+        assert [at - began for at in flushes(scene)] == pytest.approx([0, 1.75])
+
+
+async def test_a_cancelled_command_leaves_nothing_behind(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await trio.sleep(6)  # until the tags of the queries are forgotten
+        target.silent = True
+        with trio.move_on_after(0.5):
+            await disk.commands.holders()
+        assert not scene.engine.driver.tags.live
+        await trio.sleep(60)
+        assert disk.target.life.state is State.UP, "nothing waited, so nothing was silent"
 
 
 async def test_a_flush_is_sent_again_after_one_second_doubling_up_to_eight(autojump_clock: MockClock) -> None:
@@ -76,7 +160,7 @@ async def test_the_answer_to_a_flush_counts_only_from_a_path_of_the_target(autoj
 
 
 async def test_a_flush_goes_out_on_a_healthy_path(autojump_clock: MockClock) -> None:
-    """The target moved to another link: its old path is scorned, and a flush does not wait for it."""
+    """The target moved to another link: its old path is degraded, and a flush does not wait for it."""
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()

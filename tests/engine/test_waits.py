@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from aoefs.engine.waits import Sleepers, Wait
+from aoefs.engine.waits import Sleepers, Wait, WaitGroup
+from aoefs.errors import TargetLost
 
 
 def count(sleepers: Sleepers) -> tuple[int, int]:
@@ -75,3 +76,31 @@ async def test_a_cancelled_wait_is_counted_no_longer_and_may_still_be_woken() ->
     assert count(sleepers) == (0, 0)
     wait.wake()
     assert count(sleepers) == (0, 0)
+
+
+async def test_a_group_wakes_all_of_its_waits_and_no_other() -> None:
+    sleepers = Sleepers()
+    group = WaitGroup(sleepers)
+    waits = [group.begin() for _ in range(2)]
+    other = Wait(sleepers)
+    async with trio.open_nursery() as nursery:
+        for wait in (*waits, other):
+            nursery.start_soon(wait.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        group.interrupt(None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [wait.woken for wait in (*waits, other)] == [True, True, False]
+        assert [wait.error for wait in waits] == [None, None]
+        other.wake()
+
+
+def test_a_group_counts_its_waits_and_keeps_the_first_error() -> None:
+    group = WaitGroup(Sleepers())
+    ended, kept = group.begin(), group.begin()
+    assert len(group) == 2
+    group.end(ended)
+    assert len(group) == 1
+    first, second = TargetLost("first"), TargetLost("second")
+    for error in (first, second, None):
+        group.interrupt(error)
+    assert (ended.error, kept.error) == (None, first)

@@ -1,0 +1,187 @@
+"""The interfaces of a mount, as the kernel says that they come, change and go."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+
+import pytest
+import trio
+
+from aoefs.engine.engine import Engine
+from aoefs.errors import ControlError
+from aoefs.fuse import interfaces
+from aoefs.fuse.interfaces import Interfaces
+from aoefs.net.netlink import Interface, InterfaceGone
+from tests.scene import Announce
+
+MAC, OTHER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
+
+
+def interface(name: str = "eth0", **fields: Any) -> Interface:
+    usable = Interface(1, name, MAC, 1500, up=True, running=True, ethernet=True)
+    return replace(usable, **fields)
+
+
+class FakeEngine:
+    """Opens any interface but those in ``broken``; ``done`` is what it did."""
+
+    def __init__(self) -> None:
+        self.links: dict[str, SimpleNamespace] = {}
+        self.broken: set[str] = set()
+        self.done: list[str] = []
+
+    def open_link(self, name: str) -> None:
+        if name in self.broken:
+            raise OSError(errno.ENETDOWN, "Network is down")
+        self.done.append(f"open {name}")
+        self.links[name] = SimpleNamespace(interface=name, mac=MAC)
+
+    def drop_link(self, link: SimpleNamespace) -> None:
+        self.done.append(f"drop {link.interface}")
+        del self.links[link.interface]
+
+    def link_changed(self, link: SimpleNamespace, *, up: bool) -> None:
+        self.done.append(f"{link.interface} {'up' if up else 'down'}")
+
+
+class FakeMonitor:
+    """Says what is in ``events``, then no more."""
+
+    events: ClassVar[list[Interface | InterfaceGone]] = []
+
+    def __enter__(self) -> FakeMonitor:
+        return self
+
+    def __exit__(self, *_failure: object) -> None: ...
+
+    def __aiter__(self) -> FakeMonitor:
+        return self
+
+    async def __anext__(self) -> Interface | InterfaceGone:
+        await trio.lowlevel.checkpoint()
+        if not self.events:
+            raise StopAsyncIteration
+        return self.events.pop(0)
+
+
+class Bench:
+    """The interfaces of a mount whose user named ``names``."""
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.engine = FakeEngine()
+        self.interfaces = Interfaces(cast(Engine, self.engine), names)
+
+    async def happen(self, *events: Interface | InterfaceGone) -> list[str]:
+        """What the engine was asked to do about these events."""
+        self.engine.done.clear()
+        FakeMonitor.events = [*events]
+        await self.interfaces.follow()
+        return [*self.engine.done]
+
+
+@pytest.fixture(autouse=True)
+def _monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interfaces, "InterfaceMonitor", FakeMonitor)
+
+
+@pytest.fixture
+def present(monkeypatch: pytest.MonkeyPatch) -> list[Interface]:
+    """The interfaces that the kernel lists."""
+    listed = [interface("eth0"), interface("eth1")]
+    monkeypatch.setattr("aoefs.host.interfaces.list_interfaces", lambda: listed)
+    return listed
+
+
+# ── what the kernel says ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_without_names_every_usable_interface_is_opened_when_it_comes() -> None:
+    bench = Bench()
+    assert await bench.happen(interface("eth0"), interface("eth1")) == ["open eth0", "open eth1"]
+
+
+UNUSABLE: dict[str, dict[str, Any]] = {
+    "no Ethernet": {"ethernet": False},
+    "down": {"up": False},
+    "an MTU without room for a sector": {"mtu": 500},
+    "a port of a bridge": {"master": 7},
+}
+
+
+@pytest.mark.parametrize("why", UNUSABLE)
+async def test_an_unusable_interface_is_left_alone(why: str) -> None:
+    assert await Bench().happen(interface(**UNUSABLE[why])) == []
+
+
+async def test_with_names_only_those_are_opened() -> None:
+    assert await Bench(["eth1"]).happen(interface("eth0"), interface("eth1")) == ["open eth1"]
+
+
+async def test_a_link_follows_its_interface() -> None:
+    bench = Bench()
+    await bench.happen(interface())
+    assert await bench.happen(interface(mtu=9000)) == ["eth0 up"]
+    assert await bench.happen(interface(running=False)) == ["eth0 down"], "no carrier"
+    assert await bench.happen(interface(up=False)) == ["eth0 down"]
+    assert await bench.happen(interface()) == ["eth0 up"]
+
+
+async def test_a_link_is_opened_again_when_its_interface_has_another_address(announce: Announce) -> None:
+    announce("eth0 has the address 02:00:00:00:00:02 now")
+    bench = Bench()
+    await bench.happen(interface())
+    assert await bench.happen(interface(mac=OTHER_MAC)) == ["drop eth0", "open eth0"]
+
+
+async def test_a_link_goes_with_its_interface(announce: Announce) -> None:
+    announce("^eth0 is gone$")
+    bench = Bench()
+    await bench.happen(interface())
+    assert await bench.happen(InterfaceGone(1, "eth0")) == ["drop eth0"]
+    assert await bench.happen(InterfaceGone(2, "eth9")) == []
+    assert await bench.happen(interface()) == ["open eth0"]
+
+
+async def test_an_interface_that_cannot_be_opened_is_logged_and_the_others_go_on(announce: Announce) -> None:
+    announce("^eth0: Network is down$")
+    bench = Bench()
+    bench.engine.broken.add("eth0")
+    assert await bench.happen(interface("eth0"), interface("eth1")) == ["open eth1"]
+
+
+# ── what the user says ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_other_interfaces_are_opened_before_the_old_ones_go(present: list[Interface]) -> None:
+    bench = Bench()
+    await bench.happen(interface("eth0"))
+    bench.engine.done.clear()
+    bench.interfaces.set(["eth1"])
+    assert bench.engine.done == ["open eth1", "drop eth0"]
+    assert await bench.happen(interface("eth0")) == [], "from now on"
+
+
+async def test_without_names_all_usable_ones_are_spoken_on(present: list[Interface]) -> None:
+    bench = Bench(["eth0"])
+    await bench.happen(interface("eth0"))
+    present.append(interface("eth2", up=False))
+    bench.engine.done.clear()
+    bench.interfaces.set([])
+    assert bench.engine.done == ["open eth1"]
+    assert await bench.happen(interface("eth2")) == ["open eth2"]
+
+
+@pytest.mark.parametrize(("broken", "says"), [("eth1", "Network is down"), ("", "interface eth9 does not exist")])
+async def test_an_order_that_fails_changes_nothing(present: list[Interface], broken: str, says: str) -> None:
+    bench = Bench()
+    await bench.happen(interface("eth0"))
+    present.append(interface("eth2"))
+    bench.engine.broken.add(broken)
+    with pytest.raises(ControlError, match=says):
+        bench.interfaces.set(["eth2", "eth1" if broken else "eth9"])
+    assert list(bench.engine.links) == ["eth0"]
+    assert await bench.happen(interface("eth3")) == ["open eth3"], "every usable one, as before"

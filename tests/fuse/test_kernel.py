@@ -1,0 +1,95 @@
+"""What the kernel is asked to forget: in order, in the background, and without harm when it knows nothing of it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from aoefs.engine.supervisor import Supervisor
+from aoefs.fuse.kernel import Kernel, Notice
+
+
+class Calls:
+    """What pyfuse3 is called with; each call waits until ``go`` is set, and then raises what it has in ``failures``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[object] = []
+        self.failures: list[OSError | None] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.threads: set[int] = set()
+        monkeypatch.setattr(pyfuse3, "invalidate_entry", self.invalidate_entry)
+        monkeypatch.setattr(pyfuse3, "invalidate_inode", self.invalidate_inode)
+
+    def _note(self, call: object) -> None:
+        assert self.go.wait(30)
+        self.threads.add(threading.get_ident())
+        self.seen.append(call)
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+
+    def invalidate_entry(self, inode: int, name: bytes) -> None:
+        self._note((inode, name))
+
+    def invalidate_inode(self, inode: int, *, attr_only: bool) -> None:
+        self._note((inode, "attributes" if attr_only else "pages"))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(monkeypatch)
+
+
+async def test_each_notice_is_the_call_that_it_means_one_after_the_other(calls: Calls) -> None:
+    async with trio.open_nursery() as nursery:
+        kernel = Kernel(Supervisor(nursery))
+        kernel.notify([Notice(1, b"e0.0"), Notice(17), Notice(18, pages=False)])
+    assert calls.seen == [(1, b"e0.0"), (17, "pages"), (18, "attributes")]
+
+
+async def test_the_caller_does_not_wait_and_the_calls_are_made_in_a_thread(calls: Calls) -> None:
+    calls.go.clear()
+    async with trio.open_nursery() as nursery:
+        Kernel(Supervisor(nursery)).notify([Notice(17)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert calls.seen == []
+        calls.go.set()
+    assert calls.seen == [(17, "pages")]
+    assert threading.get_ident() not in calls.threads
+
+
+async def test_what_the_kernel_does_not_know_is_no_error_and_the_rest_follows(
+    calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aoefs")
+    calls.failures = [OSError(errno.ENOENT, "No such file or directory")]
+    async with trio.open_nursery() as nursery:
+        Kernel(Supervisor(nursery)).notify([Notice(17), Notice(18)])
+    assert calls.seen == [(17, "pages"), (18, "pages")]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.DEBUG, "invalidation of inode 17: [Errno 2] No such file or directory")
+    ]
+
+
+async def test_without_notices_no_task_is_started() -> None:
+    async with trio.open_nursery() as nursery:
+        Kernel(Supervisor(nursery)).notify([])
+        assert not nursery.child_tasks
+
+
+async def test_the_end_of_a_mount_does_not_wait_for_the_kernel(calls: Calls) -> None:
+    calls.go.clear()
+    async with trio.open_nursery() as nursery:
+        supervisor = Supervisor(nursery)
+        Kernel(supervisor).notify([Notice(17), Notice(18)])
+        await trio.testing.wait_all_tasks_blocked()
+        supervisor.cancel()
+    calls.go.set()
+    assert (18, "pages") not in calls.seen
