@@ -15,13 +15,45 @@ from trio.testing import MockClock
 from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.settings import Settings
+from aoefs.errors import (
+    AoeFsError,
+    AtaError,
+    ControlError,
+    IdentityChanged,
+    TargetBusy,
+    TargetError,
+    TargetLost,
+)
+from aoefs.fuse.errnos import errno_of
 from aoefs.fuse.nodes import DiskNodes
 from aoefs.fuse.tree import ROOT, Tree
 from aoefs.protocol.ata import ErrorBit, Status
-from aoefs.protocol.wire import Flag
+from aoefs.protocol.wire import ErrorCode, Flag
 from tests.engine.answers import data_only, error_answer
 from tests.fuse.mounted import CONTEXT, fails, mounted
 from tests.scene import Announce, SimulatedTarget, nothing_is_left
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TargetError(ErrorCode.UNRECOGNIZED_COMMAND), errno.EIO),
+        (TargetError(ErrorCode.DEVICE_UNAVAILABLE), errno.ENXIO),
+        (TargetError(ErrorCode.TARGET_RESERVED), errno.EBUSY),
+        (TargetLost("no answer"), errno.EIO),
+        (IdentityChanged("another disk"), errno.ESTALE),
+        (ControlError("no such name"), errno.EINVAL),
+        (TargetBusy("it is open"), errno.EBUSY),
+        (AtaError(0x41, ErrorBit.UNC, write=True), errno.EIO),
+        (AtaError(0x41, ErrorBit.ABRT, write=True), errno.EROFS),
+        (AtaError(0x41, ErrorBit.ABRT, write=False), errno.EIO),
+    ],
+    ids=repr,
+)
+def test_each_kind_of_error_has_one_errno_for_a_disk_that_was_never_written(error: AoeFsError, code: int) -> None:
+    assert errno.errorcode[errno_of(error, ever_written=False)] == errno.errorcode[code]
+    written = errno.EIO if code == errno.EROFS else code
+    assert errno.errorcode[errno_of(error)] == errno.errorcode[written]
 
 
 def answer_data_with(target: SimulatedTarget, change: Callable[[bytes], bytes]) -> None:

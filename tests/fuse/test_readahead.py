@@ -167,7 +167,7 @@ async def test_writes_let_go_of_chunks_and_leave_their_handle_within_the_bound(a
             for ahead in handles:
                 for before in range(number - 3, number):
                     await ahead.read(before * KERNEL, KERNEL, SIZE)
-                await disk.write(0, target.data[:512])
+                await disk.write(0, bytes(target.data[:512]))
             assert all_handles.chunks <= MAX_CHUNKS
             newcomer = ReadAhead(disk, all_handles)
             await in_order(newcomer, disk, target, 0, 4)
@@ -198,5 +198,5 @@ async def test_a_disk_that_shrinks_before_it_is_read_ahead_ends_nothing(autojump
         disk.target.identity = replace(disk.target.identity, sectors=8)
         for work in supervisor.work:
             await work()
-        with pytest.raises(TargetLost, match="e0.1 shrank"):
+        with pytest.raises(TargetLost, match=r"e0\.1 shrank"):
             await ahead.read(3 * KERNEL, KERNEL, SIZE)
