@@ -102,6 +102,10 @@ async def test_a_full_device_queue_is_tried_again_at_growing_distances(autojump_
         await trio.sleep(2 * MAX_ROOM_PAUSE)
         assert bench.link.attempts[-1][2] == 4
         assert not nursery.child_tasks, "the task ended"
+        bench.link.room = 0
+        bench.submit(bench.add_target(1))
+        assert len(nursery.child_tasks) == 1, "and begins again"
+        nursery.cancel_scope.cancel()
 
 
 async def test_all_targets_that_wait_for_room_get_their_turn(autojump_clock: MockClock) -> None:

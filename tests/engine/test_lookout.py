@@ -196,6 +196,15 @@ async def test_the_first_discovery_ends_150_ms_after_the_last_new_target(autojum
         assert trio.current_time() - began < 1
 
 
+async def test_the_first_discovery_waits_for_targets_that_are_being_identified(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        scene.add_target(0, 0)
+        slow = scene.add_target(0, 1)
+        slow.answer = lambda frame, reply: [(0.2 if frame[19] == AoeCommand.ATA else 0.0, reply)]
+        await scene.engine.first_discovery()
+        assert len(scene.engine.disks) == 2
+
+
 async def test_the_first_discovery_ends_after_a_second_without_any_answer(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         began = trio.current_time()

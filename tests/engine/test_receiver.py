@@ -59,7 +59,7 @@ def test_an_interface_that_is_down_gives_no_frames(code: int) -> None:
 
 def test_any_other_error_of_a_socket_is_not_hidden() -> None:
     with pytest.raises(OSError, match="broken"):
-        make_receiver().receive_batch(cast(Link, BrokenLink(errno.EBADF)))
+        make_receiver().receive_batch(cast(Link, BrokenLink(errno.EIO)))
 
 
 async def test_an_interface_that_goes_down_under_the_receiver_ends_nothing(autojump_clock: MockClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from aoefs.engine.waits import Sleepers, Wait, WaitGroup
 from aoefs.errors import TargetLost
@@ -13,11 +14,11 @@ def count(sleepers: Sleepers) -> tuple[int, int]:
     return sleepers.asleep, sleepers.ready
 
 
-async def test_a_wait_that_was_woken_before_does_not_sleep() -> None:
+async def test_a_wait_that_was_woken_before_does_not_sleep(autojump_clock: MockClock) -> None:
     sleepers = Sleepers()
     wait = Wait(sleepers)
     wait.wake()
-    with trio.testing.assert_no_checkpoints():
+    with trio.fail_after(1), trio.testing.assert_no_checkpoints():
         await wait.wait()
     assert wait.woken
     assert count(sleepers) == (0, 0)
