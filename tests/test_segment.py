@@ -113,7 +113,7 @@ def test_only_frames_above_the_longest_are_lost() -> None:
     assert segment.injected.too_long == 1
 
 
-def test_a_duplicate_comes_with_its_original_or_as_late_as_told() -> None:
+def test_a_duplicate_comes_with_its_original_or_as_late_as_configured() -> None:
     assert Segment(Faults(duplicate=1.0), latency=0.5).transmit(REQUESTS[0], 0.0) == [(0.5, REQUESTS[0])] * 2
     late = Segment(Faults(duplicate=1.0, duplicate_after=2.0), latency=0.5)
     assert late.transmit(REQUESTS[0], 0.0) == [(0.5, REQUESTS[0]), (2.5, REQUESTS[0])]
@@ -126,7 +126,7 @@ def test_a_reordered_frame_is_overtaken() -> None:
     assert max(abs(lba_of(sent) - place) for place, sent in enumerate(arrived)) <= 3
 
 
-def test_jitter_delays_each_frame_by_less_than_told() -> None:
+def test_jitter_delays_each_frame_by_less_than_its_bound() -> None:
     segment = Segment(Faults(jitter=0.25), latency=0.5)
     delays = [segment.transmit(sent, 0.0)[0][0] for sent in REQUESTS[:100]]
     assert all(0.5 <= delay <= 0.75 for delay in delays)
@@ -152,7 +152,7 @@ def test_corruption_flips_one_bit_in_the_bytes_named() -> None:
     assert struck == set(range(2, 20))
 
 
-def test_corruption_reaches_every_byte_unless_told_otherwise() -> None:
+def test_corruption_reaches_every_byte_unless_bytes_are_named() -> None:
     arrived = run_through(Segment(Faults(corrupt=1.0)))
     pairs = zip(REQUESTS, arrived, strict=True)
     assert {next(i for i in range(60) if a[i] != b[i]) for a, b in pairs} == set(range(60))

@@ -62,7 +62,7 @@ def test_one_release_grants_all_that_it_blocked() -> None:
     assert order == list(range(8))
 
 
-def test_who_stops_waiting_blocks_nobody() -> None:
+def test_a_claim_that_stops_waiting_blocks_no_other() -> None:
     guard = OverlapGuard()
     order: list[str] = []
     held, impatient = Claim(0, 1), Claim(0, 8, lambda: order.append("impatient"))

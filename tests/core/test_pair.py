@@ -281,7 +281,7 @@ def test_with_a_twentieth_lost_no_request_takes_a_second_unless_it_waits_for_a_l
 
 
 @pytest.mark.parametrize("loss", [0.01, 0.05])
-def test_loss_costs_no_more_than_the_issue_allows(loss: float) -> None:
+def test_loss_costs_a_bounded_part_of_the_throughput(loss: float) -> None:
     """1 %: at least half of the loss-free throughput; 5 %: at least a fifth."""
 
     def seconds(rate: float) -> float:
@@ -334,7 +334,7 @@ def test_corruption_that_the_checksum_finds_is_a_loss_and_no_more(plan: list[Ste
 
 @given(frames=st.lists(st.binary(max_size=80), max_size=20), data=st.data())
 @settings(max_examples=40)
-def test_garbage_on_the_wire_disturbs_nobody(frames: list[bytes], data: st.DataObject) -> None:
+def test_garbage_on_the_wire_disturbs_no_request(frames: list[bytes], data: st.DataObject) -> None:
     pair = Pair(sectors=SECTORS)
     read = pair.read(0, 20)
     wire = pair.wires[0]

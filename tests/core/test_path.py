@@ -243,7 +243,7 @@ def test_a_copy_may_live_half_a_second_or_four_rtos_or_the_longest_delay_seen() 
     assert path.frame_lifetime() == 30.0
 
 
-def test_the_statistics_are_a_picture_in_microseconds() -> None:
+def test_the_statistics_are_a_snapshot_in_microseconds() -> None:
     path = warmed_up()
     send(path, 3, 0.0)
     picture = path.statistics()

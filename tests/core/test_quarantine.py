@@ -12,7 +12,7 @@ from tests.pair import RTT, check_at_rest, stamp
 from tests.segment import is_write
 
 
-def test_a_write_that_was_sent_once_holds_nobody_back() -> None:
+def test_a_write_that_was_sent_once_holds_nothing_back() -> None:
     made = pair()
     first, second = made.write(0, stamp(1)), made.write(0, stamp(2))
     made.finish(first, second)
@@ -33,7 +33,7 @@ def test_after_a_resent_write_overlapping_writes_wait_for_the_lifetime_of_a_fram
     check_at_rest(made)
 
 
-def test_they_wait_no_longer_than_until_each_copy_was_answered() -> None:
+def test_a_range_is_free_when_each_copy_of_its_write_was_answered() -> None:
     made = pair()
     segment = made.wires[0].segment
     segment.hold = lambda frame: 3 * MIN_RTO if is_write(frame) and made.now == 1.0 else 0.0

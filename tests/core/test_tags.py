@@ -31,7 +31,7 @@ def test_every_tag_of_a_block_leads_to_its_owner_and_no_other() -> None:
     assert table.find(second.tag + BLOCK_TAGS) is None
 
 
-def test_a_tag_of_the_kernels_driver_is_nobodys() -> None:
+def test_a_tag_of_the_kernels_driver_has_no_owner() -> None:
     table: TagTable[Owner] = TagTable(0)
     owner = opened(table)
     assert owner.tag & CLIENT_TAG_BIT

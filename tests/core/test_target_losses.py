@@ -53,7 +53,7 @@ def test_a_hole_across_requests_is_seen_by_order_too() -> None:
     assert lost.ended_at == 1.0 + 2 * RTT + MIN_REORDER
 
 
-def test_a_command_that_is_lost_again_and_again_backs_off() -> None:
+def test_a_command_that_is_lost_repeatedly_backs_off() -> None:
     made = pair()
     made.wires[0].segment.lose = Losing(is_request, 4)
     made.finish(made.read(0, 1))
@@ -117,7 +117,7 @@ def test_one_lost_frame_in_a_large_read_costs_less_than_20_ms() -> None:
     assert all(seconds(lost) < clean + 0.02 for lost in [*range(0, 2048, 98), 2046])
 
 
-def test_a_late_answer_completes_the_command_and_uncounts_the_loss() -> None:
+def test_a_late_answer_completes_the_command_and_takes_the_loss_back() -> None:
     made = pair()
     made.wires[0].segment.hold = lambda frame: 1.5 * MIN_RTO if is_answer(frame) and made.now < 1.001 else 0.0
     read = made.read(0, 1)
@@ -147,7 +147,7 @@ def test_a_request_whose_every_copy_is_answered_ends_once() -> None:
     assert len(made.tags) == 0
 
 
-def test_what_a_late_answer_brought_is_not_sent_again() -> None:
+def test_what_a_late_answer_brought_is_not_retransmitted() -> None:
     made = pair()
     target = made.target
     request, ended = ask(10)

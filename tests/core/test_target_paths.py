@@ -56,7 +56,7 @@ def test_an_answer_from_a_path_that_is_gone_still_counts_for_its_command() -> No
     assert made.target.next_run(1.1) is None  # and is not sent again
 
 
-def test_a_failing_path_is_left_alone_and_costs_no_error() -> None:
+def test_a_degraded_path_is_left_alone_and_costs_no_error() -> None:
     made = pair(*segments(2))
     made.wires[0].segment.lose = lambda frame: True
     for _ in range(20):
@@ -67,7 +67,7 @@ def test_a_failing_path_is_left_alone_and_costs_no_error() -> None:
     assert {sent.wire.name for sent in made.sent} == {"eth1"}
 
 
-def test_a_failing_path_is_used_when_no_other_one_is_left() -> None:
+def test_a_degraded_path_is_used_when_no_other_one_is_left() -> None:
     made = pair(*segments(2))
     for path in made.target.paths:
         path.degraded = True

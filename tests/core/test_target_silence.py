@@ -76,7 +76,7 @@ def test_an_idle_target_is_not_silent() -> None:
     assert read.ended_at == 1000.0 + RTT
 
 
-def test_a_silent_target_gets_nothing_until_it_is_identified_again() -> None:
+def test_a_silent_target_gets_nothing_until_it_is_identified() -> None:
     made = pair()
     made.wires[0].segment.lose = lambda frame: True
     read = made.read(0, 1)

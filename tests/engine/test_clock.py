@@ -31,7 +31,7 @@ def test_while_it_beats_it_is_the_clock() -> None:
 
 
 @pytest.mark.parametrize("stop", [3.0, 1000.0])
-def test_of_a_stop_little_is_counted(stop: float) -> None:
+def test_little_of_a_stop_is_counted(stop: float) -> None:
     at = [100.0]
     time = make_time(at)
     at[0] += stop

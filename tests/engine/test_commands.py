@@ -86,7 +86,7 @@ async def test_each_sending_takes_the_next_path(autojump_clock: MockClock) -> No
         assert sent[:4] == [path.mac for path in disk.target.paths] * 2
 
 
-async def test_a_slow_path_gets_its_rto_before_a_command_is_sent_again(autojump_clock: MockClock) -> None:
+async def test_a_slow_path_gets_its_rto_before_a_command_is_retransmitted(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
@@ -111,7 +111,7 @@ async def test_a_cancelled_command_leaves_nothing_behind(autojump_clock: MockClo
         assert disk.target.life.state is State.UP, "nothing waited, so nothing was silent"
 
 
-async def test_a_flush_is_sent_again_after_one_second_doubling_up_to_eight(autojump_clock: MockClock) -> None:
+async def test_a_flush_is_retransmitted_after_one_second_doubling_up_to_eight(autojump_clock: MockClock) -> None:
     async with open_scene(Settings(deadsecs=40)) as scene:
         target = scene.add_target()
         disk = await scene.disk()
@@ -159,7 +159,7 @@ async def test_the_answer_to_a_flush_counts_only_from_a_path_of_the_target(autoj
         assert scene.link.rx_unknown == unknown + 1
 
 
-async def test_a_flush_goes_out_on_a_healthy_path(autojump_clock: MockClock) -> None:
+async def test_a_flush_is_sent_on_a_path_that_is_not_degraded(autojump_clock: MockClock) -> None:
     """The target moved to another link: its old path is degraded, and a flush does not wait for it."""
     async with open_scene() as scene:
         target = scene.add_target()
@@ -179,7 +179,7 @@ async def test_a_flush_goes_out_on_a_healthy_path(autojump_clock: MockClock) -> 
         assert other.heard
 
 
-async def test_a_flush_to_a_target_that_comes_back_goes_out_as_soon_as_it_is_known_again(
+async def test_a_flush_to_a_target_that_comes_back_is_sent_as_soon_as_it_is_identified(
     autojump_clock: MockClock,
 ) -> None:
     async with open_scene() as scene:

@@ -48,7 +48,7 @@ def endpoint(scene: Scene, target: SimulatedTarget) -> Endpoint:
     return Endpoint(scene.link, target.mac, target.export.address)
 
 
-async def test_find_sends_one_broadcast_on_every_port_and_nothing_else(autojump_clock: MockClock) -> None:
+async def test_find_sends_one_broadcast_on_every_link_and_nothing_else(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         wire, link = scene.add_wire(discover=False)
         near = scene.add_target(3, 1)
@@ -76,7 +76,7 @@ async def test_without_discovery_an_announcement_causes_nothing(autojump_clock: 
         assert scene.engine.disks == {}
 
 
-async def test_find_of_everybody_tells_all_targets(autojump_clock: MockClock) -> None:
+async def test_find_with_the_broadcast_address_finds_all_targets(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         targets = [scene.add_target(0, slot) for slot in range(5)]
         answers = await find(scene.engine.driver, BROADCAST_ADDRESS, pauses_within(1.0))
@@ -92,7 +92,7 @@ async def test_silence_is_an_empty_list_after_the_time_that_was_given(autojump_c
         assert times == pytest.approx([0.0, 0.1, 0.3])
 
 
-async def test_a_late_answer_is_measured_from_its_own_sending_and_told_once_for_each(
+async def test_a_late_answer_is_measured_from_its_own_sending_and_reported_once(
     autojump_clock: MockClock,
 ) -> None:
     async with quiet_scene() as scene:
@@ -103,7 +103,7 @@ async def test_a_late_answer_is_measured_from_its_own_sending_and_told_once_for_
         assert len(scene.wire.sent(AoeCommand.CONFIG)) == 2
 
 
-async def test_two_targets_behind_one_station_are_both_told(autojump_clock: MockClock) -> None:
+async def test_two_targets_behind_one_endpoint_are_both_found(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         one = scene.add_target(serial="one")
         scene.add_target(serial="two", mac=one.mac)
@@ -114,7 +114,7 @@ async def test_two_targets_behind_one_station_are_both_told(autojump_clock: Mock
         )
 
 
-async def test_what_comes_after_the_settling_is_not_waited_for(autojump_clock: MockClock) -> None:
+async def test_an_answer_after_the_linger_is_not_waited_for(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         scene.add_target()
         slow = scene.add_target(mac=target_mac(7))
@@ -133,7 +133,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_what_is_not_from_whom_it_was_sent_to_is_no_answer(autojump_clock: MockClock, lie: str) -> None:
+async def test_a_frame_from_elsewhere_is_no_answer(autojump_clock: MockClock, lie: str) -> None:
     async with quiet_scene() as scene:
         target = scene.add_target()
 
@@ -188,7 +188,7 @@ async def test_only_config_queries_may_be_broadcast(autojump_clock: MockClock) -
         assert not scene.wire.sent()
 
 
-async def test_who_is_cancelled_leaves_no_tag(autojump_clock: MockClock) -> None:
+async def test_a_cancelled_find_leaves_no_tag(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         with trio.move_on_after(0.05):
             await find(scene.engine.driver, ZERO, pauses_within(9.0))

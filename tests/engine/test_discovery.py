@@ -56,7 +56,9 @@ async def test_queries_go_out_at_0_100_300_and_700_ms_and_then_every_minute(auto
         assert len(set(tags)) == len(tags)
 
 
-async def test_a_port_that_comes_up_is_asked_anew_and_one_that_is_down_is_not(autojump_clock: MockClock) -> None:
+async def test_a_link_that_comes_up_begins_its_queries_again_and_one_that_is_down_has_none(
+    autojump_clock: MockClock,
+) -> None:
     async with open_scene() as scene:
         await trio.sleep(10)
         scene.engine.link_changed(scene.link, up=False)
@@ -146,7 +148,9 @@ async def test_identify_with_another_header_is_not_accepted(
         assert not scene.engine.disks
 
 
-async def test_identify_is_tried_again_and_a_stranger_who_stays_silent_is_dropped(autojump_clock: MockClock) -> None:
+async def test_identify_is_retransmitted_and_an_endpoint_that_stays_silent_is_dropped(
+    autojump_clock: MockClock,
+) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         asked: list[bytes] = []  # one query is answered, or IDENTIFY would begin again
@@ -237,7 +241,7 @@ async def test_a_target_that_announces_itself_appears_within_two_seconds(
         assert list(scene.engine.disks) == [ZERO]
 
 
-async def test_one_place_causes_at_most_one_query_a_second(autojump_clock: MockClock) -> None:
+async def test_hints_of_one_endpoint_cause_at_most_one_query_a_second(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         target.silent = True
@@ -272,7 +276,7 @@ async def test_a_flood_of_forged_announcements_creates_no_file_and_is_bounded(au
         assert list(scene.engine.disks) == [target.export.address]
 
 
-async def test_impossible_places_cause_no_query(autojump_clock: MockClock) -> None:
+async def test_impossible_endpoints_cause_no_query(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         await trio.sleep(1)
         for address in (Address(0xFFFF, 0), Address(0, 0xFF), BROADCAST_ADDRESS, Address(0xFFF, 0)):

@@ -198,7 +198,7 @@ async def test_a_neighbour_of_a_silent_target_notices_nothing(autojump_clock: Mo
         assert second.target.statistics().retransmits == 0
 
 
-async def test_a_lost_frame_is_sent_again_and_counted(autojump_clock: MockClock) -> None:
+async def test_a_lost_frame_is_retransmitted_and_counted(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target(sectors=512)
         disk = await scene.disk()

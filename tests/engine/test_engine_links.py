@@ -33,7 +33,7 @@ async def test_a_target_with_two_paths_uses_both(autojump_clock: MockClock) -> N
 
 
 @pytest.mark.parametrize("how", ["gone", "down"])
-async def test_io_goes_on_when_one_of_two_ports_goes(autojump_clock: MockClock, how: str) -> None:
+async def test_io_goes_on_when_one_of_two_links_goes(autojump_clock: MockClock, how: str) -> None:
     async with open_scene() as scene:
         wire, link = scene.add_wire()
         first = scene.add_target(sectors=512)
@@ -66,7 +66,7 @@ async def test_io_goes_on_when_one_of_two_ports_goes(autojump_clock: MockClock, 
 
 
 @pytest.mark.parametrize("after", [0.0, DELAY / 2, 1.5 * DELAY, 2.5 * DELAY, 3.5 * DELAY, 0.005, 0.3])
-async def test_a_port_may_go_at_any_moment_of_a_discovery(autojump_clock: MockClock, after: float) -> None:
+async def test_a_link_may_go_at_any_moment_of_a_discovery(autojump_clock: MockClock, after: float) -> None:
     async with open_scene() as scene:
         wire, link = scene.add_wire()
         target = SimulatedTarget(wire, make_export(Address(5, 5)))

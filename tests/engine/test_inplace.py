@@ -134,7 +134,7 @@ def test_another_request_ends_the_waiting_for_an_answer(bench: Bench) -> None:
     assert bench.in_place.next_request()
 
 
-def test_with_a_second_request_under_way_everybody_sleeps(bench: Bench) -> None:
+def test_with_a_second_request_under_way_all_tasks_sleep(bench: Bench) -> None:
     bench.attend()
     bench.waiting.asleep = 1
     bench.frames.fill()
@@ -192,7 +192,7 @@ def test_a_flood_of_frames_does_not_keep_the_loop_from_its_turn(bench: Bench) ->
     assert 10 <= len(bench.batches) <= 11
 
 
-def test_a_port_that_was_dropped_is_not_looked_at(bench: Bench) -> None:
+def test_a_link_that_was_dropped_is_not_looked_at(bench: Bench) -> None:
     bench.attend()
     bench.in_place.drop_link(cast(Link, bench.frames))
     bench.frames.fill()
@@ -257,7 +257,7 @@ async def test_a_caller_may_wait_in_place_and_its_shard_counts_it(
         assert nothing_is_left(disk.target)
 
 
-async def test_an_interface_that_goes_down_under_a_caller_in_place_harms_nobody(
+async def test_an_interface_that_goes_down_under_a_caller_in_place_does_no_harm(
     autojump_clock: MockClock, descriptors: tuple[int, int]
 ) -> None:
     async with open_scene() as scene:

@@ -113,7 +113,7 @@ async def test_an_ata_error_names_the_first_sector_of_its_command(autojump_clock
         assert await disk.read(0, 10 * 512) == target.data[: 10 * 512]
 
 
-async def test_a_bad_argument_is_tried_once_more_with_a_smaller_payload(autojump_clock: MockClock) -> None:
+async def test_a_bad_argument_is_answered_with_a_smaller_payload(autojump_clock: MockClock) -> None:
     async with open_scene(max_sectors=17) as scene:
         target = scene.add_target(max_sectors=17)
         disk = await scene.disk()
@@ -263,7 +263,7 @@ async def test_frames_of_any_length_do_no_harm(autojump_clock: MockClock) -> Non
 # ── while another task takes the frames ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_receivers_sleep_while_somebody_attends_and_go_on_when_nobody_does(
+async def test_the_receivers_sleep_while_another_task_takes_the_frames(
     autojump_clock: MockClock,
 ) -> None:
     async with open_scene() as scene:

@@ -61,7 +61,9 @@ class Holder:
         return [(0.0, encode_reserve(back, ReserveArgument(asked.command, self.macs)))]
 
 
-async def test_it_is_held_with_all_our_macs_from_the_first_writer_to_the_last(autojump_clock: MockClock) -> None:
+async def test_a_reservation_is_held_with_all_our_macs_from_the_first_writer_to_the_last(
+    autojump_clock: MockClock,
+) -> None:
     async with open_scene() as scene:
         scene.add_wire("seg1")
         holder = Holder(scene.add_target())
@@ -78,7 +80,7 @@ async def test_it_is_held_with_all_our_macs_from_the_first_writer_to_the_last(au
         assert not reservation.is_due
 
 
-async def test_of_what_somebody_else_holds_nothing_is_changed(autojump_clock: MockClock) -> None:
+async def test_a_reservation_of_another_host_is_left_alone(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         holder = Holder(scene.add_target())
         disk = await scene.disk()
@@ -103,7 +105,7 @@ async def test_a_target_that_knows_no_reservations_says_so(autojump_clock: MockC
         assert caught.value.code == 1
 
 
-async def test_a_target_that_was_restarted_has_it_again_before_it_gets_io(autojump_clock: MockClock) -> None:
+async def test_a_restarted_target_has_its_reservation_again_before_it_gets_io(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         holder = Holder(target)
@@ -122,7 +124,7 @@ async def test_a_target_that_was_restarted_has_it_again_before_it_gets_io(autoju
         assert renewed < min(at for at, _ in scene.wire.ata(Opcode.WRITE_EXT))
 
 
-async def test_a_target_that_announces_itself_has_it_again(autojump_clock: MockClock) -> None:
+async def test_a_target_that_announces_itself_has_its_reservation_again(autojump_clock: MockClock) -> None:
     """It was restarted before anybody missed it."""
     async with open_scene() as scene:
         target = scene.add_target()
@@ -180,7 +182,7 @@ async def test_an_interface_with_a_new_mac_keeps_the_disk_that_its_old_one_reser
         assert not holder.macs
 
 
-async def test_what_could_not_be_given_back_is_given_back_when_the_target_is_there_again(
+async def test_a_reservation_that_could_not_be_given_back_is_given_back_when_the_target_returns(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce("e0.0 is down")
@@ -201,7 +203,7 @@ async def test_what_could_not_be_given_back_is_given_back_when_the_target_is_the
         assert not disk.reservation.is_due
 
 
-async def test_nothing_is_given_back_to_another_disk_in_the_place_of_the_reserved_one(
+async def test_no_reservation_is_given_back_to_another_disk_at_the_same_address(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce("e0.0 is another disk now")
@@ -219,7 +221,7 @@ async def test_nothing_is_given_back_to_another_disk_in_the_place_of_the_reserve
         assert len(holder.seen) == told
 
 
-async def test_one_that_others_took_by_force_is_left_to_them_and_io_says_so(
+async def test_a_reservation_that_another_host_took_by_force_is_left_alone_and_io_fails(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce("e0.0: renewing the reservation failed: AoE error 6")

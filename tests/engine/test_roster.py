@@ -165,7 +165,7 @@ async def test_another_disk_on_one_of_two_paths_takes_that_path_away(
         assert [mac for mac, _ in at.rejected()] == [target_mac(0)]
 
 
-async def test_another_disk_in_the_only_place_replaces_the_first_one(
+async def test_another_disk_on_the_only_path_replaces_the_first_one(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce("e0.0 is another disk now .serial other.: open files fail")
@@ -372,7 +372,7 @@ async def test_another_disk_under_the_same_address_is_refused_while_the_first_on
         assert {header.destination for header in reads} == {first.mac}
 
 
-async def test_another_disk_in_the_very_place_of_the_first_one_replaces_it(
+async def test_another_disk_at_the_only_endpoint_of_the_first_one_replaces_it(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce("e0.0 is another disk now .serial other.: open files fail")

@@ -221,7 +221,7 @@ async def test_a_target_that_goes_down_loses_what_is_pending_and_says_so(
         assert nothing_is_left(disk.target)
 
 
-async def test_who_fails_all_that_waits_does_not_fail_what_was_answered(autojump_clock: MockClock) -> None:
+async def test_the_end_of_the_mount_does_not_fail_what_was_answered(autojump_clock: MockClock) -> None:
     """As at the end of a mount: the last flush waits for it, and sends it again if it must."""
     async with open_scene() as scene:
         target = scene.add_target()

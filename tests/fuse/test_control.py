@@ -96,7 +96,7 @@ def queries(mount: Mounted) -> int:
 
 
 @pytest.mark.parametrize(("umask", "read_only"), [(0o077, False), (0, False), (0o022, True)])
-async def test_modes_say_who_may_and_only_the_owner_may_write(
+async def test_modes_allow_what_is_possible_and_only_the_owner_may_write(
     autojump_clock: MockClock, umask: int, read_only: bool
 ) -> None:
     expected = {"status.json": 0o444, "events": 0o444, "interfaces": 0o644, "e0.0/ident": 0o444, "e0.0/stats": 0o444}
@@ -124,7 +124,7 @@ async def test_orders_cannot_be_read(autojump_clock: MockClock, path: str) -> No
 
 
 @pytest.mark.parametrize("path", ["status.json", "events", "e0.0/ident", "e0.0/stats"])
-async def test_pictures_cannot_be_written(autojump_clock: MockClock, path: str) -> None:
+async def test_snapshots_cannot_be_written(autojump_clock: MockClock, path: str) -> None:
     async with mounted() as mount:
         mount.scene.add_target()
         await mount.scene.disk()
@@ -139,7 +139,7 @@ async def test_pictures_cannot_be_written(autojump_clock: MockClock, path: str) 
 
 
 @pytest.mark.parametrize("order", [b"1\n", b"\n", b"anything at all"])
-async def test_whatever_is_written_to_discover_starts_one(autojump_clock: MockClock, order: bytes) -> None:
+async def test_anything_written_to_discover_starts_a_discovery(autojump_clock: MockClock, order: bytes) -> None:
     async with mounted() as mount:
         await trio.sleep(10)
         mount.scene.add_target()
@@ -380,7 +380,7 @@ async def test_a_malformed_answer_to_a_config_set_is_none(autojump_clock: MockCl
             await echo(mount, b"ours", "e0.0/config")
 
 
-async def test_ident_is_what_the_target_told_last(autojump_clock: MockClock) -> None:
+async def test_ident_is_the_last_identify_answer(autojump_clock: MockClock) -> None:
     async with mounted() as mount:
         target = mount.scene.add_target()
         await mount.scene.disk()
@@ -464,7 +464,7 @@ async def test_events_are_lines_of_time_level_and_text(autojump_clock: MockClock
         assert (await cat(mount, "events")).count(b"\n") == 3
 
 
-def test_the_time_of_an_event_tells_its_offset() -> None:
+def test_the_time_of_an_event_has_its_offset() -> None:
     line = format_event(Event(1_700_000_000.25, "info", "text"))
     assert line.split(" ")[0][19:26] == ".250000"
     assert line.split(" ")[0][26] in "+-"
@@ -473,7 +473,7 @@ def test_the_time_of_an_event_tells_its_offset() -> None:
 # ── status ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_status_is_a_picture_taken_at_open(autojump_clock: MockClock) -> None:
+async def test_the_status_is_a_snapshot_taken_at_open(autojump_clock: MockClock) -> None:
     async with mounted(Settings(shards=2)) as mount:
         mount.scene.add_target(1, 2, sectors=100, serial="SER")
         await mount.scene.disk(1, 2)

@@ -181,7 +181,7 @@ async def test_other_interfaces_are_opened_before_the_old_ones_go(present: list[
     assert await bench.happen(interface("eth0")) == [], "from now on"
 
 
-async def test_without_names_all_usable_ones_are_spoken_on(present: list[Interface]) -> None:
+async def test_without_names_all_usable_interfaces_are_used(present: list[Interface]) -> None:
     bench = Bench(["eth0"], present)
     await bench.happen(interface("eth0"))
     bench.engine.done.clear()

@@ -281,7 +281,7 @@ async def test_a_close_waits_a_second_at_most_for_the_table_of_a_slow_disk(autoj
         assert trio.current_time() - began == pytest.approx(TABLE_SECONDS)
 
 
-async def test_a_table_is_read_once_for_all_who_ask_at_the_same_time(autojump_clock: MockClock) -> None:
+async def test_a_table_is_read_once_for_all_calls_at_the_same_time(autojump_clock: MockClock) -> None:
     async with partitioned() as (mount, target, disk):
         before = disk.target.reads
         target.answer = lambda _frame, reply: [(0.1, reply)]

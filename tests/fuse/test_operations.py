@@ -123,7 +123,7 @@ async def test_a_read_is_short_only_at_the_end_of_the_disk(autojump_clock: MockC
         assert await mount.read(handle, 0, 0) == b""
 
 
-async def test_a_write_across_the_end_is_short_and_one_behind_it_finds_no_space(autojump_clock: MockClock) -> None:
+async def test_a_write_across_the_end_is_short_and_one_behind_it_is_enospc(autojump_clock: MockClock) -> None:
     async with mounted() as mount:
         target = mount.scene.add_target(sectors=9)
         await mount.scene.disk()
@@ -189,7 +189,7 @@ async def test_fsync_always_asks_the_target_and_close_only_after_a_write(autojum
         assert await asks(mount.operations.fsyncdir(ROOT, False)) == 0
 
 
-async def test_a_failed_flush_fails_the_fsync_and_the_next_close_asks_again(
+async def test_a_failed_flush_fails_the_fsync_and_the_next_close_flushes_again(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce("e0.0: flush failed: ")
@@ -300,7 +300,7 @@ async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fa
         assert await mount.read(new, 0, 3) == b"old"
 
 
-async def test_the_kernel_is_told_what_changed(autojump_clock: MockClock, announce: Announce) -> None:
+async def test_the_kernel_is_notified_of_what_changed(autojump_clock: MockClock, announce: Announce) -> None:
     announce("e0.0 grew")
     async with mounted() as mount:
         target = mount.scene.add_target()
@@ -344,7 +344,7 @@ async def test_a_reservation_is_taken_by_the_first_writer_and_given_back_by_the_
         assert sent() == 2
 
 
-async def test_a_disk_that_somebody_else_reserved_is_busy(autojump_clock: MockClock, announce: Announce) -> None:
+async def test_a_disk_that_another_host_reserved_is_busy(autojump_clock: MockClock, announce: Announce) -> None:
     announce("e0.0: reservation failed: AoE error 6")
     async with mounted(reserve=True) as mount:
         target = mount.scene.add_target()

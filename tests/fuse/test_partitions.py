@@ -389,7 +389,7 @@ def test_an_entry_that_lies_with_right_checksums_breaks_the_table(
         parse(disk)
 
 
-def test_no_more_partitions_than_anybody_has() -> None:
+def test_more_partitions_than_any_disk_has_are_refused() -> None:
     sectors = 10000
     disk = bytearray(boot_record(entry(0xEE, 1, sectors - 1))).ljust(512 * sectors, b"\0")
     header = struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, 1, 9999, 200, 9000, b"", 2, 512, 128, 0)

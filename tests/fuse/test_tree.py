@@ -90,7 +90,7 @@ async def test_modes_follow_umask_and_read_only(
             assert stat.S_IMODE((await mount.lookup(name)).st_mode) == directory_mode
 
 
-async def test_an_inode_that_nobody_was_told_of_is_stale(autojump_clock: MockClock) -> None:
+async def test_an_inode_that_was_never_given_out_is_stale(autojump_clock: MockClock) -> None:
     async with mounted() as mount:
         with fails(errno.ESTALE):
             await mount.operations.getattr(99, CONTEXT)

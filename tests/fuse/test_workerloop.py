@@ -104,7 +104,7 @@ async def test_a_request_that_is_there_costs_no_turn_of_the_loop(pipe: tuple[int
     assert (place.attending, place.turns) == ([7], 0)
 
 
-async def test_one_watches_and_the_others_sleep_until_it_found_a_request(pipe: tuple[int, int]) -> None:
+async def test_one_worker_watches_and_the_others_sleep_until_it_found_a_request(pipe: tuple[int, int]) -> None:
     workers = Workers(FakePlace(descriptor=pipe[0]))
     async with trio.open_nursery() as nursery:
         await workers.come(nursery, 4)
@@ -118,7 +118,7 @@ async def test_one_watches_and_the_others_sleep_until_it_found_a_request(pipe: t
         nursery.cancel_scope.cancel()
 
 
-async def test_who_comes_by_may_take_a_request_before_the_one_who_watches_runs(pipe: tuple[int, int]) -> None:
+async def test_a_worker_may_take_a_request_before_the_one_that_watches_runs(pipe: tuple[int, int]) -> None:
     workers = Workers(FakePlace(descriptor=pipe[0]))
     async with trio.open_nursery() as nursery:
         await workers.come(nursery, 2)
@@ -132,7 +132,7 @@ async def test_who_comes_by_may_take_a_request_before_the_one_who_watches_runs(p
         assert workers.took == [0, 1]
 
 
-async def test_as_many_have_a_go_in_one_turn_as_the_place_wants(pipe: tuple[int, int]) -> None:
+async def test_in_one_turn_as_many_workers_try_as_are_wanted(pipe: tuple[int, int]) -> None:
     workers = Workers(FakePlace(wanted=3, descriptor=pipe[0]))
     async with trio.open_nursery() as nursery:
         await workers.come(nursery, 6)
@@ -160,7 +160,7 @@ async def test_a_worker_cancelled_while_it_sleeps_is_passed_over(pipe: tuple[int
         assert workers.took == [0, 1]
 
 
-async def test_when_the_one_who_watches_is_cancelled_another_one_does(pipe: tuple[int, int]) -> None:
+async def test_when_the_worker_that_watches_is_cancelled_another_one_watches(pipe: tuple[int, int]) -> None:
     workers = Workers(FakePlace(descriptor=pipe[0]))
     async with trio.open_nursery() as nursery:
         await workers.come(nursery, 2)
@@ -171,7 +171,7 @@ async def test_when_the_one_who_watches_is_cancelled_another_one_does(pipe: tupl
         assert workers.took == [1]
 
 
-async def test_the_place_is_told_when_nobody_waits_for_requests_any_more(pipe: tuple[int, int]) -> None:
+async def test_the_receivers_go_on_when_no_worker_waits_for_requests(pipe: tuple[int, int]) -> None:
     workers = Workers(FakePlace(descriptor=pipe[0]))
     somebody = workers.place.somebody
     async with trio.open_nursery() as nursery:
@@ -199,7 +199,7 @@ async def test_the_loop_is_asked_only_when_waiting_in_place_brought_nothing(pipe
     assert place.turns == 1
 
 
-async def test_others_who_are_ready_get_a_turn_before_anybody_waits(pipe: tuple[int, int]) -> None:
+async def test_tasks_that_are_ready_get_a_turn_before_a_worker_waits(pipe: tuple[int, int]) -> None:
     place = FakePlace(1, ready=2, descriptor=pipe[0])
     await LowLevel(cast(InPlace, place)).wait_readable(7)
     assert place.turns == 2
@@ -225,7 +225,7 @@ async def test_closing_ends_the_waiting_of_all_and_whatever_would_begin_later(pi
     assert place.somebody[-1] is False
 
 
-def test_everything_else_is_trios_own() -> None:
+def test_everything_else_is_that_of_trio() -> None:
     stand_in = Trio(cast(InPlace, FakePlace()))
     assert stand_in.open_nursery is trio.open_nursery
     assert stand_in.lowlevel.current_task is trio.lowlevel.current_task

@@ -59,7 +59,7 @@ async def test_writes_in_order_become_a_stream_and_others_do_not(autojump_clock:
     ],
     ids=["O_DIRECT", "O_SYNC", "O_DSYNC", "--direct", "--sync"],
 )
-async def test_who_asked_for_more_gets_no_early_answer(
+async def test_files_opened_for_more_safety_get_no_early_answer(
     autojump_clock: MockClock, flags: int, options: dict[str, Any]
 ) -> None:
     async with mounted(**options) as mount:
@@ -102,7 +102,7 @@ async def test_a_reservation_is_held_until_nothing_is_pending(autojump_clock: Mo
 
 
 @pytest.mark.parametrize("how", ["write", "fsync"])
-async def test_each_open_file_is_told_of_a_lost_write_once_by_write_and_once_by_fsync(
+async def test_a_lost_write_is_reported_through_each_open_file_once_by_write_and_once_by_fsync(
     autojump_clock: MockClock, announce: Announce, how: str
 ) -> None:
     announce("e0.0: a write at LBA 16 failed after it was answered: ")
@@ -139,7 +139,7 @@ async def test_each_open_file_is_told_of_a_lost_write_once_by_write_and_once_by_
 
 
 @pytest.mark.parametrize("blocks_on", [0, 1])
-async def test_whoever_tries_again_after_a_loss_is_told_at_once(
+async def test_a_write_that_is_tried_again_after_a_loss_fails_at_once(
     autojump_clock: MockClock, announce: Announce, blocks_on: int
 ) -> None:
     """Whether he begins with what was lost, or with the next one, which he was told to have failed."""
@@ -175,7 +175,7 @@ async def test_fsync_fails_for_a_write_that_fails_while_it_waits(autojump_clock:
             await mount.operations.fsync(handle, False)
 
 
-async def test_fsync_that_fails_on_a_silent_target_has_told_of_what_it_lost(
+async def test_fsync_that_fails_on_a_silent_target_has_reported_what_it_lost(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce("e0.0 is down")
