@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aoefs.core.link import Link
-from aoefs.core.recovery import CongestionWindow, ReorderWindow, RttEstimator
+from aoefs.core.recovery import IDLE, CongestionWindow, ReorderWindow, RttEstimator
 from aoefs.core.request import Run, bits
 from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
 
@@ -68,6 +68,7 @@ class Path:
         "mac",
         "reorder",
         "request_head",
+        "rested_at",
         "retransmits",
         "rtt",
         "runs",
@@ -99,7 +100,7 @@ class Path:
         self.reorder = ReorderWindow()
         self.runs: dict[Run, None] = {}
         self.in_flight = 0
-        self.last_answer_at = float("-inf")
+        self.last_answer_at = self.rested_at = float("-inf")
         self.witness_order = -1
         self.witness_index = 0
         self.witness_rtt = 0.0
@@ -193,7 +194,7 @@ class Path:
         return timeout
 
     def _reordered_until(self, run: Run) -> float:
-        return run.sent_at + self.witness_rtt + self.reorder.duration(self.rtt, self.last_answer_at)
+        return run.sent_at + self.witness_rtt + self.reorder.duration(self.rtt)
 
     def give_up(self, now: float) -> list[tuple[Run, int]]:
         """The losses that are certain enough by ``now``: (run, mask of commands); they fly no more."""
@@ -219,7 +220,7 @@ class Path:
         if oldest is None or max(oldest.sent_at, self.last_answer_at) + self.rtt.rto > now:
             return []
         rtt = self.rtt
-        spared = rtt.srtt + self.reorder.duration(rtt, self.last_answer_at) if rtt.srtt else rtt.rto
+        spared = rtt.srtt + self.reorder.duration(rtt) if rtt.srtt else rtt.rto
         lost = [(run, run.flying) for run in self.runs if run is oldest or run.sent_at + spared <= now]
         if rtt.backoff:
             self.window.collapse(now)
@@ -243,6 +244,13 @@ class Path:
             self.retransmits += count
             if not run.flying:
                 del self.runs[run]
+
+    def rest(self, now: float) -> None:
+        """Time has passed, a second or so since the last call: what was learned long ago counts less."""
+        self.reorder.rest(now)
+        if not self.runs and now - max(self.last_answer_at, self.rested_at) > IDLE:
+            self.rested_at = now
+            self.rtt.rest()
 
     def frame_lifetime(self) -> float:
         """Seconds after its sending for which a copy of a frame may still arrive (``core.quarantine``)."""

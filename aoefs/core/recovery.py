@@ -22,6 +22,7 @@ MAX_BACKOFF: Final = 0.2  # seconds to which a backoff leads, or eight times the
 REGROWTH: Final = 8  # round trips in which a window grows from nothing to its limit: AoE's windows are small
 RESTART_WINDOW: Final = 4  # commands after silence: with one, a burst of lost frames would cost a timeout each
 MIN_REORDER: Final = 0.0005  # seconds: answers of one batch are seen together, finer order is not observable
+IDLE: Final = 10.0  # seconds without an answer after which an old RTO counts less
 REORDER_DECAY: Final = 10.0  # seconds without a late answer until a widened reordering window halves
 
 
@@ -59,6 +60,17 @@ class RttEstimator:
         """An answer that came after its command was given up: it stretches the estimate, and ends a backoff."""
         self.sample(min(rtt, MAX_RTO))
         self.longest = max(self.longest, rtt)
+
+    def rest(self) -> None:
+        """Nothing was measured for ``IDLE`` seconds: an RTO above the initial one comes down to it, by halves.
+
+        It may come from a time in which this process or the target was frozen, and says nothing of the next answer.
+        """
+        if self._base_rto > INITIAL_RTO:
+            self.srtt /= 2
+            self.rttvar /= 2
+            self._base_rto = max(self._base_rto / 2, INITIAL_RTO)
+            self.rto = max(self._base_rto, self.rto / 2)
 
     def end_backoff(self) -> None:
         """The target is known to be there again: wait no longer than for any other answer."""
@@ -150,11 +162,14 @@ class ReorderWindow:
         self.factor = 0.25  # of SRTT
         self._changed_at = 0.0
 
-    def duration(self, rtt: RttEstimator, now: float) -> float:
-        """Seconds."""
+    def rest(self, now: float) -> None:
+        """Time has passed: halve after ten seconds without a late answer."""
         if self.factor > 0.25 and now - self._changed_at > REORDER_DECAY:
             self.factor = max(0.25, self.factor / 2)
             self._changed_at = now
+
+    def duration(self, rtt: RttEstimator) -> float:
+        """Seconds."""
         return min(max(self.factor * rtt.srtt, MIN_REORDER * self.factor * 4), rtt.rto)
 
     def widen(self, now: float) -> None:

@@ -502,6 +502,11 @@ class Target:
         for request in expired:
             self.fail(request, TargetLost(f"{self.name}: no answer for {self.deadsecs:g} s"))
 
+    def rest(self, now: float) -> None:
+        """To be called about once a second."""
+        for path in self.paths:
+            path.rest(now)
+
     def heard(self, now: float) -> None:
         """The target answered something else than data."""
         self._silent_since = now

@@ -20,6 +20,7 @@ answers makes a thousand of them), and that driver's tag 0 for queries (any host
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
@@ -29,6 +30,7 @@ from aoefs.engine.conversation import LINGER, converse, encode_query
 from aoefs.engine.driver import Driver
 from aoefs.engine.roster import Roster, Sighting
 from aoefs.engine.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
+from aoefs.engine.supervisor import Supervisor
 from aoefs.errors import FrameError, RequestError, TargetError
 from aoefs.protocol.ata import (
     IDENTIFY_REGISTERS,
@@ -71,7 +73,7 @@ class Discovery:
         self,
         driver: Driver,
         roster: Roster,
-        nursery: trio.Nursery,
+        supervisor: Supervisor,
         hints: trio.MemoryReceiveChannel[tuple[Link, Header]],
         *,
         allow_mac: frozenset[bytes] = frozenset(),
@@ -81,14 +83,14 @@ class Discovery:
         self.candidates_dropped = 0
         self._driver = driver
         self._roster = roster
-        self._nursery = nursery
+        self._supervisor = supervisor
         self._allow_mac = allow_mac
         self._candidates: dict[Endpoint, ConfigArgument] = {}
         self._waiting: dict[Endpoint, ConfigArgument] = {}  # for a place among them, the oldest first
         self._hinted: dict[Endpoint, float] = {}  # when it was asked for a hint last, the oldest first
         self._repeated: set[Endpoint] = set()  # hinted again within the period: to be asked at its end
         self._schedules: dict[Link, trio.CancelScope] = {}
-        nursery.start_soon(self._hear, hints, name="hints")
+        supervisor.start("hints", partial(self._hear, hints))
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -96,7 +98,7 @@ class Discovery:
         """Ask on ``link`` by the schedule, from its beginning; replaces the one that runs."""
         self.stop(link)
         scope = self._schedules[link] = trio.CancelScope()
-        self._nursery.start_soon(self._ask_by_schedule, link, scope, name=f"discovery on {link.interface}")
+        self._supervisor.start(f"discovery on {link.interface}", partial(self._ask_by_schedule, link, scope))
 
     def stop(self, link: Link) -> None:
         scope = self._schedules.pop(link, None)
@@ -120,7 +122,7 @@ class Discovery:
         self._driver.tags.open(query)
         (frame,) = query.frames([Endpoint(link, mac, address)], self._driver.now())
         link.send_frame(frame)
-        self._nursery.start_soon(self._close_later, query, name="config query")
+        self._supervisor.start("config query", partial(self._close_later, query))
 
     async def _close_later(self, query: LoneCommand) -> None:
         await trio.sleep(ANSWER_WINDOW)
@@ -144,7 +146,7 @@ class Discovery:
             self.hints_dropped += 1
         elif endpoint in hinted:  # it may have changed once more since we asked
             self._repeated.add(endpoint)
-            self._nursery.start_soon(self._ask_later, endpoint, hinted[endpoint] + HINT_PERIOD, name="repeated hint")
+            self._supervisor.start("repeated hint", partial(self._ask_later, endpoint, hinted[endpoint] + HINT_PERIOD))
         elif len(hinted) >= MAX_HINTS:
             self.hints_dropped += 1
         else:
@@ -185,7 +187,7 @@ class Discovery:
         """Ask for the identity of an endpoint that said ``config`` of itself, unless we do already."""
         if endpoint not in self._candidates:
             self._candidates[endpoint] = config
-            self._nursery.start_soon(self._identify, endpoint, config, name=f"IDENTIFY of {endpoint.address}")
+            self._supervisor.start(f"IDENTIFY of {endpoint.address}", partial(self._identify, endpoint, config))
 
     def candidates(self) -> list[Stranger]:
         """Those that are under IDENTIFY."""

@@ -86,7 +86,7 @@ class Engine:
             self.driver.now,
         )
         self.roster = Roster(self.driver, self.in_place, self.changes, settings, self.supervisor)
-        self.discovery = Discovery(self.driver, self.roster, nursery, hints_out, allow_mac=settings.allow_mac)
+        self.discovery = Discovery(self.driver, self.roster, self.supervisor, hints_out, allow_mac=settings.allow_mac)
         self.lookout = Lookout(self.driver, self.roster, self.discovery, self.changes)
         self.disks = self.roster.disks
         self.links = self.driver.links

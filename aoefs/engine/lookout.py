@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import trio
 
+from aoefs.core.life import State
 from aoefs.core.link import Endpoint
 from aoefs.core.path import Path
 from aoefs.core.target import Target
@@ -39,6 +40,7 @@ class Lookout:
         """Ask for targets that are silent, at growing distances; forget those that were down for long."""
         for disk in list(self._roster.disks.values()):
             target = disk.target
+            target.rest(now)
             if now - target.down_since > FORGET_AFTER and self._roster.reason_to_keep(disk) is None:
                 self._roster.forget(disk)
                 continue
@@ -50,6 +52,13 @@ class Lookout:
             if at <= now:
                 self._ask_everywhere(target)
                 self._asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
+        self._forget_what_is_gone()
+
+    def _forget_what_is_gone(self) -> None:
+        for target in [target for target in self._asked if target.life.state is State.REPLACED]:
+            del self._asked[target]
+        for path in [path for path in self._narrow if path.target is None]:
+            del self._narrow[path]
 
     def identify_again(self, target: Target) -> None:
         """It was just suspended: see on its paths whether it is still there and still the same disk."""

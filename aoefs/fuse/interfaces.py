@@ -27,12 +27,33 @@ class Interfaces:
     async def follow(self) -> None:
         """Interfaces come, go, and change their MTU or their address."""
         with InterfaceMonitor() as monitor:
+            self._catch_up(list(monitor.interfaces.values()))
             async for event in monitor:
                 if isinstance(event, Interface):
                     self._follow_interface(event)
-                elif (link := self._engine.links.get(event.name)) is not None:
-                    log.warning("%s is gone", event.name)
-                    self._engine.drop_link(link)
+                else:
+                    self._drop(event.name)
+
+    def _catch_up(self, listing: Sequence[Interface]) -> None:
+        """What changed between the choice of the interfaces and the start of the watch."""
+        links = self._engine.links
+        for name in links.keys() - {interface.name for interface in listing}:
+            self._drop(name)
+        for interface in listing:
+            link = links.get(interface.name)
+            as_known = link is not None and (link.mac, link.max_sectors, link.up) == (
+                interface.mac,
+                payload_sectors(interface.mtu),
+                interface.up and interface.running,
+            )
+            if not as_known:
+                self._follow_interface(interface)
+
+    def _drop(self, name: str) -> None:
+        link = self._engine.links.get(name)
+        if link is not None:
+            log.warning("%s is gone", name)
+            self._engine.drop_link(link)
 
     def _follow_interface(self, interface: Interface) -> None:
         engine, name = self._engine, interface.name

@@ -1,13 +1,18 @@
 """What the kernel must forget of the mount: names, attributes and cached pages.
 
-Owns the calls that say so.  Each takes a thread, in the background: the kernel lets it wait while pages of the file are
-read or written.
+Owns the calls that say so.  The kernel lets such a call wait, uninterruptibly, while pages of the file are read or
+written; so each takes a thread, in the background, and they have a limit of their own: no other thread of the mount
+waits for one of them.
+
+What always holds: there is one task and one thread per disk at most; what comes meanwhile waits for it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pyfuse3
@@ -16,6 +21,8 @@ import trio
 from aoefs.engine.supervisor import Supervisor
 
 log = logging.getLogger("aoefs")
+
+MAX_THREADS = 64
 
 
 class Notice(NamedTuple):
@@ -31,19 +38,29 @@ class Kernel:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._limiter = trio.CapacityLimiter(MAX_THREADS)
+        self._pending: dict[Hashable, deque[Notice]] = {}  # by disk, while it has a task
 
-    def notify(self, notices: Sequence[Notice]) -> None:
-        """Returns at once; the notices are given one after the other."""
+    def notify(self, disk: Hashable, notices: Sequence[Notice]) -> None:
+        """Give these notices about a disk, one after the other; returns at once."""
+        pending = self._pending.get(disk)
+        if pending is not None:
+            pending.extend(notice for notice in notices if notice not in pending)
+        elif notices:
+            self._pending[disk] = deque(notices)
+            self._supervisor.start("invalidation", partial(self._give, disk))
 
-        async def give() -> None:
-            for notice in notices:
+    async def _give(self, disk: Hashable) -> None:
+        pending = self._pending[disk]
+        try:
+            while pending:
+                notice = pending.popleft()
                 try:
-                    await trio.to_thread.run_sync(_give, notice, abandon_on_cancel=True)
+                    await trio.to_thread.run_sync(_give, notice, abandon_on_cancel=True, limiter=self._limiter)
                 except OSError as error:  # most often ENOENT: it knows nothing of it
                     log.debug("invalidation of inode %d: %s", notice.inode, error)
-
-        if notices:
-            self._supervisor.start("invalidation", give)
+        finally:
+            del self._pending[disk]
 
 
 def _give(notice: Notice) -> None:

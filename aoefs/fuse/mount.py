@@ -5,8 +5,9 @@ to systemd, and into the pid file).  Down: the kernel has let go (``pyfuse3.main
 close FUSE, stop the engine.
 
 A stop by signal has two steps.  The mount is taken out of the tree at once (lazily), and open files are served until
-the last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal ends it at once.
-The exit code is 0 only if every flush succeeded.
+the last one is closed or ``GRACE`` seconds have passed; then what still waits fails.  A second signal, whenever it
+comes, ends the process within a second: without the last flush, if that takes longer.  The last flush is tried however
+the mount ends.  The exit code is 0 only if every flush succeeded.
 
 Rejected: ``pyfuse3.terminate`` alone (the user's later close would get ECONNABORTED), and flushing at release (the
 last one may never be delivered).
@@ -54,6 +55,7 @@ TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they ta
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
 MAX_WORKERS = tuning.MOST_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
 ROOM_PERIOD = 0.5  # seconds
+LAST_SECOND = 0.9  # seconds from a second signal to the end
 
 
 def run(options: MountOptions, ready: Ready) -> int:
@@ -69,6 +71,7 @@ class Mount:
         self._ready = ready
         self._events = EventRing()
         self._unmounted = False
+        self._last_flush = trio.CancelScope(shield=True)
 
     async def run(self) -> int:
         options = self._options
@@ -102,15 +105,18 @@ class Mount:
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
             stack.callback(engine.supervisor.cancel)
+            engine.supervisor.start("interfaces", spoken_on.follow)
             nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(spoken_on.follow, name="interfaces")
             nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
-            nursery.start_soon(self._become_ready, engine, operations, pid_file, nursery, name="ready")
-            await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
-            self._unmounted = True
-            self._tell_systemd("STOPPING=1")
-            with trio.CancelScope(shield=True):
-                clean = await last_flush(engine, FLUSH_GRACE)
+            nursery.start_soon(self._become_ready, engine, operations, pid_file, name="ready")
+            clean = False
+            try:
+                await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
+                self._unmounted = True
+            finally:
+                self._tell_systemd("STOPPING=1")
+                with self._last_flush:
+                    clean = await last_flush(engine, FLUSH_GRACE)
             nursery.cancel_scope.cancel()
         return 0 if clean else 1
 
@@ -142,12 +148,10 @@ class Mount:
                 log.info("%s", complaint)
         return background, small is None
 
-    async def _become_ready(
-        self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None, nursery: trio.Nursery
-    ) -> None:
+    async def _become_ready(self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None) -> None:
         background, kernel_reads_ahead = await trio.to_thread.run_sync(self._tune)
         if not background.complaint:
-            nursery.start_soon(self._make_room, engine, background, name="room")
+            engine.supervisor.start("room", partial(self._make_room, engine, background))
         operations.read_aheads.wanted = not kernel_reads_ahead
         await engine.first_discovery()
         hint = None
@@ -207,12 +211,21 @@ class Mount:
         number = await anext(signals)
         self._tell_systemd("STOPPING=1")
         log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
-        await trio.to_thread.run_sync(self._unmount_lazily)
         with trio.move_on_after(GRACE):
-            await anext(signals)
-            log.warning("a second signal: ending at once")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(trio.to_thread.run_sync, self._unmount_lazily, abandon_on_cancel=True))
+                await self._end_at_once_on(signals)
+                nursery.cancel_scope.cancel()
         engine.close()
         pyfuse3.terminate()
+        await self._end_at_once_on(signals)
+
+    async def _end_at_once_on(self, signals: AsyncIterator[int]) -> None:
+        """A second signal: nothing is waited for any more, and this process is gone within ``LAST_SECOND``."""
+        await anext(signals)
+        log.warning("a second signal: ending at once")
+        self._last_flush.cancel()
+        signal.setitimer(signal.ITIMER_REAL, LAST_SECOND)  # SIGALRM ends what cannot be cancelled: nothing handles it
 
     def _unmount_lazily(self) -> None:
         try:

@@ -378,8 +378,11 @@ class AoeOperations(pyfuse3.Operations):
         if not self.tree.is_present(disk):
             return
         nodes = self.tree.nodes_of(disk)
-        if await nodes.read_table(again=again):
-            self._kernel.notify(_notices_of_gone(self.tree.mark_gone(nodes.take_gone())))
+        went = await nodes.read_table(again=again)
+        if not self.tree.is_present(disk):  # any more
+            return
+        if went:
+            self._kernel.notify(disk, _notices_of_gone(self.tree.mark_gone(nodes.take_gone())))
         for node in nodes.partitions:
             self.tree.nodes[node.inode] = node
 
@@ -391,12 +394,12 @@ class AoeOperations(pyfuse3.Operations):
         if nodes is None:
             pass
         elif change is Change.RESIZED:
-            self._kernel.notify([Notice(nodes.whole.inode, pages=False)])
+            self._kernel.notify(disk, [Notice(nodes.whole.inode, pages=False)])
         elif change in (Change.RETURNED, Change.REVALIDATED):
-            self._kernel.notify([Notice(node.inode) for node in nodes])
+            self._kernel.notify(disk, [Notice(node.inode) for node in nodes])
         elif change in (Change.REPLACED, Change.FORGOTTEN):
             gone = self.tree.remove(disk)
-            self._kernel.notify([*_notices_of_gone(gone), Notice(CONTROL, nodes.whole.name)])
+            self._kernel.notify(disk, [*_notices_of_gone(gone), Notice(CONTROL, nodes.whole.name)])
         if change in _NEW_TABLE:
             self._read_table_later(disk, again=change is not Change.APPEARED)
 

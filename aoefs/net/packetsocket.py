@@ -36,7 +36,7 @@ RECEIVE_BUFFER_BYTES = 16 << 20  # 64 jumbo frames of each of 24 targets; the ke
 SEND_BUFFER_BYTES = 4 << 20
 
 #: errno values of a send or receive that mean "the interface is gone or down".
-LINK_DOWN = frozenset({errno.ENETDOWN, errno.ENXIO, errno.ENODEV})
+LINK_DOWN = frozenset({errno.ENETDOWN, errno.ENXIO, errno.ENODEV, errno.EBADF})  # EBADF: the socket is closed
 #: errno values of a send that mean "no room now, try again later".
 LINK_FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
@@ -197,6 +197,7 @@ class PacketSocket:
 
     def close(self) -> None:
         self.socket.close()
+        self.descriptor = -1  # the number may soon be another file's
 
     def __enter__(self) -> PacketSocket:
         return self

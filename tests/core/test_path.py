@@ -243,12 +243,35 @@ def test_a_copy_may_live_half_a_second_or_four_rtos_or_the_longest_delay_seen() 
     assert path.frame_lifetime() == 30.0
 
 
+def test_an_idle_path_forgets_that_answers_were_slow_a_half_every_ten_seconds() -> None:
+    path = make()
+    answer(path, send(path, 1, 0.0), 3.0)  # the process was stopped for three seconds
+    slow = path.rtt.rto
+    halved_at = []
+    for second in range(4, 80):
+        before = path.rtt.rto
+        path.rest(float(second))
+        if path.rtt.rto < before:
+            halved_at.append(second)
+    assert halved_at == [14, 25, 36, 47, 58]
+    assert path.rtt.rto == INITIAL_RTO < slow
+
+
+def test_a_path_that_waits_for_an_answer_forgets_nothing() -> None:
+    path = make()
+    answer(path, send(path, 1, 0.0), 3.0)
+    send(path, 1, 4.0)
+    slow = path.rtt.rto
+    path.rest(60.0)
+    assert path.rtt.rto == slow
+
+
 def test_the_statistics_are_a_snapshot_in_microseconds() -> None:
     path = warmed_up()
     send(path, 3, 0.0)
-    picture = path.statistics()
-    assert (picture.interface, picture.mac, picture.sectors) == ("eth0", THEIRS, 2)
-    assert (picture.in_flight, picture.sent, picture.answered, picture.retransmits) == (3, 4, 1, 0)
-    assert picture.rtt_us == round(RTT * 1e6, 1)
-    assert picture.rto_us == MIN_RTO * 1e6
-    assert picture.healthy
+    snapshot = path.statistics()
+    assert (snapshot.interface, snapshot.mac, snapshot.sectors) == ("eth0", THEIRS, 2)
+    assert (snapshot.in_flight, snapshot.sent, snapshot.answered, snapshot.retransmits) == (3, 4, 1, 0)
+    assert snapshot.rtt_us == round(RTT * 1e6, 1)
+    assert snapshot.rto_us == MIN_RTO * 1e6
+    assert snapshot.healthy

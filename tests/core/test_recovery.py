@@ -89,6 +89,25 @@ def test_ending_a_backoff_goes_back_to_the_rto_of_the_samples() -> None:
     assert (rtt.backoff, rtt.rto) == (0, 1.5)
 
 
+def test_an_rto_that_nothing_confirms_comes_down_to_the_initial_one_by_halves() -> None:
+    rtt = estimator(0.75)
+    rtt.late(30.0)
+    seen = [rtt.rto]
+    while rtt.rto > INITIAL_RTO:
+        rtt.rest()
+        seen.append(rtt.rto)
+    assert seen == pytest.approx([4.0, 2.0, 1.0, 0.5, 0.25, INITIAL_RTO])
+    rtt.rest()
+    assert rtt.rto == INITIAL_RTO
+
+
+def test_an_rto_below_the_initial_one_stays() -> None:
+    rtt = estimator(0.001)
+    before = (rtt.srtt, rtt.rttvar, rtt.rto)
+    rtt.rest()
+    assert (rtt.srtt, rtt.rttvar, rtt.rto) == before
+
+
 def test_a_late_answer_is_evidence_of_a_long_life_and_a_bounded_sample() -> None:
     rtt = RttEstimator()
     rtt.sample(0.0001)
@@ -207,29 +226,29 @@ def estimator(srtt: float) -> RttEstimator:
 
 
 def test_the_reordering_window_begins_with_a_quarter_of_the_round_trip() -> None:
-    assert ReorderWindow().duration(estimator(0.5), 0.0) == pytest.approx(0.125)
+    assert ReorderWindow().duration(estimator(0.5)) == pytest.approx(0.125)
 
 
 def test_it_is_never_shorter_than_what_can_be_observed() -> None:
-    assert ReorderWindow().duration(estimator(0.0001), 0.0) == MIN_REORDER
+    assert ReorderWindow().duration(estimator(0.0001)) == MIN_REORDER
 
 
 def test_each_late_answer_doubles_it_up_to_the_rto() -> None:
     reorder, rtt = ReorderWindow(), estimator(0.5)
     reorder.widen(0.0)
-    assert reorder.duration(rtt, 0.0) == pytest.approx(0.25)
+    assert reorder.duration(rtt) == pytest.approx(0.25)
     for _ in range(20):
         reorder.widen(0.0)
-    assert reorder.duration(rtt, 0.0) == rtt.rto
+    assert reorder.duration(rtt) == rtt.rto
 
 
 def test_it_halves_after_each_ten_quiet_seconds_down_to_its_start() -> None:
-    reorder, rtt = ReorderWindow(), estimator(0.5)
+    reorder = ReorderWindow()
     reorder.widen(0.0)
     reorder.widen(0.0)
     now, seen = 0.0, []
     for _ in range(4):
         seen.append(reorder.factor)
         now += REORDER_DECAY + 0.1
-        reorder.duration(rtt, now)
+        reorder.rest(now)
     assert seen == [1.0, 0.5, 0.25, 0.25]

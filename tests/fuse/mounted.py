@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ class FakeKernel(Kernel):
     def __init__(self) -> None:
         self.notices: list[Notice] = []
 
-    def notify(self, notices: Sequence[Notice]) -> None:
+    def notify(self, disk: Hashable, notices: Sequence[Notice]) -> None:
         self.notices += notices
 
     def take(self) -> list[Notice]:
