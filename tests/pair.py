@@ -1,13 +1,13 @@
 """The pure core back to back with the pure target: the smallest driver that keeps the core's contract.
 
-A :class:`Pair` holds targets, target machines and the segments between them, and a virtual ``now``.  It does what
-``engine.engine`` and ``engine.disk`` do, frame by frame and with nothing clever: give out runs, encode, deliver, judge
-answers, receive, complete, call the timer, and ask a silent target once a second who it is.  Callbacks of the core
-never call back into it: what they cause is put among the ``calls`` of the same instant, as waking a task would.
+A :class:`Pair` holds targets, the exports that they stand for, the segments between them, and a virtual ``now``.  It
+does what the engine does, frame by frame and in the plainest way: give out runs, encode, deliver, judge answers,
+receive, complete, call the timer, and send IDENTIFY to a silent target once a second.  Callbacks of the core never call
+back into it: what they cause is a call later in the same instant, as when a task is woken.
 
-After every step the invariants of the core are checked (:func:`check_invariants`), and a driver that goes round
-without time moving is a failure.  :class:`Operation` is a read or write as a user sees it, :func:`check_history` the
-model of a disk that judges them.
+After every step the invariants of the core are checked (:func:`check_invariants`); many steps without time moving are a
+failure.  :class:`Operation` is a read or write as a user sees it.  :func:`check_history` is the model of a disk that
+judges them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Wire:
         self.segment = segment
         self.mac = LOCAL[:5] + bytes([0x10 + number])
         self.remote = REMOTE[:5] + bytes([0x20 + number])
-        self.machines: list[Export] = []
+        self.exports: list[Export] = []
         self.max_sectors = 255
 
 
@@ -148,11 +148,11 @@ class Pair:
         self._asked: dict[Target, LoneCommand] = {}
         for slot in range(targets):
             store = MemoryStore(sectors)
-            machine = Export(Address(0, slot), store, serial=f"disk{slot}", buffer_count=max(1, bufcnt))
-            target = Target(machine.address, machine.identity, self.tags, deadsecs=deadsecs, maxout=maxout)
+            export = Export(Address(0, slot), store, serial=f"disk{slot}", buffer_count=max(1, bufcnt))
+            target = Target(export.address, export.identity, self.tags, deadsecs=deadsecs, maxout=maxout)
             target.set_bufcnt(bufcnt)
             for wire in self.wires:
-                wire.machines.append(machine)
+                wire.exports.append(export)
                 target.add_path(as_link(wire), wire.name, (wire.mac, wire.remote), payload)
             self.targets.append(target)
             self.stores.append(store)
@@ -267,7 +267,7 @@ class Pair:
             if timeout is not None and timeout <= self.now:
                 target.handle_timeout(self.now)
             if target.is_silent and target.paths and target not in self._asked:
-                self._ask_who(target)
+                self._identify(target)
         self.pump()
         for target in self.targets:
             check_invariants(target)
@@ -294,7 +294,7 @@ class Pair:
         bad = [operation for operation in operations if not operation.good]
         assert not bad, f"at {self.now}: {bad}"
 
-    def _ask_who(self, target: Target) -> None:
+    def _identify(self, target: Target) -> None:
         """IDENTIFY on all paths of a silent target, until it is not silent any more."""
 
         def on_answer(answer: Answer) -> None:
@@ -327,8 +327,8 @@ class Pair:
             except FrameError:
                 self.strangers += 1
             return
-        for machine in wire.machines:
-            answer = machine.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
+        for export in wire.exports:
+            answer = export.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
             if answer is not None:
                 wire.segment.send(answer, self.now)
 
@@ -402,7 +402,7 @@ def check_invariants(target: Target) -> None:
 
 
 def stamp(number: int, sectors: int = 1) -> bytes:
-    """Data that tells which write they come from, in every eight bytes."""
+    """Data that names the write that they come from, in every eight bytes."""
     return number.to_bytes(8, "little") * (SECTOR_BYTES // 8 * sectors)
 
 
@@ -424,7 +424,7 @@ def check_history(operations: Sequence[Operation]) -> None:
         seen: list[tuple[float, int]] = []  # (end, place) of earlier reads
         for read in sorted((op for op in touching if not op.write and op.good), key=_start):
             data = _sector(read, sector)
-            assert data in places, f"{read!r}: sector {sector} holds what nobody wrote there: {data[:8].hex()}"
+            assert data in places, f"{read!r}: sector {sector} holds what was never written there: {data[:8].hex()}"
             place = places[data]
             start, end = _start(read), read.ended_at or 0.0
             oldest = max((p for p, w in enumerate(writes, 1) if w.good and (w.ended_at or 0.0) < start), default=0)

@@ -1,8 +1,8 @@
 """A simulated Ethernet segment for the engine under trio's virtual clock: a wire, links on it, targets on it.
 
-Owns nothing of aoefs: :class:`SegmentLink` is a second, plain implementation of ``net.link.Link`` that builds and
-judges every frame with ``protocol.wire`` alone, so that it honestly checks the fast one.  Delivery is by a heap of
-(time, order) and one task, hence deterministic; ``Wire.route`` is the place for faults.
+:class:`SegmentLink` is a second, plain implementation of ``core.link.Link``: it builds and judges every frame with
+``protocol.wire`` alone, so that it is independent of the fast one.  Frames are delivered by one task from a heap of
+(time, order), so each run is the same; ``Wire.route`` injects faults.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class SegmentLink:
         self.max_sectors = max_sectors
         self.room: float = float("inf")
         self.rx_frames = self.rx_unknown = self.tx_frames = self.tx_full = 0
-        self.descriptor = -1  # nobody waits in place for a simulated link
+        self.descriptor = -1  # a simulated link cannot be polled
         self.closed = False
         self.refreshed = 0
         self.failure: OSError | None = None  # what the next receive raises

@@ -1,12 +1,12 @@
 """An Ethernet segment that misbehaves on purpose: frames in, deliveries out, in virtual time.
 
-Pure: no clock, no task, no socket; ``now`` is an argument and the dice are seeded, so every run is the same run.
-:meth:`Segment.transmit` is the whole of it: what becomes of one frame.  Around it is a heap of what is under way
-(``send``, ``next_delivery``, ``deliver``), for drivers that step; a link in trio may keep its own.
+Pure: no clock, no task, no socket; ``now`` is an argument and the random numbers are seeded, so every run is the same.
+:meth:`Segment.transmit` decides what becomes of one frame.  ``send``, ``next_delivery`` and ``deliver`` keep a heap of
+the frames under way, for drivers that go step by step.
 
-A frame that is answered is told from one that asks by the response flag, so one segment carries both directions and
-may lose one of them only.  A duplicate comes with its original unless ``duplicate_after`` says otherwise: a copy that
-the *network* makes and delivers after newer writes is beyond what any initiator can guard against.
+The response flag tells answers from requests, so one segment carries both directions and may lose one of them only.
+A duplicate comes with its original unless ``duplicate_after`` says otherwise: no initiator can guard against a copy
+that the *network* makes and delivers after newer writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The segment injects what it is told to, as often as it is told to, and nothing else."""
+"""The segment injects the faults that are configured, as often as configured, and no others."""
 
 from __future__ import annotations
 

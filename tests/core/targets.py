@@ -1,4 +1,8 @@
-"""Targets under test: a pair that has seen a round trip, and what drives a target by hand."""
+"""Targets under test: in a pair that has seen a round trip, or driven by hand.
+
+In a :class:`tests.pair.Pair`, times are those of a network of ``RTT`` seconds.  Latencies are powers of two, so that
+sums are exact and times are compared exactly.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims of sectors: disjoint, in order, and nobody is forgotten."""
+"""Claims of sectors: disjoint, in order of arrival, and each of them granted in the end."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def test_one_release_grants_all_that_it_blocked() -> None:
 def test_a_claim_that_stops_waiting_blocks_no_other() -> None:
     guard = OverlapGuard()
     order: list[str] = []
-    held, impatient = Claim(0, 1), Claim(0, 8, lambda: order.append("impatient"))
+    held, abandoned = Claim(0, 1), Claim(0, 8, lambda: order.append("abandoned"))
     guard.acquire(held)
-    guard.acquire(impatient)
+    guard.acquire(abandoned)
     assert not guard.acquire(Claim(4, 5, lambda: order.append("small")))
-    guard.release(impatient)
+    guard.release(abandoned)
     assert order == ["small"]
 
 
@@ -100,12 +100,12 @@ class Guarding(RuleBasedStateMachine):
         super().__init__()
         self.guard = OverlapGuard()
         self.alive: list[Claim] = []  # in order of arrival
-        self.told: list[Claim] = []
+        self.granted: list[Claim] = []
 
     @rule(target=claims, first=st.integers(0, 12), count=st.integers(1, 6))
     def acquire(self, first: int, count: int) -> Claim:
         claim = Claim(first, first + count)
-        claim.granted = lambda: self.told.append(claim)
+        claim.granted = lambda: self.granted.append(claim)
         blocked = any(claim.overlaps(other) for other in self.alive)
         assert self.guard.acquire(claim) is not blocked
         self.alive.append(claim)
@@ -113,24 +113,24 @@ class Guarding(RuleBasedStateMachine):
 
     @rule(claim=consumes(claims))
     def release(self, claim: Claim) -> None:
-        self.told.clear()
+        self.granted.clear()
         waited = [other for other in self.alive if not other.is_granted and other is not claim]
         self.guard.release(claim)
         self.alive.remove(claim)
-        assert self.told == [other for other in waited if other.is_granted]  # each told once, oldest first
+        assert self.granted == [other for other in waited if other.is_granted]  # each once, oldest first
 
     @invariant()
-    def who_is_granted_is_who_has_no_earlier_rival(self) -> None:
+    def a_claim_is_granted_if_no_earlier_one_overlaps_it(self) -> None:
         """Hence granted ranges are disjoint, overlapping claims go in order, and the oldest is never stuck."""
         for index, claim in enumerate(self.alive):
             assert claim.is_granted is not any(claim.overlaps(earlier) for earlier in self.alive[:index])
 
     @invariant()
-    def it_is_idle_when_nobody_is_there(self) -> None:
+    def it_is_idle_without_claims(self) -> None:
         assert self.guard.idle is not bool(self.alive)
 
     def teardown(self) -> None:
-        """Everyone is granted in the end."""
+        """Each claim is granted in the end."""
         while self.alive:
             granted = next(claim for claim in self.alive if claim.is_granted)
             self.release(granted)

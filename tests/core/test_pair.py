@@ -1,8 +1,8 @@
 """The core and the target back to back over a segment that misbehaves: nothing acknowledged is lost or mixed.
 
-Hypothesis draws what users do and what the wire does; ``check_history`` (tests.pair) is the model of a disk.  What
-the wire does is bounded as the design says: no frame lives longer than half a second, and a duplicate that the
-network makes comes with its original.
+Hypothesis draws what users do and what the wire does; ``check_history`` (``tests.pair``) is the model of a disk.  What
+the wire does has bounds: no frame lives longer than half a second (``core.path``), and a duplicate that the network
+makes comes with its original.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def test_reordering_alone_causes_few_retransmissions_and_no_error(by: float) -> 
         pair.finish(pair.read(0, 1024))
         commands += 512
     assert len(pair.sent) - commands <= 0.02 * commands
-    assert pair.target.paths[0].losses <= 1  # all but the last were exempt_calls
+    assert pair.target.paths[0].losses <= 1  # the other retransmissions were answered late
 
 
 @settings(max_examples=60)
@@ -345,8 +345,8 @@ def test_garbage_on_the_wire_disturbs_no_request(frames: list[bytes], data: st.D
             wire.segment.send(frame, pair.now)
         else:
             pair.target.heard(pair.now)
-            for machine in wire.machines:
-                machine.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
+            for export in wire.exports:
+                export.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
     pair.finish(read)
     assert read.data == bytes(20 * 512)
 

@@ -1,4 +1,4 @@
-"""Tags: whose answer it is."""
+"""Tags: which command an answer belongs to."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_closed_owner_is_forgotten() -> None:
     table.close(owner)
     assert table.find(owner.tag) is None
     assert len(table) == 0
-    table.close(owner)  # again: nothing happens
+    table.close(owner)  # a second time: nothing happens
 
 
 def test_blocks_wrap_around_and_skip_those_still_known() -> None:

@@ -38,7 +38,7 @@ class Situation:
         self.target.handle_timeout(self.now)
 
     def happens(self, happened: Input) -> None:
-        """As its user would bring it about."""
+        """By the input that leads there."""
         target = self.target
         actions: dict[Input, Callable[[], object]] = {
             Input.SILENT: lambda: self.later(2.1),
@@ -139,7 +139,7 @@ def test_an_abandoned_request_leaves_no_tag_and_no_queue_entry_behind(when: str)
     assert read.request.buffer is NOTHING
     assert read.request not in target.requests()
     made.run()
-    assert read.ended_at is None  # nobody is told
+    assert read.ended_at is None  # on_end is not called
     assert not any(sent.lba >= 100 for sent in made.sent[before:])
     check_at_rest(made)
     made.finish(made.read(0, 1))
@@ -157,7 +157,7 @@ def test_abandoning_what_has_ended_changes_nothing() -> None:
 
 
 def test_a_request_that_waits_for_long_while_others_are_answered_is_noticed() -> None:
-    """The driver then measures the payload again; how is the business of the discovery."""
+    """The lookout then has the payload measured again."""
     made = pair(payload=17)
     made.wires[0].segment.faults = Faults(longest=1536)
     large = made.read(0, 17)

@@ -69,7 +69,7 @@ def test_after_five_timeouts_in_a_row_nothing_is_sent_before_the_target_is_ident
     request, ended = ask(8)
     made.target.submit(request, 1.0)
     sendings = 0
-    while not made.target.life.state is State.SUSPENDED:
+    while made.target.life.state is not State.SUSPENDED:
         sendings += len(drain(made.target, 1.0))
         due = made.target.next_timeout()
         assert due is not None
@@ -121,7 +121,7 @@ def test_a_late_answer_completes_the_command_and_takes_the_loss_back() -> None:
     made = pair()
     made.wires[0].segment.hold = lambda frame: 1.5 * MIN_RTO if is_answer(frame) and made.now < 1.001 else 0.0
     read = made.read(0, 1)
-    made.wires[0].segment.lose = Losing(lambda frame: made.now > 1.001, 1)  # what is sent again is lost
+    made.wires[0].segment.lose = Losing(lambda frame: made.now > 1.001, 1)  # the retransmission is lost
     made.finish(read)
     path = made.target.paths[0]
     assert read.ended_at == 1.0 + RTT + 1.5 * MIN_RTO

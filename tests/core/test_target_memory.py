@@ -44,7 +44,7 @@ def test_a_read_gets_its_memory_when_its_first_command_goes_out() -> None:
 @pytest.mark.parametrize("write", [False, True])
 def test_a_request_that_ended_keeps_no_memory_however_long_late_answers_to_it_may_come(write: bool) -> None:
     class Memory(bytearray):
-        """One that can be watched."""
+        """Can be referred to weakly."""
 
     made = pair(bufcnt=4)
     memory = Memory(8 * 512)

@@ -85,7 +85,7 @@ def test_a_silent_target_gets_nothing_until_it_is_identified() -> None:
     assert max(sent.at for sent in made.sent) <= 1.0 + 2 * SILENCE
     made.wires[0].segment.lose = None
     made.finish(read, within=1.1)
-    assert not made.target.life.state is State.SUSPENDED
+    assert made.target.life.state is not State.SUSPENDED
     assert made.target.paths[0].rtt.rto == MIN_RTO
 
 

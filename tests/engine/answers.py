@@ -1,4 +1,4 @@
-"""Frames of the engine's tests told apart, and answers made worse than a good target makes them."""
+"""Kinds of frames, and answers that refuse what was asked."""
 
 from __future__ import annotations
 

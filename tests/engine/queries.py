@@ -28,6 +28,6 @@ def unicasts(scene: Scene) -> list[tuple[float, Header]]:
 def forge_config(
     scene: Scene, tag: int, *, mac: bytes | None = None, address: Address = ZERO, flags: int = Flag.RESPONSE
 ) -> None:
-    """A config answer that nobody asked for, from wherever."""
+    """A config answer that no query of ours asked for."""
     header = Header(scene.link.mac, mac or target_mac(666), address, AoeCommand.CONFIG, tag, flags)
     scene.wire.send(encode_config(header, ConfigArgument(0, b"", 16, 0, 2, 1)))

@@ -28,7 +28,7 @@ def refuse_writes(target: SimulatedTarget, seconds: float = 0.0) -> None:
 
 
 async def write_behind(disk: Disk, block: int, data: bytes = b"n" * BLOCK) -> float:
-    """Write, and do not insist on the acknowledgement; the seconds that it took."""
+    """Write without waiting for the acknowledgement; the seconds that it took."""
     began = trio.current_time()
     await disk.write(block * BLOCK, data, behind=True)
     return trio.current_time() - began

@@ -1,4 +1,4 @@
-"""The stream of changes: who subscribed is called at once, in order."""
+"""The stream of changes: subscribers are called at once, in order."""
 
 from __future__ import annotations
 

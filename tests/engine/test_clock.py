@@ -1,4 +1,4 @@
-"""Running time: a stop of the process is not time that anybody had to answer in."""
+"""Running time: while the process is stopped, the time of no target runs."""
 
 from __future__ import annotations
 

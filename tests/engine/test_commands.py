@@ -203,7 +203,7 @@ async def test_a_flush_to_a_target_that_comes_back_is_sent_as_soon_as_it_is_iden
 async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_before_its_answer_counts(
     autojump_clock: MockClock,
 ) -> None:
-    """Else the flush of another disk that came in its place would be taken for the one that was asked for."""
+    """Otherwise the flush of another disk at the same address would be taken for that of this one."""
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()

@@ -97,7 +97,7 @@ async def test_a_late_answer_is_measured_from_its_own_sending_and_reported_once(
 ) -> None:
     async with quiet_scene() as scene:
         target = scene.add_target()
-        target.answer = lambda _frame, reply: [(0.12, reply)]  # the command has been sent again by then
+        target.answer = lambda _frame, reply: [(0.12, reply)]  # after the first retransmission
         (answer,) = await find(scene.engine.driver, ZERO, pauses_within(2.0))
         assert answer.seconds == pytest.approx(0.12 + 2 * DELAY)
         assert len(scene.wire.sent(AoeCommand.CONFIG)) == 2
@@ -176,11 +176,11 @@ async def test_an_error_is_an_answer(autojump_clock: MockClock) -> None:
 
 async def test_only_config_queries_may_be_broadcast(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
-        everybody = Endpoint(scene.link, BROADCAST_MAC, ZERO)
+        everywhere = Endpoint(scene.link, BROADCAST_MAC, ZERO)
         with pytest.raises(ValueError, match="RESERVE is never broadcast"):
             await ask(
                 scene.engine.driver,
-                [everybody],
+                [everywhere],
                 AoeCommand.RESERVE,
                 lambda header: encode_reserve(header, ReserveArgument()),
                 pauses_within(1.0),

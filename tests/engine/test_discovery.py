@@ -1,4 +1,4 @@
-"""Discovery: when it asks, whom it believes, and what a stranger can and can not make it do."""
+"""Discovery: when it asks, which answers it believes, and what forged frames can make it do."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_one_lost_query_does_not_hide_a_disk(autojump_clock: MockClock) ->
         assert list(scene.engine.disks) == [ZERO]
 
 
-# ── who becomes a target ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── candidates ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_config_answer_leads_to_identify_of_exactly_that_mac_and_only_that_makes_a_file(
@@ -153,7 +153,7 @@ async def test_identify_is_retransmitted_and_an_endpoint_that_stays_silent_is_dr
 ) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
-        asked: list[bytes] = []  # one query is answered, or IDENTIFY would begin again
+        asked: list[bytes] = []  # one query is answered, or IDENTIFY would begin once more
 
         def answer(frame: bytes, reply: bytes) -> Deliveries:
             asked.append(frame)
@@ -305,7 +305,7 @@ async def test_forged_config_answers_with_guessed_tags_are_counted_and_not_belie
 
 
 async def test_forged_answers_to_a_live_query_are_bounded_and_create_nothing(autojump_clock: MockClock) -> None:
-    """A broadcast query tells everybody its tag: then it is IDENTIFY that decides."""
+    """Every host sees the tag of a broadcast query: so it is IDENTIFY that decides."""
     async with open_scene() as scene:
         await trio.sleep(0.75)
         tag = scene.wire.sent(AoeCommand.CONFIG)[-1][1].tag

@@ -129,7 +129,7 @@ async def test_overlapping_writes_are_carried_out_in_the_order_in_which_they_cam
 
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_call_cancelled_at_any_time_leaves_nothing_behind(autojump_clock: MockClock, name: str) -> None:
-    """Every delivery is half a round trip after another one: half of such steps hits every state in between."""
+    """Deliveries are half a round trip apart, and steps are half as long: they hit every state in between."""
     async with open_scene() as scene:
         scene.add_target(sectors=4096)
         disk = await scene.disk()
@@ -139,7 +139,7 @@ async def test_a_call_cancelled_at_any_time_leaves_nothing_behind(autojump_clock
             if not await cancel_after(step * DELAY / 2, lambda: CALLS[name](disk)):
                 break
             cut_short += 1
-            if step % 7 == 0:  # at once again, into the leftovers
+            if step % 7 == 0:  # at once, among what is left of the cancelled one
                 await CALLS[name](disk)
             await trio.sleep(0.05)  # the answers to what was cancelled come in
             assert nothing_is_left(disk.target), f"after {step} steps"

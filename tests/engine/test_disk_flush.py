@@ -124,7 +124,7 @@ async def test_a_write_acknowledged_during_a_flush_leaves_the_target_dirty(autoj
 
 
 async def test_an_abort_of_a_flush_that_worked_before_is_a_failure(autojump_clock: MockClock) -> None:
-    """Only a disk that never flushed may say that it cannot."""
+    """A refusal means that flush is not supported only if none succeeded before."""
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()

@@ -98,7 +98,7 @@ async def test_leaving_the_engine_ends_every_waiting_call_at_once(
 async def test_failing_all_ends_what_waits_and_leaves_the_target_to_be_flushed(
     autojump_clock: MockClock, name: str
 ) -> None:
-    """The second step of a stop: open files fail, then what was acknowledged is made durable."""
+    """As when a mount ends: open files fail, then what was acknowledged is made durable."""
     async with open_scene() as scene:
         target = scene.add_target(sectors=4096)
         disk = await scene.disk()

@@ -1,6 +1,6 @@
-"""Sleepers in place: for whom it waits, when it gives way, and who takes the frames meanwhile.
+"""Waiting in place: what it waits for, when it gives way to other tasks, and which frames it takes meanwhile.
 
-Descriptors are real pipes, time is virtual, and the machines behind are fakes that say what they were asked.
+Descriptors are real pipes, time is virtual, receiver and shards are fakes.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Bench:
 
     def __init__(self, cleanup: ExitStack) -> None:
         self.now = 100.0
-        self.waiting = Sleepers()
+        self.sleepers = Sleepers()
         self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
         self.batches: list[bool] = []  # lone or not
         self.on_frames: Callable[[], object] = lambda: None
-        self.in_place = InPlace(self.receive_batch, self.attended, self.complete, self.waiting, lambda: self.now)
+        self.in_place = InPlace(self.receive_batch, self.attended, self.complete, self.sleepers, lambda: self.now)
         cleanup.callback(self.in_place.close)
         self.in_place.add_link(cast(Link, self.frames))
 
@@ -73,7 +73,7 @@ class Bench:
         self.in_place.loop_turned()
 
     def wait(self, **target: Any) -> Wait:
-        wait = Wait(self.waiting)
+        wait = Wait(self.sleepers)
         if self.on_frames.__name__ == "<lambda>":
             self.on_frames = wait.wake
         self.in_place.wait(make_target(**target), wait)
@@ -81,8 +81,8 @@ class Bench:
 
     # As the receiver and the shards.
 
-    def attended(self, somebody: bool) -> None:
-        """Not looked at here."""
+    def attended(self, by_other: bool) -> None:
+        """Not used here."""
 
     def receive_batch(self, link: Link, *, lone: bool = False, wake: bool = True) -> int:
         assert not wake
@@ -136,7 +136,7 @@ def test_another_request_ends_the_waiting_for_an_answer(bench: Bench) -> None:
 
 def test_with_a_second_request_under_way_all_tasks_sleep(bench: Bench) -> None:
     bench.attend()
-    bench.waiting.asleep = 1
+    bench.sleepers.asleep = 1
     bench.frames.fill()
     assert not bench.wait().woken
 
@@ -153,13 +153,13 @@ def test_a_task_that_was_woken_gets_its_turn_at_once(bench: Bench) -> None:
     bench.attend()
 
     def wake() -> None:
-        bench.waiting.ready = 1
+        bench.sleepers.ready = 1
         bench.frames.fill()
         bench.requests.fill()
 
     bench.frames.fill()
     bench.on_frames = wake
-    assert bench.in_place.next_request(), "it is there, and nobody waited for it"
+    assert bench.in_place.next_request(), "it is there, and was not waited for"
     bench.requests.drain()
     assert not bench.in_place.next_request()
     assert bench.in_place.others_are_ready()
@@ -202,7 +202,7 @@ def test_a_link_that_was_dropped_is_not_looked_at(bench: Bench) -> None:
 
 def test_more_workers_are_wanted_the_more_are_busy_up_to_a_bound(bench: Bench) -> None:
     wanted = []
-    for bench.waiting.asleep in (0, 1, 2, 8, 1000):
+    for bench.sleepers.asleep in (0, 1, 2, 8, 1000):
         wanted.append(bench.in_place.workers_wanted())
     assert wanted == [1, 1, 2, 5, 8]
 

@@ -1,4 +1,4 @@
-"""The lookout: the first discovery, and who is asked again, when and where."""
+"""The lookout: the first discovery, and which targets and paths are asked again."""
 
 from __future__ import annotations
 

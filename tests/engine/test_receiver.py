@@ -68,7 +68,7 @@ async def test_an_interface_that_goes_down_under_the_receiver_ends_nothing(autoj
         disk = await scene.disk()
         scene.link.fail_next_receive(OSError(errno.ENETDOWN, "down"))
         await trio.sleep(0.1)
-        assert scene.link.up, "frames came, whether or not anybody told us that it is up again"
+        assert scene.link.up, "frames came, so it is up"
         assert await disk.read(0, 512) == target.data[:512]
 
 
@@ -117,7 +117,7 @@ async def test_a_bad_argument_is_answered_with_a_smaller_payload(autojump_clock:
     async with open_scene(max_sectors=17) as scene:
         target = scene.add_target(max_sectors=17)
         disk = await scene.disk()
-        target.max_sectors = 8  # it lied, or was restarted on another link
+        target.max_sectors = 8  # it claimed more, or was restarted on another link
         assert await disk.read(0, 100 * 512) == target.data[: 100 * 512]
         assert disk.target.paths[0].sectors in (7, 8)
         target.max_sectors = 0
@@ -173,7 +173,7 @@ async def test_a_forged_answer_completes_nothing(autojump_clock: MockClock, kind
 
 
 async def test_a_good_answer_from_another_verified_path_counts(autojump_clock: MockClock) -> None:
-    """A target may answer out of another of its links than the one that was asked."""
+    """A target may answer from another one of its links."""
     async with open_scene() as scene:
         target = scene.add_target()
         other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))

@@ -1,4 +1,4 @@
-"""The reservation of one disk: what its list at the target is, whatever becomes of target and interfaces meanwhile."""
+"""The reservation of one disk: its list at the target, while targets and interfaces come and go."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from aoefs.protocol.wire import (
 )
 from tests.scene import OUR_MAC, Announce, SegmentLink, SimulatedTarget, open_scene, target_mac
 
-STRANGER = target_mac(666)
+OTHER_HOST = target_mac(666)
 OTHER_MAC = OUR_MAC[:-1] + b"\x07"
 
 
 class Holder:
-    """The reserve list of a target, as AoEr11 describes it and vblade has it; ``seen`` is what it was told to be."""
+    """The reserve list of a target, as AoEr11 describes it and vblade has it; ``seen`` has the lists that were set."""
 
     def __init__(self, target: SimulatedTarget) -> None:
         self._macs: list[bytes] = []
@@ -84,14 +84,14 @@ async def test_a_reservation_of_another_host_is_left_alone(autojump_clock: MockC
     async with open_scene() as scene:
         holder = Holder(scene.add_target())
         disk = await scene.disk()
-        holder.set_to(STRANGER)
+        holder.set_to(OTHER_HOST)
         with pytest.raises(TargetError) as caught:
             await disk.reservation.take()
         assert caught.value.code == 6
-        assert holder.macs == (STRANGER,)
+        assert holder.macs == (OTHER_HOST,)
         assert not holder.seen
         assert not disk.reservation.is_due
-        assert await disk.commands.holders() == (STRANGER,)
+        assert await disk.commands.holders() == (OTHER_HOST,)
 
 
 async def test_a_target_that_knows_no_reservations_says_so(autojump_clock: MockClock) -> None:
@@ -125,7 +125,7 @@ async def test_a_restarted_target_has_its_reservation_again_before_it_gets_io(au
 
 
 async def test_a_target_that_announces_itself_has_its_reservation_again(autojump_clock: MockClock) -> None:
-    """It was restarted before anybody missed it."""
+    """It was restarted, and silent for too short a time to be noticed."""
     async with open_scene() as scene:
         target = scene.add_target()
         holder = Holder(target)
@@ -212,13 +212,13 @@ async def test_no_reservation_is_given_back_to_another_disk_at_the_same_address(
         holder = Holder(target)
         disk = await scene.disk()
         await disk.reservation.take()
-        told = len(holder.seen)
+        before = len(holder.seen)
         target.identify_as(replace(target.export.identity, serial="another"))
         target.announce()
         await trio.sleep(2)
         assert disk is not scene.engine.disks[disk.target.address]
         await disk.reservation.give_back()
-        assert len(holder.seen) == told
+        assert len(holder.seen) == before
 
 
 async def test_a_reservation_that_another_host_took_by_force_is_left_alone_and_io_fails(
@@ -230,10 +230,10 @@ async def test_a_reservation_that_another_host_took_by_force_is_left_alone_and_i
         holder = Holder(target)
         disk = await scene.disk()
         await disk.reservation.take()
-        holder.set_to(STRANGER)
+        holder.set_to(OTHER_HOST)
         target.announce()
         await trio.sleep(2)
         with pytest.raises(TargetError) as caught:
             await disk.read(0, 512)
         assert caught.value.code == 6
-        assert holder.macs == (STRANGER,)
+        assert holder.macs == (OTHER_HOST,)

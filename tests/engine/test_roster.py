@@ -29,7 +29,7 @@ OTHER = replace(FIRST, serial="other")
 
 
 class Sightings:
-    """A roster that is told by hand what was seen; ``changes`` are those that it published."""
+    """A roster that gets its sightings from the test; ``changes`` are those that it published."""
 
     def __init__(self, scene: Scene, changes: list[tuple[Disk, Change]]) -> None:
         self.scene = scene

@@ -1,4 +1,4 @@
-"""One timer for all targets: who is due when, and that nothing is given up before what arrived was looked at."""
+"""One timer for all targets: which is due when; and answers that have arrived are taken before anything is given up."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_answers_that_wait_in_the_socket_are_taken_before_anything_is_give
         link = scene.link
         original = link.wait_readable
         link.wait_readable = trio.sleep_forever  # type: ignore[method-assign]
-        link.fail_next_receive(OSError(errno.ENETDOWN, "down"))  # wakes the receiver, which then waits as told
+        link.fail_next_receive(OSError(errno.ENETDOWN, "down"))  # wakes the receiver, which then sleeps
         await trio.sleep(0.01)
         await disk.read(0, 4096)
         assert disk.target.statistics().retransmits == 0

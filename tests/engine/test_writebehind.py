@@ -222,7 +222,7 @@ async def test_a_target_that_goes_down_loses_what_is_pending_and_says_so(
 
 
 async def test_the_end_of_the_mount_does_not_fail_what_was_answered(autojump_clock: MockClock) -> None:
-    """As at the end of a mount: the last flush waits for it, and sends it again if it must."""
+    """As at the end of a mount: the last flush waits for it, and it is retransmitted if it was lost."""
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
@@ -232,11 +232,11 @@ async def test_the_end_of_the_mount_does_not_fail_what_was_answered(autojump_clo
         await trio.sleep(0.05)
         async with trio.open_nursery() as nursery:
 
-            async def write_in_vain() -> None:
+            async def write_and_fail() -> None:
                 with pytest.raises(TargetLost):
                     await disk.write(BLOCK, b"n" * BLOCK)
 
-            nursery.start_soon(write_in_vain)
+            nursery.start_soon(write_and_fail)
             await trio.sleep(0.05)
             scene.engine.close()
         target.silent = False

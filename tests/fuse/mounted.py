@@ -26,7 +26,7 @@ from tests.scene import Scene, open_scene
 
 
 class FakeKernel(Kernel):
-    """Keeps what it was told."""
+    """Keeps the notices."""
 
     def __init__(self) -> None:
         self.notices: list[Notice] = []
@@ -35,7 +35,7 @@ class FakeKernel(Kernel):
         self.notices += notices
 
     def take(self) -> list[Notice]:
-        """What it was told since the last look."""
+        """The notices since the last call."""
         taken, self.notices = self.notices, []
         return taken
 
@@ -44,7 +44,7 @@ CONTEXT = cast(pyfuse3.RequestContext, None)
 
 
 class Mounted:
-    """Operations as pyfuse3 would call them, with the types of this test."""
+    """Operations as pyfuse3 would call them, with plain types."""
 
     def __init__(
         self,

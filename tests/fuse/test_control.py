@@ -77,7 +77,7 @@ async def take_down(mount: Mounted, target: SimulatedTarget) -> None:
 
 
 def config_of(target: SimulatedTarget) -> bytes:
-    """What the target itself says, off the wire."""
+    """The config string that the target has."""
     header = Header(target.mac, OUR_MAC, target.export.address, AoeCommand.CONFIG, 1)
     reply = target.export.answer(encode_config(header, ConfigArgument()), mac=target.mac, max_sectors=2)
     assert reply is not None
@@ -92,7 +92,7 @@ def queries(mount: Mounted) -> int:
     return len(mount.scene.wire.sent(AoeCommand.CONFIG))
 
 
-# ── who may do what ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── modes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("umask", "read_only"), [(0o077, False), (0, False), (0o022, True)])
@@ -168,7 +168,7 @@ async def test_revalidate_asks_for_identify_again(autojump_clock: MockClock, ord
         assert len(mount.changes) == len(asked)
         await trio.sleep(1)
         heard = [[header.command for _, header, _ in target.heard] for target in targets]
-        look = AoeCommand.ATA  # at the partition table, at once
+        look = AoeCommand.ATA  # the partition table is read at once
         assert heard == [[AoeCommand.CONFIG, look, AoeCommand.ATA] if slot in asked else [] for slot in (0, 1)]
         assert len(mount.scene.wire.ata(Opcode.IDENTIFY)) == identified + len(asked)
 
@@ -449,7 +449,7 @@ async def test_interfaces_are_listed_and_set_as_a_whole(autojump_clock: MockCloc
         assert asked == [["seg1", "seg0"], []]
 
 
-# ── pictures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── snapshots ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_events_are_lines_of_time_level_and_text(autojump_clock: MockClock) -> None:
@@ -457,7 +457,7 @@ async def test_events_are_lines_of_time_level_and_text(autojump_clock: MockClock
         mount.ring.emit(logging.LogRecord("aoefs", logging.WARNING, "", 0, "e0.0 is\n %s", ("d\x1b[31mown",), None))
         mount.ring.emit(logging.LogRecord("aoefs", logging.INFO, "", 0, "e0.0 is back", (), None))
         handle = await open_control(mount, "events", os.O_RDONLY)
-        mount.ring.emit(logging.LogRecord("aoefs", logging.INFO, "", 0, "too late for this picture", (), None))
+        mount.ring.emit(logging.LogRecord("aoefs", logging.INFO, "", 0, "too late for this snapshot", (), None))
         first, second = (await mount.read(handle, 0, 1 << 20)).decode().splitlines()
         assert first.split(" ", 1)[1] == r"warning e0.0 is d\x1b[31mown"
         assert second.split(" ", 1)[1] == "info e0.0 is back"

@@ -51,7 +51,7 @@ async def names(mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return listing.names[1:]
 
 
-# ── names and bytes ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── names and bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_each_partition_is_a_file_of_its_size_at_its_place(
@@ -113,7 +113,7 @@ async def test_the_size_of_the_file_system_counts_whole_disks_only(autojump_cloc
         assert (data.f_blocks, data.f_files) == (256, 1)
 
 
-# ── two views of the same bytes ───────────────────────────────────────────────────────────────────────────────────
+# ── two views of the same bytes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_files_that_overlap_are_never_both_open_for_writing(autojump_clock: MockClock) -> None:
@@ -191,7 +191,7 @@ async def test_a_disk_is_open_while_a_partition_of_it_is(autojump_clock: MockClo
         assert disk.opened == 0
 
 
-# ── the table changes ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the table changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_after_a_close_of_the_whole_disk_its_partitions_are_those_of_the_new_table(
@@ -258,7 +258,7 @@ async def test_a_broken_table_leaves_no_files_and_one_log_line(
         await mount.lookup("e0.0p1")
         write_table(target, [(16, 8), (17, 8)])
         await mount.operations.read_table(disk)
-        assert len(caplog.records) == 2, "broken anew"
+        assert len(caplog.records) == 2, "broken once more"
 
 
 async def test_a_disk_that_is_silent_keeps_its_partitions(autojump_clock: MockClock, announce: Announce) -> None:
@@ -288,7 +288,7 @@ async def test_a_table_is_read_once_for_all_calls_at_the_same_time(autojump_cloc
         async with trio.open_nursery() as nursery:
             for _ in range(50):
                 nursery.start_soon(mount.operations.read_table, disk)
-        assert disk.target.reads - before == 2, "one under way, and one that sees what came since"
+        assert disk.target.reads - before == 2, "one under way, and one that sees what was written since"
 
 
 async def test_a_disk_that_shrinks_while_its_table_is_read_gives_no_files(

@@ -102,7 +102,7 @@ def place(disk: bytearray, lba: int, offset: int, data: bytes | bytearray) -> No
     disk[lba * 512 + offset : lba * 512 + offset + len(data)] = data
 
 
-def mend_header(disk: bytearray, lba: int) -> None:
+def repair_header(disk: bytearray, lba: int) -> None:
     """Make the checksums of a GPT header right again."""
     header = lba * 512
     entries_lba, count, size = struct.unpack_from("<QII", disk, header + 72)
@@ -112,7 +112,7 @@ def mend_header(disk: bytearray, lba: int) -> None:
     struct.pack_into("<I", disk, header + 16, zlib.crc32(bytes(disk[header : header + 92])))
 
 
-# ── what tools make ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── what tools make ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_primary_and_logical_partitions_of_sfdisk(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_chain_whose_first_record_is_empty_after_a_deletion(tmp_path: Path) ->
     assert [partition.first for partition in found[3:]] == [20480, 28672]
 
 
-# ── no table ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── no table ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_the_boot_sector_of_ntfs_or_exfat_is_no_table(oem: bytes) -> None:
 
 
 def test_boot_code_without_a_table_is_no_table() -> None:
-    """A status byte that is neither active nor inactive: what stands there is text, as at the end of many loaders."""
+    """A status byte that is neither active nor inactive: these bytes are text, as at the end of many boot loaders."""
     disk = bytearray(boot_record(entry(7, 64, 64), entry(7, 128, 64, status=0x20))).ljust(512 * 512, b"\0")
     assert parse(disk) == []
 
@@ -234,7 +234,7 @@ def test_a_disk_of_one_sector_is_read_as_any_other() -> None:
         parse(boot_record(entry(0xEE, 1, 0xFFFF_FFFF)))
 
 
-# ── broken on purpose ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── broken on purpose ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_an_entry_that_lies_with_right_checksums_breaks_the_table(
     assert parse(disk)
     place(disk, BACKUP, 0, bytes(512))
     place(disk, 2, 3 * 128, b"\1" * 32 + struct.pack("<QQ", first, last))
-    mend_header(disk, 1)
+    repair_header(disk, 1)
     with pytest.raises(FrameError, match=says):
         parse(disk)
 
@@ -396,19 +396,19 @@ def test_more_partitions_than_any_disk_has_are_refused() -> None:
     place(disk, 1, 0, header)
     for index in range(257):
         place(disk, 2, index * 128, b"\1" * 32 + struct.pack("<QQ", 200 + index, 200 + index))
-    mend_header(disk, 1)
+    repair_header(disk, 1)
     with pytest.raises(FrameError, match="257 partitions, 256 are the most"):
         parse(disk)
     place(disk, 2, 256 * 128, bytes(128))
-    mend_header(disk, 1)
+    repair_header(disk, 1)
     assert len(parse(disk)) == 256
 
 
-# ── any bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── any bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def check_any(disk: bytes | bytearray, sectors: int) -> None:
-    """No bytes make the parser fail otherwise than by FrameError, ask for much, or find what cannot be."""
+    """Whatever the bytes, the parser raises nothing but FrameError, asks for little, and finds nothing impossible."""
     asked: list[tuple[int, int]] = []
     try:
         found = parse(disk, sectors, asked)
@@ -455,11 +455,11 @@ def test_a_good_table_with_any_damage_is_read_or_refused(data: st.DataObject) ->
     for own, other in ((1, sectors - 1), (sectors - 1, 1)):
         fields = (0x10000, 92, 0, 0, own, other, 100, 4000, b"", 2, 128, 128, 0)
         place(disk, own, 0, struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", *fields))
-        mend_header(disk, own)
+        repair_header(disk, own)
     assert [(part.first, part.end - 1) for part in parse(disk)] == entries
     for _ in range(data.draw(st.integers(1, 4))):
         lba = data.draw(st.sampled_from([0, 1, 1, 2, 3, sectors - 1]))
         disk[lba * 512 + data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):
-        mend_header(disk, 1) if struct.unpack_from("<I", disk, 512 + 80)[0] < 4096 else None
+        repair_header(disk, 1) if struct.unpack_from("<I", disk, 512 + 80)[0] < 4096 else None
     check_any(disk, sectors)

@@ -18,7 +18,7 @@ from tests.engine.slowwrites import BLOCK, SLOW, write_behind
 from tests.scene import DELAY, Scene, SimulatedTarget, open_scene
 from tests.segment import is_write
 
-KERNEL = 128 << 10  # bytes of one request of a kernel that reads ahead so little
+KERNEL = 128 << 10  # bytes of one request of a kernel with a small read-ahead
 
 
 SIZE = 8 << 20
@@ -130,7 +130,7 @@ async def test_all_handles_together_hold_a_bounded_number_of_chunks(autojump_clo
 
 
 async def test_what_was_read_ahead_before_a_write_was_answered_is_not_used_after(autojump_clock: MockClock) -> None:
-    """The write waits for the window, somebody reads ahead meanwhile, and the read overtakes the write."""
+    """While the write waits for the window, its sectors are read ahead, and the read overtakes the write."""
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
@@ -171,7 +171,7 @@ async def test_writes_let_go_of_chunks_and_leave_their_handle_within_the_bound(a
             assert all_handles.chunks <= MAX_CHUNKS
             newcomer = ReadAhead(disk, all_handles)
             await in_order(newcomer, disk, target, 0, 4)
-            assert all_handles.chunks_of(newcomer) == DEPTH, "who comes last is not starved"
+            assert all_handles.chunks_of(newcomer) == DEPTH, "the last one is not starved"
             newcomer.close()
         for ahead in handles:
             ahead.close()

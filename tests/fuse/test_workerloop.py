@@ -1,4 +1,4 @@
-"""The stand-in for pyfuse3's trio: who takes a request, who watches, who sleeps, and when the loop gets its turn."""
+"""The stand-in for pyfuse3's trio: which worker takes a request, watches or sleeps, and when the loop gets its turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aoefs.fuse.workerloop import LowLevel, Trio
 
 
 class FakePlace:
-    """A place that has ``requests`` more requests, ``ready`` turns of which others want."""
+    """An InPlace with ``requests`` more requests, of which other tasks want the next ``ready`` turns."""
 
     def __init__(self, requests: int = 0, *, ready: int = 0, wanted: int = 1, descriptor: int = -1) -> None:
         self.requests = requests
@@ -23,14 +23,14 @@ class FakePlace:
         self.wanted = wanted
         self.descriptor = descriptor
         self.attending: list[int] = []
-        self.somebody: list[bool] = []
+        self.attended_by_other: list[bool] = []
         self.turns = 0
 
     def attend_to(self, descriptor: int) -> None:
         self.attending.append(descriptor)
 
-    def attended(self, somebody: bool) -> None:
-        self.somebody.append(somebody)
+    def attended(self, by_other: bool) -> None:
+        self.attended_by_other.append(by_other)
 
     def next_request(self) -> bool:
         if self.ready:
@@ -58,13 +58,13 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 class Workers:
-    """Workers that wait for requests, numbered as they come; ``took`` is who got one, in order."""
+    """Workers that wait for requests, numbered as they come; ``took`` has those that got one, in order."""
 
     def __init__(self, place: FakePlace) -> None:
         self.place = place
         self.low_level = LowLevel(cast(InPlace, place))
         self.took: list[int] = []
-        self.candidates: list[int] = []  # then: who was about to have a go
+        self.candidates: list[int] = []  # at that moment: how many were about to try
         self.scopes: list[trio.CancelScope] = []
 
     async def wait(self, number: int) -> None:
@@ -81,19 +81,19 @@ class Workers:
 
 
 def arrive(pipe: tuple[int, int], place: FakePlace, requests: int) -> None:
-    """So many requests come, and whoever watches sees that."""
+    """So many requests come; the worker that watches sees that."""
     place.requests = requests
     os.write(pipe[1], b"x")
 
 
 async def settle(pipe: tuple[int, int]) -> None:
-    """Let go on who can; then the descriptor is quiet again."""
+    """Let all tasks run that can; then the descriptor is no longer readable."""
     for _ in range(10):
         await trio.lowlevel.checkpoint()
     os.read(pipe[0], 100)
 
 
-# ── who gets a request ────────────────────────────────────────────────────────────────────────────────────────────
+# ── which worker gets a request ───────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_request_that_is_there_costs_no_turn_of_the_loop(pipe: tuple[int, int]) -> None:
@@ -111,10 +111,10 @@ async def test_one_worker_watches_and_the_others_sleep_until_it_found_a_request(
         assert workers.place.turns == 0, "all are in the loop"
         arrive(pipe, workers.place, 1)
         await settle(pipe)
-        assert workers.took == [0], "who watched"
+        assert workers.took == [0], "the one that watched"
         arrive(pipe, workers.place, 1)
         await settle(pipe)
-        assert workers.took == [0, 3], "who slept last watches next"
+        assert workers.took == [0, 3], "the one that slept last watches next"
         nursery.cancel_scope.cancel()
 
 
@@ -138,13 +138,13 @@ async def test_in_one_turn_as_many_workers_try_as_are_wanted(pipe: tuple[int, in
         await workers.come(nursery, 6)
         workers.place.requests = 4
         await workers.low_level.wait_readable(7)
-        assert workers.low_level.candidates == 0, "somebody watches already"
+        assert workers.low_level.candidates == 0, "one watches already"
         os.write(pipe[1], b"x")
         await settle(pipe)
         assert workers.candidates[0] == 3
         assert len(workers.took) == 3
-        assert set(workers.took[1:]) <= {3, 4, 5}, "those who came last"
-        assert len(workers.low_level.asleep) == 2, "one of those who found nothing watches"
+        assert set(workers.took[1:]) <= {3, 4, 5}, "those that came last"
+        assert len(workers.low_level.asleep) == 2, "one of those that found nothing watches"
         nursery.cancel_scope.cancel()
 
 
@@ -173,19 +173,19 @@ async def test_when_the_worker_that_watches_is_cancelled_another_one_watches(pip
 
 async def test_the_receivers_go_on_when_no_worker_waits_for_requests(pipe: tuple[int, int]) -> None:
     workers = Workers(FakePlace(descriptor=pipe[0]))
-    somebody = workers.place.somebody
+    attended = workers.place.attended_by_other
     async with trio.open_nursery() as nursery:
         await workers.come(nursery, 2)
-        assert somebody == [True]
+        assert attended == [True]
         arrive(pipe, workers.place, 1)
         await settle(pipe)
-        assert (workers.took, somebody[-1]) == ([0], True), "the next one watches"
+        assert (workers.took, attended[-1]) == ([0], True), "the next one watches"
         workers.scopes[1].cancel()
         await trio.testing.wait_all_tasks_blocked()
-        assert somebody[-1] is False
+        assert attended[-1] is False
 
 
-# ── turns ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── turns ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_the_loop_is_asked_only_when_waiting_in_place_brought_nothing(pipe: tuple[int, int]) -> None:
@@ -194,7 +194,7 @@ async def test_the_loop_is_asked_only_when_waiting_in_place_brought_nothing(pipe
     async with trio.open_nursery() as nursery:
         nursery.start_soon(low_level.wait_readable, 7)
         await trio.testing.wait_all_tasks_blocked()
-        assert nursery.child_tasks, "it waits for the place's descriptor"
+        assert nursery.child_tasks, "it waits for the descriptor"
         arrive(pipe, place, 1)
     assert place.turns == 1
 
@@ -222,7 +222,7 @@ async def test_closing_ends_the_waiting_of_all_and_whatever_would_begin_later(pi
         low_level.notify_closing(pipe[0])
     await wait()
     assert ended == [True] * 4
-    assert place.somebody[-1] is False
+    assert place.attended_by_other[-1] is False
 
 
 def test_everything_else_is_that_of_trio() -> None:

@@ -1,4 +1,4 @@
-"""Open files whose writes are answered before the target acknowledged them: which ones, and who hears of a loss."""
+"""Open files whose writes are answered before the target acknowledged them, and how a loss is reported."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_writes_in_order_become_a_stream_and_others_do_not(autojump_clock:
         assert await timed(mount, handle, 100 * BLOCK) > SLOW, "elsewhere"
         other = await mount.open()
         assert await timed(mount, other, 101 * BLOCK) > SLOW, "another open file"
-        assert await timed(mount, handle, 101 * BLOCK) > SLOW, "a stream begins anew"
+        assert await timed(mount, handle, 101 * BLOCK) > SLOW, "a new stream begins"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ async def test_close_waits_for_what_is_pending(autojump_clock: MockClock) -> Non
 
 
 async def test_a_reservation_is_held_until_nothing_is_pending(autojump_clock: MockClock) -> None:
-    """The kernel writes the pages of a mapping after the last close, of which comes only the release then."""
+    """The kernel may write the pages of a mapping after the last close; then only a release follows."""
     async with mounted(reserve=True) as mount:
         target = mount.scene.add_target()
         disk = await mount.scene.disk()
@@ -118,21 +118,21 @@ async def test_a_lost_write_is_reported_through_each_open_file_once_by_write_and
         assert disk.write_behind.lost == 1
         assert (disk, Change.REVALIDATED) in mount.changes, "the kernel shows what the disk does not have"
         target.answer = lambda _frame, reply: [(0.0, reply)]
-        for told in (handle, other):
+        for one in (handle, other):
             for _ in range(2):
                 with fails(errno.EIO):
-                    await mount.operations.flush(told)  # the close of a copy
+                    await mount.operations.flush(one)  # the close of a copy
             if how == "write":
                 with fails(errno.EIO):
-                    await mount.write(told, offset + BLOCK, b"n" * BLOCK)
-                await mount.write(told, offset + BLOCK, b"n" * BLOCK)
+                    await mount.write(one, offset + BLOCK, b"n" * BLOCK)
+                await mount.write(one, offset + BLOCK, b"n" * BLOCK)
                 with fails(errno.EIO):
-                    await mount.operations.flush(told)  # what was lost may be somebody else's
+                    await mount.operations.flush(one)  # the data of another writer may be lost
             with fails(errno.EIO):
-                await mount.operations.fsync(told, False)
-            await mount.write(told, offset, b"n" * BLOCK)
-            await mount.operations.fsync(told, False)
-            await mount.operations.flush(told)
+                await mount.operations.fsync(one, False)
+            await mount.write(one, offset, b"n" * BLOCK)
+            await mount.operations.fsync(one, False)
+            await mount.operations.flush(one)
         later = await mount.open()
         await mount.write(later, 0, b"n" * BLOCK)
         await mount.operations.fsync(later, False)
@@ -142,7 +142,7 @@ async def test_a_lost_write_is_reported_through_each_open_file_once_by_write_and
 async def test_a_write_that_is_tried_again_after_a_loss_fails_at_once(
     autojump_clock: MockClock, announce: Announce, blocks_on: int
 ) -> None:
-    """Whether he begins with what was lost, or with the next one, which he was told to have failed."""
+    """Whether it begins with the block that was lost, or with the next one, whose write failed."""
     announce("failed after it was answered: ")
     announce("e0.0: write at LBA 16 failed: ")
     if blocks_on:
