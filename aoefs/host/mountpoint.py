@@ -3,9 +3,9 @@
 Owns the reading of /proc/self/mountinfo and of the /proc directories of processes.  It looks at a mount from outside,
 as any other program does, so all of it also works when the mount process is dead.
 
-What always holds: nothing here touches a foreign file system, since a hung NFS mount must not hang aoefs; paths are
-compared as text, as /proc shows them.  A dead aoefs mount (its process was killed: ENOTCONN) is replaced without
-asking, since it cannot be in use.  Every other mount is left alone.
+What always holds: nothing here touches a mount, since one that hangs must not hang aoefs.  Paths are compared as text,
+as /proc shows them; only a child process with a time limit asks a mount (``host.probe``).  A dead aoefs mount (its
+process was killed: ENOTCONN) is replaced without asking, since it cannot be in use.  Every other mount is left alone.
 
 Rejected: fuser(1) and lsof(8) (not installed everywhere, and they stat every mount), and the mount option auto_unmount
 (its helper can unmount the wrong mount, and a backup job may take the empty directory for the data).
@@ -14,18 +14,22 @@ Rejected: fuser(1) and lsof(8) (not installed everywhere, and they stat every mo
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
+import glob
 import json
 import os
 import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aoefs.errors import UserError
+from aoefs.host.probe import Probe
+from aoefs.status.text import to_stderr
 
 FILE_SYSTEM_TYPE = "fuse.aoefs"
 STATUS_FILE = ".aoefs/status.json"
@@ -34,6 +38,15 @@ FUSE_DEVICE = "/dev/fuse"
 FUSE_CONFIGURATION = "/etc/fuse.conf"
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_MAX_LINKS = 40  # symbolic links in one path, as in the kernel
+
+
+class Liveness(enum.Enum):
+    """Whether the process of a mount answers, is gone, or is there without answering (stopped, or it hangs)."""
+
+    LIVE = enum.auto()
+    DEAD = enum.auto()
+    SILENT = enum.auto()
 
 
 class Mount(NamedTuple):
@@ -44,16 +57,33 @@ class Mount(NamedTuple):
     source: str
     device: str
 
-    @property
-    def is_dead(self) -> bool:
-        """True when it is one of ours and its process is gone."""
+    def liveness(self, on_silence: Callable[[], None] | None = None) -> Liveness:
+        """Ask the mount process; mounts of other types count as live.
+
+        ``on_silence``: as for :meth:`aoefs.host.probe.Probe.ask`, so the answer is waited for and never is ``SILENT``.
+        """
         if self.type != FILE_SYSTEM_TYPE:
-            return False
+            return Liveness.LIVE
         try:
-            os.statvfs(self.path)  # always asks the mount process; stat(2) may be answered from the kernel's cache
+            with Probe(self.path) as probe:
+                probe.ask(on_silence=on_silence)
+        except TimeoutError:
+            return Liveness.SILENT
         except OSError as error:
-            return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-        return False
+            return Liveness.DEAD if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) else Liveness.LIVE
+        return Liveness.LIVE
+
+    def pid_note(self) -> str:
+        """`` (pid 5)`` of the mount process, or nothing if it cannot be known without asking the mount.
+
+        Linux 6.18 tells the connection of an open /dev/fuse; it is the minor number of the mount's device.
+        """
+        wanted = f"fuse_connection:\t{self.device.partition(':')[2]}\n"
+        for path in glob.iglob("/proc/[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(path) == FUSE_DEVICE and wanted in Path(path.replace("/fd/", "/fdinfo/")).read_text():
+                    return f" (pid {path.split('/')[2]})"
+        return ""
 
 
 class Holder(NamedTuple):
@@ -93,10 +123,35 @@ def own_mounts() -> list[Mount]:
     return [mount for mount in _mounts() if mount.type == FILE_SYSTEM_TYPE]
 
 
+def _resolve(path: str, untouched: Collection[str]) -> str:
+    """The absolute path without symbolic links, as mountinfo writes it.
+
+    Nothing at or below the ``untouched`` paths is looked at; elsewhere only readlink(2) looks, which the kernel answers
+    for the root of any mount.  os.path.realpath calls lstat(2), which may wait for the mount process.
+    """
+    found, links = "/", 0
+    rest = (path if path.startswith("/") else f"{os.getcwd()}/{path}").split("/")[::-1]
+    while rest:
+        name = rest.pop()
+        if name == "..":
+            found = os.path.dirname(found)
+        if name in ("", ".", ".."):
+            continue
+        found = os.path.join(found, name)
+        if links == _MAX_LINKS or any(_is_inside(found, directory) for directory in untouched):
+            continue
+        with contextlib.suppress(OSError):  # no link, or nothing is there
+            rest += os.readlink(found).split("/")[::-1]
+            links += 1
+            found = "/" if rest[-1] == "" else os.path.dirname(found)
+    return found
+
+
 def find_mount(path: str) -> Mount | None:
     """The topmost mount whose mount point is exactly this path."""
-    path = os.path.realpath(path)
-    return next((mount for mount in reversed(_mounts()) if mount.path == path), None)
+    mounts = _mounts()
+    path = _resolve(path, {mount.path for mount in mounts if mount.type == FILE_SYSTEM_TYPE})
+    return next((mount for mount in reversed(mounts) if mount.path == path), None)
 
 
 def require_mount(path: str) -> Mount:
@@ -109,28 +164,43 @@ def require_mount(path: str) -> Mount:
     return mount
 
 
-def read_status(path: str) -> dict[str, Any]:
-    """The status of the mount at this path, from its own status file; OSError when it cannot be read."""
-    with open(os.path.join(path, STATUS_FILE), "rb") as file:
-        status: dict[str, Any] = json.load(file)
+def read_status(path: str, on_silence: Callable[[], None] | None = None) -> dict[str, Any]:
+    """The status of the mount at this path, from its own status file.
+
+    OSError when it cannot be read, TimeoutError when its process does not answer; ``on_silence``: as for
+    :meth:`aoefs.host.probe.Probe.ask`.
+    """
+    with Probe(path) as probe:
+        status: dict[str, Any] = json.loads(probe.ask(STATUS_FILE, on_silence))
     return status
+
+
+def say_silent(path: str) -> None:
+    """What commands write that follow a mount, and go on when it answers again."""
+    to_stderr(f"waiting for the daemon of {path}, which does not answer")
 
 
 # ── what can be mounted on ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def clear_dead(path: str) -> Mount | None:
-    """Unmount dead aoefs mounts at this path; the mount that is left there."""
-    while (mount := find_mount(path)) is not None and mount.is_dead:
+def clear_dead(path: str) -> tuple[Mount | None, Liveness]:
+    """Unmount dead aoefs mounts at this path; the mount that is left there, and whether it lives."""
+    while (mount := find_mount(path)) is not None:
+        liveness = mount.liveness()
+        if liveness is not Liveness.DEAD:
+            return mount, liveness
         unmount(mount.path, lazy=True)
-    return mount
+    return None, Liveness.DEAD
 
 
 def check(path: str) -> str:
     """The resolved path, if aoefs can be mounted there, else UserError.  A dead aoefs mount is unmounted first."""
-    mount = clear_dead(path)
+    mount, liveness = clear_dead(path)
     if mount is not None and mount.type == "autofs":
         return mount.path  # the automounter waits for this mount; listing the directory would wait for it too
+    if mount is not None and liveness is Liveness.SILENT:
+        what = f"{path} is mounted already, and its daemon{mount.pid_note()} does not answer"
+        raise UserError(f"{what}: 'aoefs umount --lazy {path}' first")
     if mount is not None:
         advice = f"'aoefs umount {path}' first" if mount.type == FILE_SYSTEM_TYPE else "choose another directory"
         raise UserError(f"{path} is mounted already ({mount.type}): {advice}")
@@ -147,7 +217,7 @@ def check(path: str) -> str:
         raise UserError(f"{path} is not empty: name an empty directory")
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise UserError(f"{path} is not yours to mount on: you need write permission for it")
-    return os.path.realpath(path)
+    return _resolve(path, ())
 
 
 def require_fuse(*, allow_other: bool = False) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from tests.cli.commandline import aoefs
 from tests.host.livemount import standin
+from tests.lab.tmux import terminal
 
 
 def test_status_prints_the_status_file_or_tables(tmp_path: Path) -> None:
@@ -34,3 +36,14 @@ def test_status_prints_the_status_file_or_tables(tmp_path: Path) -> None:
         ["e0.1", "silent", "aoe0", "02:ae:00:00:02:00"],
         ["e0.0", "ok", "aoe0", "02:ae:00:00:02:00"],
     ]
+
+
+def test_the_screen_of_a_mount_that_answers_nothing_says_so_and_can_be_left(tmp_path: Path) -> None:
+    path = tmp_path / "mnt"
+    with (
+        standin(path, "deaf"),
+        terminal(tmp_path, [sys.executable, "-m", "aoefs", "status", str(path)], (80, 24)) as screen,
+    ):
+        screen.wait_for("the mount has not answered for")
+        screen.press("q")
+        assert screen.exit_code() == 0

@@ -12,9 +12,9 @@ import pytest
 
 from aoefs.cli.commands import umount
 from aoefs.cli.main import main
-from tests.cli.commandline import aoefs
+from tests.cli.commandline import aoefs, aoefs_in_time
 from tests.host.livemount import is_mounted, standin
-from tests.lab import wait_until
+from tests.lab import Process, wait_until
 
 
 def test_umount_returns_when_the_daemon_has_ended(tmp_path: Path) -> None:
@@ -66,6 +66,31 @@ def test_umount_clears_what_a_killed_daemon_left(tmp_path: Path) -> None:
         assert (answer.returncode, answer.stderr) == (0, says)
         assert not is_mounted(path)
         assert aoefs("umount", path).stderr == f"aoefs: {path} is not mounted\n"
+
+
+def test_a_lazy_umount_detaches_a_mount_that_answers_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mnt"
+    with standin(path, "deaf") as process:
+        answer = aoefs_in_time("umount", "--lazy", path)
+        assert (answer.returncode, answer.stderr) == (
+            0,
+            f"aoefs: {path} is detached, but its mount process (pid {process.pid}) does not answer and may have to be "
+            "killed: then what it has not flushed is lost\n",
+        )
+        assert not is_mounted(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["the daemon is killed", "Ctrl-C"])
+def test_a_umount_that_waits_for_a_mount_that_answers_nothing_ends_when(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "mnt"
+    with standin(path, "deaf") as process:
+        umount = Process([sys.executable, "-m", "aoefs", "umount", str(path)], tmp_path / "log")
+        wait_until(lambda: umount.output, timeout=10, what="it says what it waits for")
+        assert f"waiting for the mount process of {path} (pid {process.pid}), which does not answer" in umount.output
+        (process if number == signal.SIGKILL else umount).send_signal(number)
+        assert umount.wait(10) == (0 if number == signal.SIGKILL else 130)
+        assert ("was dead already: unmounted" in umount.output) == (number == signal.SIGKILL)
+        assert is_mounted(path) == (number == signal.SIGINT)
 
 
 def test_umount_says_what_it_waits_for(

@@ -5,6 +5,7 @@ has nothing to flush, and can not be flushed.  As a program: ``python -m tests.h
 the real module: :func:`environment`.  The variable ``STANDIN`` holds words that say how it behaves:
 
 - ``hint`` sends one; ``user-error``, ``defect``, ``silent-exit``, ``killed`` fail so before the mount is live;
+- ``deaf`` takes every request and answers none;
 - ``hang`` never gets live, ``hang-mounted`` does so after mounting; ``stubborn`` ignores SIGTERM too;
 - ``flush-fails`` lets every fsync of e0.0 fail; ``slow-exit`` takes half a second from the unmount to the exit;
 - ``defect-later`` fails when the mount is gone, as a defect would.
@@ -67,7 +68,12 @@ class Disks(pyfuse3.Operations):
         targets = [target("e0.0", "up"), target("e0.1", "down")]
         self.status = json.dumps({"pid": os.getpid(), "mountpoint": "/", "targets": targets}).encode()
 
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        await _answer()
+        return await super().statfs(ctx)
+
     async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
+        await _answer()
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(inode)
         entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755 if inode <= CONTROL else stat.S_IFREG | 0o666)
@@ -77,6 +83,7 @@ class Disks(pyfuse3.Operations):
         return entry
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: object = None) -> pyfuse3.EntryAttributes:
+        await _answer()
         if (parent_inode, name) not in NAMES:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return await self.getattr(NAMES[parent_inode, name])
@@ -100,6 +107,11 @@ class Disks(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         if fh == DOWN or "flush-fails" in WORDS:
             raise pyfuse3.FUSEError(errno.EIO)
+
+
+async def _answer() -> None:
+    if "deaf" in WORDS:
+        await trio.sleep_forever()
 
 
 async def _serve(path: str, ready: Ready) -> None:

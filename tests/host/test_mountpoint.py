@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
-from aoefs.host.mountpoint import Holder, Mount, find_mount, holders, parse_mountinfo
+from aoefs.host.mountpoint import Holder, Liveness, Mount, find_mount, holders, parse_mountinfo
 from tests.host import livemount
 from tests.lab import require
 
@@ -134,14 +134,83 @@ def test_a_live_mount_is_not_mounted_over(mounted: Mount) -> None:
 
 
 def test_a_mount_that_its_process_left_is_replaced(mounted: Mount, standin: subprocess.Popen[bytes]) -> None:
-    assert not mounted.is_dead
+    assert mounted.liveness() is Liveness.LIVE
     standin.kill()
     standin.wait()
-    assert mounted.is_dead
+    assert mounted.liveness() is Liveness.DEAD
     with pytest.raises(OSError, match="not connected"):
         os.listdir(mounted.path)
     assert mountpoint.check(mounted.path) == mounted.path
     assert find_mount(mounted.path) is None
+
+
+# ── mounts that do not answer ─────────────────────────────────────────────────────────────────────────────────────
+
+_ASK = """
+from aoefs.host import mountpoint
+mount = mountpoint.find_mount(PATH)
+print(mount and mount.path, mount and mount.liveness().name, mount and mount.pid_note())
+"""
+
+
+@pytest.mark.parametrize(
+    "path", ["{0}/mnt", "{0}/mnt/", "{0}/mnt/.", "{0}/x/../mnt", "{0}/link", "{0}/relative", "mnt", "{0}/mnt/../mnt"]
+)
+def test_a_mount_that_answers_nothing_is_found_by_any_name_and_is_silent(tmp_path: Path, path: str) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mnt")
+    (tmp_path / "relative").symlink_to("./x/../link")
+    with livemount.standin(tmp_path / "mnt", "deaf") as daemon:
+        program = _ASK.replace("PATH", repr(path.format(tmp_path)))
+        asking = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asking.wait(10)
+        daemon.kill()  # which ends whatever waits for it
+        said, _ = asking.communicate()
+        assert said.strip() == f"{tmp_path}/mnt SILENT  (pid {daemon.pid})"
+
+
+def test_a_path_inside_a_mount_that_answers_nothing_is_not_looked_at(tmp_path: Path) -> None:
+    with livemount.standin(tmp_path / "mnt", "deaf") as daemon:
+        program = _ASK.replace("PATH", repr(f"{tmp_path}/mnt/e0.0"))
+        asking = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asking.wait(10)
+        code = asking.poll()
+        daemon.kill()
+        assert asking.communicate()[0] == "None None None\n"
+        assert code == 0
+
+
+def test_a_mount_that_is_stopped_is_silent_and_lives_when_it_goes_on(
+    mounted: Mount, standin: subprocess.Popen[bytes]
+) -> None:
+    standin.send_signal(signal.SIGSTOP)
+    assert mounted.liveness() is Liveness.SILENT
+    assert mounted.pid_note() == f" (pid {standin.pid})"
+    assert mountpoint.clear_dead(mounted.path) == (mounted, Liveness.SILENT)
+    says = r"mounted already, and its daemon \(pid \d+\) does not answer: 'aoefs umount --lazy "
+    with pytest.raises(UserError, match=says):
+        mountpoint.check(mounted.path)
+    with pytest.raises(TimeoutError, match="does not answer"):
+        mountpoint.read_status(mounted.path)
+    standin.send_signal(signal.SIGCONT)
+    assert mounted.liveness() is Liveness.LIVE
+
+
+def test_an_answer_is_waited_for_if_somebody_hears_of_the_silence(
+    mounted: Mount, standin: subprocess.Popen[bytes]
+) -> None:
+    standin.send_signal(signal.SIGSTOP)
+    silences = []
+
+    def go_on() -> None:
+        silences.append("silent")
+        standin.send_signal(signal.SIGCONT)
+
+    assert mounted.liveness(go_on) is Liveness.LIVE
+    assert mountpoint.read_status(mounted.path, go_on)["pid"] == standin.pid
+    assert silences == ["silent"]
 
 
 # ── FUSE itself ───────────────────────────────────────────────────────────────────────────────────────────────────

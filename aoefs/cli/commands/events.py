@@ -1,20 +1,21 @@
 """``aoefs events``: the lines of ``.aoefs/events``, a ring of the last events of a mount.
 
 The file ends at once, since a process that waits inside a FUSE file cannot be killed.  So ``-f`` polls it, and compares
-its lines with those of the last time.
+its lines with those of the last time.  A child process reads it (``host.probe``), since the mount may not answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
+from aoefs.host.probe import Probe
 from aoefs.status.text import printable, to_stderr
 
 EVENTS_FILE = ".aoefs/events"
@@ -32,31 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     path = mountpoint.require_mount(arguments.mountpoint).path
+    on_silence = partial(mountpoint.say_silent, path) if arguments.follow else None
     lines: list[str] = []
     try:
-        while True:
-            try:
-                before, lines = lines, _read(path)
-            except OSError as error:
-                if mountpoint.find_mount(path) is None and arguments.follow:
-                    to_stderr(f"{path} is not mounted any more")
+        with Probe(path) as probe:
+            while True:
+                try:
+                    text = probe.ask(EVENTS_FILE, on_silence).decode(errors="replace")
+                except OSError as error:
+                    if mountpoint.find_mount(path) is None and arguments.follow:
+                        to_stderr(f"{path} is not mounted any more")
+                        return 0
+                    raise UserError(f"{path} does not tell its events: {error.strerror}") from None
+                before, lines = lines, text.splitlines()
+                for line in news(before, lines):
+                    print(printable(line))
+                sys.stdout.flush()
+                if not arguments.follow:
                     return 0
-                raise UserError(f"{path} does not tell its events: {error.strerror}") from None
-            for line in news(before, lines):
-                print(printable(line))
-            sys.stdout.flush()
-            if not arguments.follow:
-                return 0
-            time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         if not arguments.follow:
             raise
         return 0
-
-
-def _read(path: str) -> list[str]:
-    with open(os.path.join(path, EVENTS_FILE), encoding="utf-8", errors="replace") as file:
-        return file.read().splitlines()
 
 
 def news(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:

@@ -1,8 +1,8 @@
 """``aoefs status``: the state of a live mount, read from its status file.
 
 Owns the live screen: one loop that waits for keys, signals and statuses, and draws when one of them came.  A thread
-reads the status file, since a mount in trouble may not answer for long; meanwhile the screen shows what is known, and
-keys work.
+waits for the statuses that a child process reads (``host.probe``), since a mount in trouble may not answer for long;
+meanwhile the screen shows what is known, and keys work.
 
 What always holds: reading takes at most a hundredth of the time (the more targets, the rarer, down to once in ten
 seconds).  The file is open only while it is read, so that it does not keep the mount busy.  The terminal is restored,
@@ -23,12 +23,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from aoefs.cli.options import add_verbose_argument, seconds
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
+from aoefs.host.probe import Probe
 from aoefs.status.tables import print_table
 
 INTERVAL = 1.0  # seconds from status to status
@@ -77,18 +79,27 @@ def _why(path: str, error: OSError) -> str:
     mount = mountpoint.find_mount(path)
     if mount is None:
         return f"{path} is not mounted any more"
-    dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    why = "its daemon is dead: 'aoefs umount' removes it" if dead else error.strerror
+    why = error.strerror
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        why = "its daemon is dead: 'aoefs umount' removes it"
+    elif isinstance(error, TimeoutError):
+        why = f"{why}: see 'aoefs doctor'"
     return f"{path} does not tell its status: {why}"
 
 
 def _print_lines(path: str, interval: float) -> None:
     """One object per line, at multiples of the interval; UserError when the mount ends."""
+    on_silence = partial(mountpoint.say_silent, path)
     began = time.monotonic()
-    while True:
-        print(json.dumps(_read(path)), flush=True)
-        past = time.monotonic() - began
-        time.sleep(interval - past % interval)
+    with Probe(path) as probe:
+        while True:
+            try:
+                status = json.loads(probe.ask(mountpoint.STATUS_FILE, on_silence))
+            except OSError as error:
+                raise UserError(_why(path, error)) from None
+            print(json.dumps(status), flush=True)
+            past = time.monotonic() - began
+            time.sleep(interval - past % interval)
 
 
 def _print_once(status: Mapping[str, Any]) -> None:
@@ -123,10 +134,12 @@ class _Reading(NamedTuple):
 
 
 class _Reader:
-    """Reads the status file on request, in a thread, which waits as long as the mount does not answer."""
+    """Reads the status file on request.  Its thread waits as long as the mount does not answer, or for the end of the
+    ``probe``.
+    """
 
-    def __init__(self, path: str, wake: Callable[[], None]) -> None:
-        self._file = os.path.join(path, mountpoint.STATUS_FILE)
+    def __init__(self, probe: Probe, wake: Callable[[], None]) -> None:
+        self._probe = probe
         self._wake = wake
         self._asked: SimpleQueue[None] = SimpleQueue()
         self._readings: SimpleQueue[_Reading] = SimpleQueue()
@@ -164,15 +177,13 @@ class _Reader:
     def _run(self) -> None:
         while True:
             self._asked.get()
-            began = taken_at = time.monotonic()
+            began = time.monotonic()
             try:
-                with open(self._file, "rb") as file:
-                    taken_at = time.monotonic()
-                    text = file.read()
-                cost = time.monotonic() - began
-                reading = _Reading(json.loads(text), taken_at, cost)
+                text = self._probe.ask(mountpoint.STATUS_FILE, lambda: None)
+                taken_at = time.monotonic()
+                reading = _Reading(json.loads(text), taken_at, taken_at - began)
             except OSError as error:
-                reading = _Reading(error, taken_at, 0.0)
+                reading = _Reading(error, began, 0.0)
             self._readings.put(reading)
             self._wake()
 
@@ -195,8 +206,8 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
     screen = Live(
         Text(""), console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
     )
-    with Terminal() as terminal, screen:
-        reader = _Reader(path, terminal.wake)
+    with Terminal() as terminal, Probe(path) as probe, screen:
+        reader = _Reader(probe, terminal.wake)
         while True:
             words = terminal.wait(reader.ask(time.monotonic()))
             if not {QUIT, "q", "Q"}.isdisjoint(words):

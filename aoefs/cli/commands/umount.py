@@ -2,7 +2,8 @@
 
 What always holds: a busy mount stays as it is, and the error names what keeps it busy.  A target that cannot be flushed
 is reported, with exit code 1.  For that this command flushes the files itself before it unmounts, since it cannot read
-the exit code of a process that is not its child.
+the exit code of a process that is not its child.  What it waits for it says on stderr;
+``--lazy`` works although the mount process does not answer.
 
 Rejected: asking the mount process to unmount (a process that hangs could not be unmounted), and polling /proc until its
 pid is gone (a pid may be used again; a pidfd is not).
@@ -22,6 +23,7 @@ from typing import Any
 from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
+from aoefs.host.mountpoint import Liveness
 from aoefs.status.text import to_stderr
 
 PATIENCE_SECONDS = 5.0  # of waiting for the mount process; then a line says so
@@ -41,17 +43,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     path = arguments.mountpoint
     mount = mountpoint.require_mount(path)
-    if mount.is_dead:
+
+    def say() -> None:
+        what = f"waiting for the mount process of {path}{mount.pid_note()}, which does not answer"
+        to_stderr(f"{what}: 'aoefs umount --lazy {path}' detaches the mount at once")
+
+    liveness = mount.liveness(None if arguments.lazy else say)
+    if liveness is Liveness.DEAD:
         mountpoint.clear_dead(path)
         to_stderr(f"the mount process of {path} was dead already: unmounted")
         return 0
     if arguments.lazy:
+        note = mount.pid_note() if liveness is Liveness.SILENT else ""
         _unmount(mount, lazy=True)
+        if liveness is Liveness.SILENT:
+            what = f"{path} is detached, but its mount process{note} does not answer and may have to be killed"
+            to_stderr(f"{what}: then what it has not flushed is lost")
         return 0
     try:
-        status = mountpoint.read_status(mount.path)
+        status = mountpoint.read_status(mount.path, say)
         daemon = os.pidfd_open(status["pid"])
-    except (OSError, ValueError, KeyError) as error:  # the mount of another user, or one that hangs
+    except (OSError, ValueError, KeyError) as error:  # the mount of another user, or it died just now
         _unmount(mount)
         to_stderr(f"{path} is unmounted, but its mount process cannot be watched ({error}): it may still be flushing")
         return 0

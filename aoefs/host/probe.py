@@ -1,0 +1,96 @@
+"""Asking a mount something, from a child process.
+
+A process that looks at a FUSE mount sleeps in the kernel until the mount process answers.  If that is stopped or hangs,
+only SIGKILL ends the sleep, and once the mount process has taken the request nothing does.  So a child asks, in a
+session of its own.  When no answer comes in time it is killed; it may end later, and nothing waits for it.
+
+What always holds: this process touches nothing of the mount, so it can always go on, be interrupted and end.
+
+Rejected: asking in a thread (a process with a thread that sleeps so cannot end), and forking without a new program (not
+safe beside threads).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+PATIENCE = 2.0  # seconds without an answer; then the mount process counts as silent
+
+_END_SECONDS = 0.5  # for a killed child to end
+
+# Each line of input is a question: the name of a file to read, or nothing.  The answer is an errno, a length, the data.
+_PROGRAM = """
+import os, sys
+for line in sys.stdin:
+    code, data, name = 0, b"", line.rstrip()
+    try:
+        if name:
+            with open(os.path.join(sys.argv[1], name), "rb") as file:
+                data = file.read()
+        else:
+            os.statvfs(sys.argv[1])  # always asks the mount process; stat(2) may be answered from the kernel's cache
+    except OSError as error:
+        code = error.errno
+    sys.stdout.buffer.write(b"%d %d\\n" % (code, len(data)) + data)
+    sys.stdout.buffer.flush()
+"""
+
+
+class Probe:
+    """A child process that asks the mount at ``path``; it lives as long as the ``with`` block."""
+
+    def __init__(self, path: str) -> None:
+        self._socket, childs_end = socket.socketpair()
+        self._answers = self._socket.makefile("rb")
+        with childs_end:
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, path],
+                stdin=childs_end.fileno(),
+                stdout=childs_end.fileno(),
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
+        self._socket.shutdown(socket.SHUT_RDWR)  # ends the wait of another thread, which close() would wait for
+        self._answers.close()
+        self._socket.close()
+        try:
+            self._child.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.returncode = -signal.SIGKILL  # Popen must not warn that its exit code was not read
+
+    def ask(self, name: str = "", on_silence: Callable[[], None] | None = None) -> bytes:
+        """The content of a file of the mount; without a name nothing, but the mount process has answered.
+
+        OSError as the mount raises it.  After ``PATIENCE`` seconds without an answer ``on_silence`` is called and the
+        answer is waited for without limit; TimeoutError without ``on_silence``, and this probe can only be closed.
+        """
+        try:
+            self._socket.sendall(f"{name}\n".encode())
+            self._socket.settimeout(PATIENCE)
+            try:
+                self._socket.recv(1, socket.MSG_PEEK)
+            except TimeoutError:
+                if on_silence is None:
+                    raise TimeoutError(errno.ETIMEDOUT, "its daemon does not answer") from None
+                on_silence()
+            self._socket.settimeout(None)
+            code, size = map(int, self._answers.readline().split())
+            data = self._answers.read(size)
+        except (ConnectionError, ValueError):
+            raise OSError(errno.EIO, "the process that asks it was killed") from None
+        if code:
+            raise OSError(code, os.strerror(code))
+        return data
