@@ -23,6 +23,7 @@ LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_IO_FLUSHER = 57
 FUSECTL = Path("/sys/fs/fuse/connections")
+SYSCTLS = Path("/proc/sys/fs/fuse")
 
 
 def set_read_ahead(device: int) -> str | None:
@@ -77,6 +78,18 @@ def _mounted_fusectl(cleanup: contextlib.ExitStack) -> Path:
     subprocess.run(["mount", "-t", "fusectl", "none", place], check=True, capture_output=True)
     cleanup.callback(subprocess.run, ["umount", "--lazy", place], check=False, capture_output=True)
     return Path(place)
+
+
+def request_timeout() -> float | None:
+    """Seconds after which a request aborts its whole mount, the time in the kernel's queue included (Linux 6.15).
+
+    None if there is no limit.  An administrator sets it for the machine, as a default and as a maximum.
+    """
+    limits = []
+    for name in ("default_request_timeout", "max_request_timeout"):
+        with contextlib.suppress(OSError):  # an older kernel
+            limits.append(float((SYSCTLS / name).read_text()))
+    return min(filter(None, limits), default=None)
 
 
 def collect_garbage_rarely() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from aoefs import is_compiled
 from aoefs.cli.commands import doctor
+from tests.cli.commandline import aoefs_in_time
 from tests.cli.inprocess import Result, RunAt
 from tests.host.livemount import standin
 from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, require, wait_until
@@ -88,6 +90,21 @@ def test_the_kernel_driver_and_small_buffers_are_warned_of(
     assert found["CAP_SYS_RESOURCE"][0] == "warn"
 
 
+def test_a_request_timeout_of_the_kernel_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aoefs.fuse.tuning.SYSCTLS", tmp_path)
+
+    def found() -> doctor.Finding:
+        return next(finding for finding in doctor.examine() if finding.check == "request timeout")
+
+    assert found().state == "ok"
+    (tmp_path / "default_request_timeout").write_text("0\n")
+    (tmp_path / "max_request_timeout").write_text("60\n")
+    assert found().state == "warn"
+    assert found().text == "requests that take longer than 60 s abort the whole mount"
+    assert found().advice.startswith("keep --deadsecs below")
+    assert "fs.fuse.max_request_timeout" in found().advice
+
+
 def test_a_package_that_does_not_load_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> object:
         raise ImportError("libfuse3.so.3: cannot open shared object file")
@@ -108,3 +125,14 @@ def test_mounts_are_listed_and_a_dead_one_is_warned_of(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         assert state() == "warn"
+
+
+def test_several_mounts_that_do_not_answer_take_no_longer_than_one(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("stopped", "deaf", "also deaf")]
+    with standin(paths[0]) as process, standin(paths[1], "deaf"), standin(paths[2], "deaf"):
+        process.send_signal(signal.SIGSTOP)
+        lines = aoefs_in_time("doctor").stdout.splitlines()
+    for path in paths:
+        [line] = [line for line in lines if f" mount {path}: " in line]
+        assert line.startswith("warn  ")
+        assert "does not answer" in line

@@ -39,6 +39,26 @@ def test_buffers_of_writes_come_from_memory_that_is_there_already() -> None:
     assert page_faults_of_ten_turns("plain") > 1000, "this test could not fail"
 
 
+@pytest.mark.parametrize(
+    ("sysctls", "seconds"),
+    [
+        ({}, None),
+        ({"default_request_timeout": "0", "max_request_timeout": "0"}, None),
+        ({"default_request_timeout": "60", "max_request_timeout": "0"}, 60.0),
+        ({"default_request_timeout": "0", "max_request_timeout": "120"}, 120.0),
+        ({"default_request_timeout": "60", "max_request_timeout": "30"}, 30.0),
+        ({"max_request_timeout": "90"}, 90.0),
+    ],
+)
+def test_the_smaller_request_timeout_of_the_kernel_counts_and_0_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sysctls: dict[str, str], seconds: float | None
+) -> None:
+    monkeypatch.setattr(tuning, "SYSCTLS", tmp_path)
+    for name, value in sysctls.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    assert tuning.request_timeout() == seconds
+
+
 def test_a_device_that_is_no_fuse_mount_is_complained_of(tmp_path: Path) -> None:
     background = tuning.Background(os.stat(tmp_path).st_dev)
     assert background.complaint

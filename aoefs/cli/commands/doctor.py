@@ -14,13 +14,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from aoefs import is_compiled
 from aoefs.cli.options import add_interface_argument, add_verbose_argument
 from aoefs.errors import UserError
+from aoefs.fuse.tuning import request_timeout
 from aoefs.host import interfaces, mountpoint
+from aoefs.host.mountpoint import Liveness, Mount
 from aoefs.host.systemlog import LOG_SOCKETS
 from aoefs.net import netlink
 from aoefs.protocol.wire import payload_sectors
@@ -96,6 +99,7 @@ def examine(names: Sequence[str] = ()) -> list[Finding]:
         "socket buffers": _check_buffers(),
         "kernel driver": _check_kernel_driver(),
         "system log": _check_log(),
+        "request timeout": _check_request_timeout(),
         "mounts": _check_mounts(),
     }
     findings: list[Finding] = []
@@ -242,8 +246,24 @@ def _check_log() -> Iterator[Finding]:
 
 
 def _check_mounts() -> Iterator[Finding]:
-    for mount in mountpoint.own_mounts():
-        if mount.is_dead:
-            yield Finding("warn", f"mount {mount.path}", "its daemon is dead", f"'aoefs umount {mount.path}'")
-        else:
-            yield Finding("ok", f"mount {mount.path}", "live")
+    mounts = mountpoint.own_mounts()
+    with ThreadPoolExecutor(max(1, len(mounts))) as pool:  # one that is silent takes seconds, all of them no longer
+        for mount, liveness in zip(mounts, pool.map(Mount.liveness, mounts), strict=True):
+            check, umount = f"mount {mount.path}", f"'aoefs umount --lazy {mount.path}'"
+            if liveness is Liveness.DEAD:
+                yield Finding("warn", check, "its daemon is dead", f"'aoefs umount {mount.path}'")
+            elif liveness is Liveness.SILENT:
+                text = f"its daemon{mount.pid_note()} does not answer"
+                yield Finding("warn", check, text, f"wait for it, or {umount} and kill it")
+            else:
+                yield Finding("ok", check, "live")
+
+
+def _check_request_timeout() -> Iterator[Finding]:
+    limit = request_timeout()
+    if limit is None:
+        yield Finding("ok", "request timeout", "none")
+    else:
+        names = "fs.fuse.default_request_timeout and fs.fuse.max_request_timeout"
+        text = f"requests that take longer than {limit:g} s abort the whole mount"
+        yield Finding("warn", "request timeout", text, f"keep --deadsecs below, or set {names} to 0")
