@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 
@@ -9,7 +10,8 @@ import pytest
 
 from aoefs.cli import main as cli
 from aoefs.cli.commands.discover import table_row
-from tests.lab import INITIATOR, Lab
+from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, wait_until
+from tests.lab.forwarder import Wire
 
 
 def target(name: str, config: str = "") -> dict[str, object]:
@@ -79,3 +81,17 @@ def test_discover_without_any_answer_says_what_to_check(
     assert captured.out == "[]\n"
     assert captured.err.startswith("aoefs: no target answered on aoe0 within 0.5 s: check the cable")
     assert captured.err.count("\n") == 1
+
+
+def test_a_target_whose_first_queries_were_lost_is_found_within_the_timeout(lab: Lab) -> None:
+    lab.add_side("far")
+    with contextlib.closing(Wire(lab, INITIATOR, "far")) as wire:
+        lab.target(f"0.0={lab.image('near', 1 << 20, seed=None)}", side=TARGET)
+        lab.target(f"0.1={lab.image('far', 1 << 20, seed=None)}", side="far")
+        wire.faults(loss=1.0)
+        command = [COMMANDS / "aoefs", "discover", "--json", "--timeout", "5"]
+        discover = lab.popen(INITIATOR, [*command, "-i", "aoe0", "-i", wire.left])
+        wait_until(lambda: discover.poll() is not None or wire.report()["out"].lost >= 3, what="queries are lost")
+        wire.faults()
+        assert discover.wait(30) == 0
+    assert [found["name"] for found in json.loads(discover.output)] == ["e0.0", "e0.1"]

@@ -31,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_interface_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.add_argument(
-        "--timeout", type=seconds, default=1.0, metavar="SECONDS", help="wait for answers this long (default 1)"
+        "--timeout",
+        type=seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="wait for answers this long, also when some came: frames may be lost, and targets slow (default 1)",
     )
     add_verbose_argument(parser)
 
@@ -83,7 +87,7 @@ def _interfaces(paths: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def discover_once(names: Sequence[str], wait: float) -> list[Report]:
-    """The targets that answer on these interfaces within ``wait`` seconds, by address.
+    """The targets that answer on these interfaces, by address; it takes ``wait`` seconds.
 
     A target that cannot be used is among them: its ``reason`` says why, and ``size`` is None if it is not known.
     """
@@ -94,7 +98,7 @@ def discover_once(names: Sequence[str], wait: float) -> list[Report]:
 
     async def run() -> list[Report]:
         async with open_engine(names) as engine:
-            await engine.first_discovery(wait)
+            await trio.sleep(wait)  # not first_discovery: it ends soon after the last target that is new
             access = await _explain_access(engine)
             statistics = engine.statistics()
         found = []
