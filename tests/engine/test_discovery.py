@@ -180,6 +180,23 @@ async def test_a_disk_of_no_capacity_or_with_too_few_data_is_none(
         assert not scene.engine.disks
 
 
+async def test_a_disk_that_changes_while_its_path_is_measured_is_identified_once_more(
+    autojump_clock: MockClock,
+) -> None:
+    appeared: list[str] = []
+    async with open_scene(on_change=lambda disk, _change: appeared.append(disk.target.identity.serial)) as scene:
+        target = scene.add_target(serial="first")
+
+        def answer(frame: bytes, reply: bytes) -> Deliveries:
+            if frame[19] == AoeCommand.ATA and frame[27] != Opcode.IDENTIFY:  # a READ that measures
+                target.identify_as(replace(target.export.identity, serial="second"))
+            return [(0.0, reply)]
+
+        target.answer = answer
+        await trio.sleep(2)
+        assert appeared == ["second"]
+
+
 async def test_two_disks_behind_one_mac_and_address_are_both_refused(
     autojump_clock: MockClock, announce: Announce
 ) -> None:

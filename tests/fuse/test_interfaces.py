@@ -169,6 +169,19 @@ async def test_an_interface_that_cannot_be_opened_is_logged_and_the_others_go_on
     assert await bench.happen(interface("eth0"), interface("eth1")) == ["open eth1"]
 
 
+async def test_what_changed_before_the_watch_began_is_caught_up(announce: Announce) -> None:
+    announce("^gone is gone$")
+    announce("moved has the address 02:00:00:00:00:02 now")
+    bench = Bench(["gone", "moved", "larger", "new", "same"])
+    for name in ("gone", "moved", "larger", "same"):
+        bench.engine.open_link(name)  # as they were when the mount began
+    present = [interface("moved", mac=OTHER_MAC), interface("larger", mtu=9000), interface("new"), interface("same")]
+    bench.engine.interfaces = {each.name: each for each in present}
+    done = await bench.happen()
+    assert done == ["drop gone", "drop moved", "open moved", "larger up", "open new"]
+    assert await bench.happen() == []
+
+
 # ── what the user says ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
