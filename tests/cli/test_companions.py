@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import pytest
 
 from aoefs.cli.commands.path_test import PathResult, advice, largest
-from aoefs.cli.commands.ping import Tally
 from aoefs.protocol.ata import decode_identify_untrusted
 from tests.cli.inprocess import Result, Run, RunAt
 from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, wait_until
@@ -327,15 +326,6 @@ def test_ctrl_c_ends_any_other_companion_quietly(wired: Lab, command: str) -> No
     wait_until(lambda: wired.sides[INITIATOR].packet_sockets(), what="it asks")
     assert process.stop(signal.SIGINT) == 130
     assert process.output == ""
-
-
-def test_the_summary_counts_what_was_decided() -> None:
-    assert Tally().summary("e0.0") == "--- e0.0 ---\n0 sent, 0 answered, 0% lost"
-    tally = Tally(sent=8, errors=1, duplicates=2, times=[0.001, 0.002, 0.003])
-    assert tally.summary("e0.0").splitlines()[1:] == [
-        "8 sent, 3 answered, 1 refused, 2 duplicate, 50% lost",
-        "min/avg/max/stddev = 1.000/2.000/3.000/0.816 ms",
-    ]
 
 
 # ── path-test ─────────────────────────────────────────────────────────────────────────────────────────────────────

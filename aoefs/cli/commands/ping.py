@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
@@ -59,29 +59,45 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             await pinger.rounds()
             nursery.cancel_scope.cancel()
     print(pinger.tally.summary(str(arguments.target)))
-    return 0 if pinger.tally.times else 1
+    return 0 if pinger.tally.answered else 1
 
 
 @dataclass
 class Tally:
-    """The results of the probes; ``times`` of the good answers in seconds."""
+    """The results of the probes.
+
+    The times of the good answers (seconds) are kept as running figures, so that an endless ping needs no more memory:
+    ``least``, ``most``, their ``mean``, and the sum of their ``squares`` of distance from it, updated by Welford's
+    method.
+    """
 
     sent: int = 0
     errors: int = 0
     duplicates: int = 0
-    times: list[float] = field(default_factory=list)
+    answered: int = 0
+    least: float = math.inf
+    most: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count a good answer that took so long."""
+        self.answered += 1
+        self.least = min(self.least, seconds)
+        self.most = max(self.most, seconds)
+        distance = seconds - self.mean
+        self.mean += distance / self.answered
+        self.squares += distance * (seconds - self.mean)
 
     def summary(self, name: str) -> str:
         """The last two lines of ping(8); one when nothing answered."""
-        lost = 100 * (1 - (len(self.times) + self.errors) / self.sent) if self.sent else 0
+        lost = 100 * (1 - (self.answered + self.errors) / self.sent) if self.sent else 0
         more = f", {self.errors} refused" if self.errors else ""
         more += f", {self.duplicates} duplicate" if self.duplicates else ""
-        text = f"--- {name} ---\n{self.sent} sent, {len(self.times)} answered{more}, {lost:.3g}% lost"
-        if not self.times:
+        text = f"--- {name} ---\n{self.sent} sent, {self.answered} answered{more}, {lost:.3g}% lost"
+        if not self.answered:
             return text
-        mean = math.fsum(self.times) / len(self.times)
-        deviation = math.sqrt(math.fsum((time - mean) ** 2 for time in self.times) / len(self.times))
-        figures = (min(self.times), mean, max(self.times), deviation)
+        figures = (self.least, self.mean, self.most, math.sqrt(self.squares / self.answered))
         return f"{text}\nmin/avg/max/stddev = {'/'.join(f'{1000 * figure:.3f}' for figure in figures)} ms"
 
 
@@ -156,7 +172,7 @@ class _Pinger:
             elif failure is not None:
                 tally.errors += 1
             else:
-                tally.times.append(answer.seconds)
+                tally.add(answer.seconds)
             end = f"time={1000 * answer.seconds:.3f} ms" if failure is None else str(failure)
             where = f"{answer.header.address} from {companion.place(answer.endpoint)}"
             print(f"{where}: seq={number} {end}{' (DUP!)' if index else ''}", flush=True)
