@@ -1,0 +1,21 @@
+"""Runs from many seeds: none of them does anything wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.plan import draw
+from tests.simulation.run import run
+
+SEEDS = 240
+CHUNK = 20
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_nothing_goes_wrong(first: int) -> None:
+    failures = [
+        f"seed {seed} (python -m tests.simulation --seed {seed}): {outcome.complaint}"
+        for seed in range(first, first + CHUNK)
+        if (outcome := run(draw(seed))).complaint
+    ]
+    assert not failures, "\n".join(failures)

@@ -1,0 +1,354 @@
+"""What lies around the initiator: the virtual clock, the cables, and the machines at their other ends.
+
+No task: everything here is an event on one heap, carried out by :meth:`World.run`, or by :meth:`World.freeze` while the
+initiator's process is not allowed to run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+
+import trio
+import trio.abc
+
+from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.request import Run
+from aoefs.core.tags import TagTable
+from aoefs.protocol.ata import Opcode
+from aoefs.protocol.wire import (
+    ATA_BYTES,
+    BROADCAST_MAC,
+    SECTOR_BYTES,
+    Address,
+    AoeCommand,
+    ErrorCode,
+    Flag,
+    decode_ata_untrusted,
+    decode_header_untrusted,
+    encode_ata,
+)
+from aoefs.softtarget.export import Export, FlushRequest
+from tests.scene import SegmentLink, Wire
+from tests.segment import Segment
+from tests.simulation.drive import Drive
+
+_DESTINATION, _FLAGS, _COMMAND, _OPCODE = slice(0, 6), 14, 19, 27  # in a frame, see protocol.wire
+TURN = 1e-7  # seconds
+
+
+class VirtualClock(trio.abc.Clock):
+    """Jumps to the next deadline as soon as no task can run; that takes ``TURN`` seconds at least."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self._idle = 0
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        return self.time
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        if deadline < math.inf:
+            self.time = max(self.time + TURN, deadline)
+            self._idle = 0
+        elif (idle := self._idle + 1) > 1000:  # trio itself has no deadline when it begins and ends
+            raise RuntimeError("nothing will ever happen any more")
+        else:
+            self._idle = idle
+        return 0.0
+
+
+class World:
+    """The heap of events, and the log of the run.  ``digest`` is that of all that was logged, frames included."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self.clock = VirtualClock()
+        self.digest = hashlib.blake2b(digest_size=16)
+        self.lines: list[str] = []
+        self.frames = 0
+        self.complaint = ""  # what was wrong first
+        self.on_complaint: Callable[[], object] = lambda: None
+        self._verbose = verbose
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = itertools.count()
+        self._scope = trio.CancelScope()
+        self._frozen_at: float | None = None
+
+    def now(self) -> float:
+        return self.clock.time if self._frozen_at is None else self._frozen_at
+
+    def log(self, text: str) -> None:
+        line = f"{self.now():.6f} {text}"
+        self.digest.update(line.encode())
+        self.lines.append(line)
+        if self._verbose:
+            print(line)
+
+    def log_frame(self, cable: str, frame: bytes) -> None:
+        self.frames += 1
+        self.digest.update(b"%.6f" % self.now())
+        self.digest.update(frame)
+        if self._verbose:
+            print(f"{self.now():.6f} {cable}: {describe(frame)}")
+
+    def complain(self, complaint: str) -> None:
+        """An invariant does not hold: the run ends."""
+        if complaint and not self.complaint:
+            self.complaint = complaint
+            self.log(f"WRONG: {complaint}")
+            self.on_complaint()
+
+    def at(self, time: float, action: Callable[[], object]) -> None:
+        heapq.heappush(self._heap, (time, next(self._order), action))
+        if time < self._scope.deadline:
+            self._scope.deadline = time
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        self.at(self.now() + seconds, action)
+
+    async def run(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._heap[0][0] if self._heap else math.inf) as self._scope:
+                await trio.sleep_forever()
+            self._carry_out(trio.current_time())
+
+    def _carry_out(self, until: float) -> None:
+        while self._heap and self._heap[0][0] <= until:
+            time, _, action = heapq.heappop(self._heap)
+            if self._frozen_at is not None:
+                self._frozen_at = max(self._frozen_at, time)
+            action()
+
+    def freeze(self, seconds: float) -> None:
+        """The process of the initiator stands still, and the world goes on."""
+        self._frozen_at = self.clock.time
+        self._carry_out(self.clock.time + seconds)
+        self._frozen_at = None
+        self.clock.time += seconds
+
+
+def describe(frame: bytes) -> str:
+    """A frame in a few words."""
+    header = decode_header_untrusted(frame)
+    words = ["answer" if header.is_response else "request", f"{header.address}", f"{header.tag:#x}"]
+    words.append(f"{header.source[-2:].hex()}>{header.destination[-2:].hex()}")
+    if header.command == AoeCommand.ATA and len(frame) >= ATA_BYTES:
+        ata = decode_ata_untrusted(frame)
+        words.append(f"ATA {ata.command:#04x} {ata.lba & 0xFFFFFFF}+{ata.count}")
+        if len(frame) >= ATA_BYTES + 8:
+            words.append(frame[ATA_BYTES : ATA_BYTES + 4].hex())
+    else:
+        words.append(f"command {header.command}")
+    if header.is_error:
+        words.append(f"error {header.error}")
+    return " ".join(words)
+
+
+class Cable(Wire):
+    """One Ethernet segment.  What becomes of a frame is ``segment``'s."""
+
+    def __init__(self, world: World, name: str, segment: Segment, max_sectors: int) -> None:
+        super().__init__()
+        self.name = name
+        self.segment = segment
+        self.max_sectors = max_sectors
+        self._world = world
+
+    def send(self, frame: bytes, sender: Callable[[bytes], object] | None = None, after: float = 0.0) -> None:
+        if after:
+            self._world.after(after, partial(self.send, frame, sender))
+            return
+        self._world.log_frame(self.name, frame)
+        for arrives, routed in self.segment.transmit(frame, self._world.now()):
+            self._world.at(arrives, partial(self._arrive, routed, sender))
+
+    def _arrive(self, frame: bytes, sender: Callable[[bytes], object] | None) -> None:
+        for listener in list(self.listeners):
+            if listener != sender:
+                listener(frame)
+
+
+class Link(SegmentLink):
+    """A link of ours on a cable.  Without ``carrier`` nothing passes; ``mtu_sectors`` is what the MTU allows now."""
+
+    def __init__(self, cable: Cable, tags: TagTable[Run | LoneCommand], mac: bytes) -> None:
+        super().__init__(cable, tags, cable.name, mac, cable.max_sectors)
+        self.cable = cable
+        self.carrier = True
+        self.mtu_sectors = cable.max_sectors
+
+    def deliver(self, frame: bytes) -> None:
+        if self.carrier and frame[_FLAGS] & Flag.RESPONSE and frame[_DESTINATION] in (self.mac, BROADCAST_MAC):
+            self.inbox.append(frame)
+            self._changed.unpark_all()
+
+    def _put(self, frame: bytes) -> bool:
+        if not self.carrier:
+            self.up = False
+            return False
+        if len(frame) > ATA_BYTES + self.mtu_sectors * SECTOR_BYTES:  # EMSGSIZE
+            self.refresh()
+            return False
+        return super()._put(frame)
+
+    def refresh(self) -> None:
+        super().refresh()
+        self.max_sectors = self.mtu_sectors
+
+
+@dataclass
+class Habits:
+    """How a machine behaves, beyond its disk.
+
+    Answers take ``service`` seconds, up to ``jitter`` more, a FLUSH ``flush_seconds``, during which a machine that
+    ``blocks`` does nothing else.  A share ``refusals`` of the data commands gets the AoE error ``error``, a share
+    ``broken_flushes`` of the flushes an ATA error.
+    """
+
+    service: float = 0.0001
+    jitter: float = 0.0
+    flush_seconds: float = 0.001
+    blocks: bool = False
+    refusals: float = 0.0
+    error: int = int(ErrorCode.DEVICE_UNAVAILABLE)
+    broken_flushes: float = 0.0
+
+
+class Machine:
+    """A target: ``drive`` at ``address``, on one or more cables, each with a MAC.
+
+    ``off`` and ``silent`` hear nothing; one that is ``asleep`` handles what came when it wakes up.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        address: Address,
+        drive: Drive,
+        cables: dict[Cable, bytes],
+        *,
+        bufcnt: int,
+        habits: Habits,
+        dice: Random,
+    ) -> None:
+        self.world = world
+        self.address = address
+        self.cables = cables
+        self.habits = self.usual_habits = habits
+        self.bufcnt = bufcnt
+        self.off = False
+        self.silent = False
+        self.asleep = False
+        self.export: Export
+        self.drive: Drive
+        self._dice = dice
+        self._power = 0  # counts the times it lost its power
+        self._flushing = 0  # flushes under way that block everything else
+        self._queue: deque[tuple[Cable, bytes]] = deque()
+        self._hears = {cable: partial(self._hear, cable) for cable in cables}
+        for cable in cables:
+            cable.listeners.append(self._hears[cable])
+        self.insert(drive)
+
+    def insert(self, drive: Drive) -> None:
+        """Another disk, or the same one with another size."""
+        self.drive = drive
+        self.export = Export(self.address, drive, serial=drive.serial, buffer_count=self.bufcnt)
+
+    @property
+    def is_healthy(self) -> bool:
+        return not (self.off or self.silent or self.asleep) and self.habits == self.usual_habits and not self.drive.bad
+
+    # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _hear(self, cable: Cable, frame: bytes) -> None:
+        if frame[_FLAGS] & Flag.RESPONSE or frame[_DESTINATION] not in (self.cables[cable], BROADCAST_MAC):
+            return
+        if self.off or self.silent:
+            return
+        if self.asleep or self._flushing:
+            self._queue.append((cable, frame))
+        else:
+            self._serve(cable, frame)
+
+    def _work(self) -> None:
+        while self._queue and not (self.asleep or self.off or self._flushing):
+            self._serve(*self._queue.popleft())
+
+    def _serve(self, cable: Cable, frame: bytes) -> None:
+        mac, habits = self.cables[cable], self.habits
+        is_ata = frame[_COMMAND] == AoeCommand.ATA
+        opcode = frame[_OPCODE] if is_ata and len(frame) > _OPCODE else 0
+        is_data = opcode not in (0, Opcode.IDENTIFY, Opcode.FLUSH, Opcode.FLUSH_EXT)
+        if is_data and habits.refusals and self._dice.random() < habits.refusals:
+            header = decode_header_untrusted(frame)
+            if header.address == self.address:
+                flags = Flag.RESPONSE | Flag.ERROR
+                answer = replace(header, destination=header.source, source=mac, flags=flags, error=habits.error)
+                self._answer(cable, encode_ata(answer, decode_ata_untrusted(frame)))
+            return
+        reply = self.export.handle_untrusted(frame, mac=mac, max_sectors=cable.max_sectors)
+        if isinstance(reply, FlushRequest):
+            failing = self._dice.random() < habits.broken_flushes
+            self._flushing += habits.blocks
+            end = partial(self._end_flush, cable, reply, None if failing else self.drive.begin_flush(), habits.blocks)
+            self.world.after(habits.flush_seconds, partial(self._unless_without_power, self._power, end))
+        elif reply is not None:
+            self._answer(cable, reply)
+
+    def _end_flush(self, cable: Cable, request: FlushRequest, mark: int | None, blocked: bool) -> None:
+        """``mark`` is the drive's; without it the flush fails."""
+        self._flushing -= blocked
+        if mark is not None:
+            self.drive.end_flush(mark)
+        answer = self.export.finish_flush(request, OSError(5, "Input/output error") if mark is None else None)
+        self.export.sync_failed = False  # one flush may fail, and the next one succeed
+        self._answer(cable, answer)
+        self._work()
+
+    def _unless_without_power(self, power: int, action: Callable[[], object]) -> None:
+        if power == self._power:
+            action()
+
+    def _answer(self, cable: Cable, frame: bytes) -> None:
+        delay = self.habits.service + (self._dice.uniform(0.0, self.habits.jitter) if self.habits.jitter else 0.0)
+        self.world.after(delay, partial(self._unless_without_power, self._power, partial(self._send, cable, frame)))
+
+    def _send(self, cable: Cable, frame: bytes) -> None:
+        if not self.silent:
+            cable.send(frame, self._hears[cable])
+
+    def announce(self) -> None:
+        """Say on all cables that it is there."""
+        for cable, mac in self.cables.items():
+            for frame in self.export.announcements(mac=mac, max_sectors=cable.max_sectors):
+                cable.send(frame, self._hears[cable])
+
+    # ── what happens to it ────────────────────────────────────────────────────────────────────────────────────────
+
+    def sleep(self, asleep: bool) -> None:
+        self.asleep = asleep
+        self._work()
+
+    def lose_power(self) -> None:
+        """All that it knew is gone, and what its drive had not written (the caller cuts the drive's power)."""
+        self.off = True
+        self._power += 1
+        self._flushing = 0  # flushes under way that block everything else
+        self._queue.clear()
+
+    def get_power(self, drive: Drive | None = None) -> None:
+        """With another drive, or the same: what was reserved is forgotten."""
+        self.off = self.asleep = False
+        self.insert(drive or self.drive)
+        self.announce()
