@@ -297,8 +297,10 @@ class SimulatedTarget:
         return store.data
 
     def hear(self, frame: bytes) -> None:
+        if self.silent or frame[:6] not in (self.mac, BROADCAST_MAC):
+            return  # before it is decoded: there may be hundreds of targets on a wire
         header = decode_header_untrusted(frame)
-        if self.silent or header.is_response or header.destination not in (self.mac, BROADCAST_MAC):
+        if header.is_response:
             return
         reply = self.export.answer(frame, mac=self.mac, max_sectors=self.max_sectors)
         if reply is None:
