@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -193,14 +193,10 @@ class Lab:
         finally:
             self.program = ours
 
-    def _serve(self, side: str, sockets: int, arguments: Sequence[Argument]) -> Process:
-        wanted = self.sides[side].packet_sockets() + sockets
-        process = self.popen(side, arguments)
-        wait_until(
-            lambda: process.poll() is not None or self.sides[side].packet_sockets() >= wanted,
-            what=f"{arguments[0]} listens",
-        )
-        assert process.poll() is None, f"{shlex.join(map(str, arguments))} ended: {process.output}"
+    def _start(self, side: str, arguments: Sequence[Argument], is_started: Callable[[Process], bool]) -> Process:
+        process, command = self.popen(side, arguments), shlex.join(map(str, arguments))
+        wait_until(lambda: process.poll() is not None or is_started(process), what=f"start of {command}")
+        assert process.poll() is None, f"{command} ended: {process.output}"
         return process
 
     def vblade(
@@ -214,12 +210,16 @@ class Lab:
     ) -> Process:
         """A vblade that listens when this returns; its ``options`` are ``-b``, ``-r``, ``-s``, ``-m`` and so on."""
         require("vblade")
-        return self._serve(side, 1, ["vblade", *options, shelf, slot, interface, path])
+        before = self.sides[side].packet_sockets()
+        command: list[Argument] = ["vblade", *options, shelf, slot, interface, path]
+        return self._start(side, command, lambda _process: self.sides[side].packet_sockets() > before)
 
     def target(self, *arguments: Argument, side: str = TARGET, interfaces: Sequence[str] = ("aoe0",)) -> Process:
-        """``aoefs target`` with exports such as ``0.0=/disk`` and options; it listens when this returns."""
+        """``aoefs target`` with exports such as ``0.0=/disk`` and options; it serves when this returns."""
         links = itertools.chain.from_iterable(("-i", interface) for interface in interfaces)
-        return self._serve(side, len(interfaces), [self.program, "target", *links, *arguments])
+        # Its first packet sockets only ask whether the addresses are free; it prints its lines when it serves.
+        command = [self.program, "target", *links, *arguments]
+        return self._start(side, command, lambda process: " sectors read-" in process.output)
 
     def mount(
         self,
