@@ -4,8 +4,9 @@ Owns the reading of /proc/self/mountinfo and of the /proc directories of process
 as any other program does, so all of it also works when the mount process is dead.
 
 What always holds: nothing here touches a mount, since one that hangs must not hang aoefs.  Paths are compared as text,
-as /proc shows them; only a child process with a time limit asks a mount (``host.probe``).  A dead aoefs mount (its
-process was killed: ENOTCONN) is replaced without asking, since it cannot be in use.  Every other mount is left alone.
+as /proc shows them; only a child process with a time limit asks a mount (``host.mountreader``).  A dead aoefs mount
+(its process was killed: ENOTCONN) is replaced without asking, since it cannot be in use.  Every other mount is left
+alone.
 
 Rejected: fuser(1) and lsof(8) (not installed everywhere, and they stat every mount), and the mount option auto_unmount
 (its helper can unmount the wrong mount, and a backup job may take the empty directory for the data).
@@ -14,7 +15,6 @@ Rejected: fuser(1) and lsof(8) (not installed everywhere, and they stat every mo
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import glob
 import json
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aoefs.errors import UserError
-from aoefs.host.probe import Probe
+from aoefs.host.mountreader import Liveness, MountReader, liveness
 from aoefs.status.text import to_stderr
 
 FILE_SYSTEM_TYPE = "fuse.aoefs"
@@ -39,14 +39,6 @@ FUSE_CONFIGURATION = "/etc/fuse.conf"
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _MAX_LINKS = 40  # symbolic links in one path, as in the kernel
-
-
-class Liveness(enum.Enum):
-    """Whether the process of a mount answers, is gone, or is there without answering (stopped, or it hangs)."""
-
-    LIVE = enum.auto()
-    DEAD = enum.auto()
-    SILENT = enum.auto()
 
 
 class Mount(NamedTuple):
@@ -60,18 +52,9 @@ class Mount(NamedTuple):
     def liveness(self, on_silence: Callable[[], None] | None = None) -> Liveness:
         """Ask the mount process; mounts of other types count as live.
 
-        ``on_silence``: as for :meth:`aoefs.host.probe.Probe.ask`, so the answer is waited for and never is ``SILENT``.
+        ``on_silence``: as for ``MountReader.ask``, so the answer is waited for and never is ``SILENT``.
         """
-        if self.type != FILE_SYSTEM_TYPE:
-            return Liveness.LIVE
-        try:
-            with Probe(self.path) as probe:
-                probe.ask(on_silence=on_silence)
-        except TimeoutError:
-            return Liveness.SILENT
-        except OSError as error:
-            return Liveness.DEAD if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) else Liveness.LIVE
-        return Liveness.LIVE
+        return liveness(self.path, on_silence) if self.type == FILE_SYSTEM_TYPE else Liveness.LIVE
 
     def pid_note(self) -> str:
         """`` (pid 5)`` of the mount process, or nothing if it cannot be known without asking the mount.
@@ -168,10 +151,10 @@ def read_status(path: str, on_silence: Callable[[], None] | None = None) -> dict
     """The status of the mount at this path, from its own status file.
 
     OSError when it cannot be read, TimeoutError when its process does not answer; ``on_silence``: as for
-    :meth:`aoefs.host.probe.Probe.ask`.
+    ``MountReader.ask``.
     """
-    with Probe(path) as probe:
-        status: dict[str, Any] = json.loads(probe.ask(STATUS_FILE, on_silence))
+    with MountReader(path) as reader:
+        status: dict[str, Any] = json.loads(reader.ask(STATUS_FILE, on_silence))
     return status
 
 
@@ -186,19 +169,18 @@ def say_silent(path: str) -> None:
 def clear_dead(path: str) -> tuple[Mount | None, Liveness]:
     """Unmount dead aoefs mounts at this path; the mount that is left there, and whether it lives."""
     while (mount := find_mount(path)) is not None:
-        liveness = mount.liveness()
-        if liveness is not Liveness.DEAD:
-            return mount, liveness
+        if (answer := mount.liveness()) is not Liveness.DEAD:
+            return mount, answer
         unmount(mount.path, lazy=True)
     return None, Liveness.DEAD
 
 
 def check(path: str) -> str:
     """The resolved path, if aoefs can be mounted there, else UserError.  A dead aoefs mount is unmounted first."""
-    mount, liveness = clear_dead(path)
+    mount, answer = clear_dead(path)
     if mount is not None and mount.type == "autofs":
         return mount.path  # the automounter waits for this mount; listing the directory would wait for it too
-    if mount is not None and liveness is Liveness.SILENT:
+    if mount is not None and answer is Liveness.SILENT:
         what = f"{path} is mounted already, and its daemon{mount.pid_note()} does not answer"
         raise UserError(f"{what}: 'aoefs umount --lazy {path}' first")
     if mount is not None:

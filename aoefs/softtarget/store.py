@@ -4,7 +4,8 @@ Owns the open descriptor, and every check of a path before the target starts.
 
 What holds always: the size of a :class:`FileStore` is read once, when it is opened.  A file that shrinks later makes
 reads fail (they are short); they never return zeros.  A block device is opened exclusively for writing, so that one
-that is mounted cannot be exported.
+that is mounted cannot be exported.  An open store holds a lock (flock) on its file or device: several may read it, or
+one may write it, whatever the path.  The lock ends with the process.
 
 Rejected: O_DIRECT (small frames make small transfers, and alignment would be the initiator's problem), mmap (a
 shrunken file would kill the process with SIGBUS), and a serial number made of address and host name, as vblade makes
@@ -17,6 +18,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import select
 import stat
 import struct
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from aoefs.protocol.ata import LBA48_SECTORS
 from aoefs.protocol.wire import SECTOR_BYTES
 
 _BLKROGET = 0x125E
+_UDEV_PATIENCE = 20, 0.05  # tries and seconds between them: udev probes a device each time that a writer closes it
 
 
 class Store(Protocol):
@@ -97,6 +100,7 @@ class FileStore:
         self.warning = ""
         self.descriptor = _open(path, read_only, synchronous)
         try:
+            _lock(self.descriptor, path, read_only)
             size = self._examine()
         except BaseException:
             os.close(self.descriptor)
@@ -172,3 +176,44 @@ def _open(path: str, read_only: bool, synchronous: bool) -> int:
         }
         hint = hints.get(error.errno or 0, error.strerror)
         raise UserError(f"cannot export {path}: {hint}") from error
+
+
+def _lock(descriptor: int, path: str, read_only: bool) -> None:
+    """Take the lock of a reader or of the one writer; UserError when others have locked the file against that.
+
+    A file system without locks has none: then the export is not protected.
+    """
+    kind = fcntl.LOCK_SH if read_only else fcntl.LOCK_EX
+    tries, pause = _UDEV_PATIENCE if stat.S_ISBLK(os.fstat(descriptor).st_mode) else (1, 0.0)
+    for left in reversed(range(tries)):
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left:
+                select.select((), (), (), pause)
+        except OSError:
+            return
+        else:
+            return
+    pid = _lock_holder(descriptor)
+    if pid == os.getpid():
+        raise UserError(f"cannot export {path}: it is given twice; give each file once, or use --read-only")
+    who = f"process {pid}" if pid else "another process"
+    raise UserError(
+        f"cannot export {path}: {who} has locked it, perhaps another target; end that one, or let both use --read-only"
+    )
+
+
+def _lock_holder(descriptor: int) -> int:
+    """The PID of a process that has locked the file; 0 if the kernel does not say."""
+    status = os.fstat(descriptor)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks") as locks:
+            for line in locks:  # 1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF
+                words = line.split()
+                if words[1] == "FLOCK" and words[5] == file:
+                    return int(words[4])
+    except OSError:
+        pass
+    return 0

@@ -32,8 +32,8 @@ def wired() -> Iterator[Lab]:
     with Lab(mtu=9000) as lab:
         disk = lab.image("disk", MIB)
         lab.target(f"0.1={disk}")
-        lab.target(f"0.3={disk}", "--allow-mac", STRANGER)
-        lab.target(f"0.5={disk}", "--config-string", "\x1b[2Jhi")
+        lab.target(f"0.3={lab.image('strangers', MIB)}", "--allow-mac", STRANGER)
+        lab.target(f"0.5={lab.image('evil', MIB)}", "--config-string", "\x1b[2Jhi")
         lab.vblade(0, 2, disk)
         lab.vblade(0, 4, disk)
         lab.vblade(0, 4, lab.image("other", 2 * MIB))

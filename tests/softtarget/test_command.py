@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import signal
 import socket
 from pathlib import Path
@@ -9,17 +12,21 @@ from pathlib import Path
 import pytest
 
 from aoefs.cli.commands.target import parse_export
+from aoefs.errors import UserError
+from aoefs.host.claims import Inquiry, claim
 from aoefs.protocol.wire import (
     BROADCAST_MAC,
     Address,
     AoeCommand,
     ConfigArgument,
+    Flag,
     Header,
     decode_config_untrusted,
     decode_header_untrusted,
     encode_config,
 )
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
+from tests.softtarget.serving import OURS, THEIRS, WireSocket, datagram_pair
 
 
 def test_an_export_is_an_address_and_a_path() -> None:
@@ -88,3 +95,90 @@ def test_it_says_what_it_exports_and_a_signal_ends_it_well(lab: Lab, number: sig
     assert process.stop(number) == 0
     assert [line for line in process.output.splitlines() if line in lines] == lines
     assert "the last 488 bytes are not exported" in process.output
+
+
+# ── what is served or exported already ────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_address_has_one_owner_on_an_interface_until_its_end() -> None:
+    place = f"if{os.getpid()}"
+    with claim(Address(7, 0), place), claim(Address(7, 1), place), claim(Address(7, 0), f"{place}b"):
+        for _ in range(3):
+            with pytest.raises(UserError) as caught:
+                claim(Address(7, 0), place)
+            assert caught.value.exit_code == 1
+            assert str(caught.value) == (
+                f"e7.0 is already served on {place} by another process (pid {os.getpid()}): "
+                "end that one, or choose another slot"
+            )
+    claim(Address(7, 0), place).close()
+
+
+@pytest.mark.parametrize(
+    ("address", "flags", "command", "is_refused"),
+    [
+        (Address(7, 0), Flag.RESPONSE, AoeCommand.CONFIG, True),
+        (Address(7, 0), Flag.RESPONSE | Flag.ERROR, AoeCommand.CONFIG, True),
+        (Address(7, 1), Flag.RESPONSE, AoeCommand.CONFIG, False),
+        (Address(7, 0), 0, AoeCommand.CONFIG, False),  # another host asks, too
+        (Address(7, 0), Flag.RESPONSE, AoeCommand.ATA, False),  # of a mount that has just lost the target, say
+    ],
+)
+def test_only_an_answer_for_the_address_shows_that_it_is_served(
+    address: Address, flags: int, command: AoeCommand, is_refused: bool
+) -> None:
+    theirs, ours = datagram_pair()
+    with theirs, ours:
+        inquiry = Inquiry([Address(7, 0)], [WireSocket(ours)])
+        asked = decode_header_untrusted(theirs.recv(1 << 16))
+        assert (asked.destination, asked.address, asked.command) == (BROADCAST_MAC, Address(7, 0), AoeCommand.CONFIG)
+        theirs.send(b"short")
+        header = Header(OURS, THEIRS, address, AoeCommand.CONFIG, asked.tag, flags)
+        theirs.send(encode_config(dataclasses.replace(header, command=command), ConfigArgument()))
+        with pytest.raises(UserError, match=f"by {THEIRS.hex(':')}") if is_refused else contextlib.nullcontext():
+            inquiry.require_silence()
+
+
+def test_an_address_that_another_process_of_this_host_serves_is_refused_until_that_one_is_gone(lab: Lab) -> None:
+    lab.cable(INITIATOR, TARGET)
+    first, second = lab.image("first", 4096), lab.image("second", 4096)
+    process = lab.target(f"7.0={first}", "--allow-mac", "02:00:00:00:00:09")  # it answers no question of ours
+    line = complaint(lab, "-i", "aoe1", "-i", "aoe0", f"7.1={second}", f"7.0={second}", code=1)
+    assert line == (
+        f"aoefs: e7.0 is already served on aoe0 by another process (pid {process.pid}): "
+        "end that one, or choose another slot\n"
+    )
+    other = lab.target(f"7.0={second}", interfaces=["aoe1"])  # another wire
+    process.stop(signal.SIGKILL)
+    lab.target(f"7.0={first}")
+    assert other.poll() is None
+
+
+def test_an_address_that_another_host_serves_is_refused(lab: Lab) -> None:
+    lab.target(f"7.0={lab.image('first', 4096)}", side=INITIATOR)
+    second = lab.image("second", 4096)
+    line = complaint(lab, "-i", "aoe0", f"7.1={second}", f"7.0={second}x", code=1)
+    assert "no such file" in line
+    other = lab.image("other", 4096)
+    line = complaint(lab, "-i", "aoe0", f"7.1={second}", f"7.0={other}", code=1)
+    assert line == (
+        f"aoefs: e7.0 is already served on aoe0 by {lab.mac(INITIATOR).hex(':')}: "
+        "stop that target, or choose another slot\n"
+    )
+    lab.target(f"7.1={second}")
+
+
+def test_a_file_is_exported_for_writing_once(lab: Lab) -> None:
+    disk = lab.image("disk", 4096)
+    link = lab.directory / "link"
+    link.symlink_to(disk)
+    assert "is given twice" in complaint(lab, "-i", "aoe0", f"0.0={disk}", f"0.1={link}", code=1)
+    writer = lab.target(f"0.0={disk}")
+    for options in ((), ("--read-only",)):
+        line = complaint(lab, "-i", "aoe0", *options, f"0.1={link}", code=1)
+        assert line.startswith(f"aoefs: cannot export {link}: process {writer.pid} has locked it")
+    writer.stop(signal.SIGKILL)
+    reader = lab.target("--read-only", f"0.0={disk}", f"0.1={disk}")
+    lab.target("--read-only", f"0.2={link}")
+    assert "has locked it" in complaint(lab, "-i", "aoe0", f"0.3={disk}", code=1)
+    assert reader.poll() is None

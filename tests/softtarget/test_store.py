@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,45 @@ def test_a_read_only_store_cannot_write(disk: Path) -> None:
         store.sync()
 
 
+def test_a_file_has_one_writer_or_any_readers(tmp_path: Path, disk: Path) -> None:
+    twin = tmp_path / "twin"
+    twin.hardlink_to(disk)
+    with FileStore(str(disk)):
+        for options in ({}, {"read_only": True}):
+            assert refusal(twin, **options) == (
+                f"cannot export {twin}: it is given twice; give each file once, or use --read-only"
+            )
+    with FileStore(str(disk), read_only=True), FileStore(str(twin), read_only=True):
+        assert "twice" in refusal(disk)
+    with subprocess.Popen(
+        ["flock", "--no-fork", disk, "sh", "-c", "echo locked; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert refusal(disk) == (
+            f"cannot export {disk}: process {holder.pid} has locked it, perhaps another target; "
+            "end that one, or let both use --read-only"
+        )
+        holder.communicate(b"\n")
+    FileStore(str(disk)).close()
+
+
+def test_a_block_device_that_udev_looks_at_for_a_moment_is_waited_for(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """udevd holds a shared lock while it probes a device, which it does each time a writer closes it."""
+    monkeypatch.setattr(stat, "S_ISBLK", stat.S_ISREG)
+    monkeypatch.setattr(FileStore, "_examine", lambda _self: 512)
+    with disk.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        timer = threading.Timer(0.2, fcntl.flock, (file.fileno(), fcntl.LOCK_UN))
+        timer.start()
+        FileStore(str(disk)).close()
+        timer.join()
+
+
 def test_a_synchronous_store_is_never_dirty(disk: Path) -> None:
     with FileStore(str(disk), synchronous=True) as store:
         assert not store.volatile
@@ -141,10 +183,12 @@ def test_a_block_device_is_exported_with_its_size_but_not_while_it_is_in_use(dis
             assert store.writev([b"x" * 512], 2047 * 512) == 512
             store.sync()
             assert "in use" in refusal(device)
-            with FileStore(device, read_only=True) as reader:
-                data = bytearray(512)
-                assert reader.readv([data], 2047 * 512) == 512
-                assert data == b"x" * 512
+            assert "given twice" in refusal(device, read_only=True)
+        with FileStore(device, read_only=True) as reader, FileStore(device, read_only=True):
+            data = bytearray(512)
+            assert reader.readv([data], 2047 * 512) == 512
+            assert data == b"x" * 512
+            assert "given twice" in refusal(device)
     finally:
         subprocess.run([losetup, "--detach", device], check=True)
     device = attach("--read-only")

@@ -1,7 +1,8 @@
 """``aoefs target``: export files and block devices on local Ethernet interfaces.
 
 It checks everything, opens everything, prints what is exported, serves until SIGTERM or SIGINT, syncs and ends.  What
-always holds: nothing is announced or served before all arguments are checked, and whatever was opened is closed.
+always holds: nothing is announced or served before all arguments are checked and all addresses are found free, and
+whatever was opened is closed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import logging
 import signal
 from collections.abc import Sequence
@@ -20,14 +22,20 @@ from aoefs.host.interfaces import choose, require_packet_socket
 from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
 
 if TYPE_CHECKING:
-    from aoefs.net.packetsocket import PacketSocket
+    from aoefs.net.packetsocket import PacketSocket, Role
     from aoefs.softtarget.server import Server
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("exports", nargs="+", metavar="X.Y=PATH", help="file or block device to export as eX.Y")
+    parser.add_argument(
+        "exports",
+        nargs="+",
+        metavar="X.Y=PATH",
+        help="file or block device to export as eX.Y; refused if eX.Y is served on IF already, or if PATH is exported "
+        "already and one of the two may be written",
+    )
     parser.add_argument(
         "-i",
         "--interface",
@@ -83,22 +91,33 @@ def run(arguments: argparse.Namespace) -> int:
     require_packet_socket()
     interfaces = [interface.name for interface in choose(arguments.interface)]
 
-    import trio
-
-    from aoefs import __version__
-    from aoefs.softtarget.access import Access
-    from aoefs.softtarget.export import DEFAULT_BUFFER_COUNT, Export
-    from aoefs.softtarget.server import Server
+    from aoefs.host.claims import Inquiry, claim
+    from aoefs.net.packetsocket import Role
     from aoefs.softtarget.store import FileStore
 
     with contextlib.ExitStack() as stack:
+        for interface, address in itertools.product(interfaces, exports):
+            stack.enter_context(claim(address, interface))
         stores = {}
         for address, path in exports.items():
             store = FileStore(path, read_only=arguments.read_only, synchronous=arguments.sync)
             stores[address] = stack.enter_context(store)
             if store.warning:
                 log.warning("%s", store.warning)
-        links = [stack.enter_context(_open_link(interface)) for interface in interfaces]
+        with contextlib.ExitStack() as asking:
+            sockets = [asking.enter_context(_open_link(interface, Role.INITIATOR)) for interface in interfaces]
+            inquiry = Inquiry(exports, sockets)
+
+            # These take as long as the answers may.
+            import trio
+
+            from aoefs import __version__
+            from aoefs.softtarget.access import Access
+            from aoefs.softtarget.export import DEFAULT_BUFFER_COUNT, Export
+            from aoefs.softtarget.server import Server
+
+            inquiry.require_silence()
+        links = [stack.enter_context(_open_link(interface, Role.TARGET)) for interface in interfaces]
         machines = [
             Export(
                 address,
@@ -137,11 +156,11 @@ async def _serve(server: Server, lines: Sequence[str]) -> int:
     return 1 if failed or any(machine.sync_failed for machine in server.exports.values()) else 0
 
 
-def _open_link(interface: str) -> PacketSocket:
-    """The socket of a target on an interface; UserError if it fails in spite of the checks."""
-    from aoefs.net.packetsocket import PacketSocket, Role
+def _open_link(interface: str, role: Role) -> PacketSocket:
+    """A packet socket on an interface; UserError if it fails in spite of the checks."""
+    from aoefs.net.packetsocket import PacketSocket
 
     try:
-        return PacketSocket(interface, role=Role.TARGET)
+        return PacketSocket(interface, role=role)
     except OSError as error:
         raise UserError(f"cannot use interface {interface}: {error.strerror}") from error

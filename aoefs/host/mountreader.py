@@ -12,6 +12,7 @@ safe beside threads).
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import signal
@@ -42,7 +43,27 @@ for line in sys.stdin:
 """
 
 
-class Probe:
+class Liveness(enum.Enum):
+    """Whether the process of a mount answers, is gone, or is there without answering (stopped, or it hangs)."""
+
+    LIVE = enum.auto()
+    DEAD = enum.auto()
+    SILENT = enum.auto()
+
+
+def liveness(path: str, on_silence: Callable[[], None] | None = None) -> Liveness:
+    """Ask the process of the mount at ``path``; ``on_silence`` as for :meth:`MountReader.ask`."""
+    try:
+        with MountReader(path) as reader:
+            reader.ask(on_silence=on_silence)
+    except TimeoutError:
+        return Liveness.SILENT
+    except OSError as error:
+        return Liveness.DEAD if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) else Liveness.LIVE
+    return Liveness.LIVE
+
+
+class MountReader:
     """A child process that asks the mount at ``path``; it lives as long as the ``with`` block."""
 
     def __init__(self, path: str) -> None:
@@ -58,7 +79,7 @@ class Probe:
                 start_new_session=True,
             )
 
-    def __enter__(self) -> Probe:
+    def __enter__(self) -> MountReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +96,7 @@ class Probe:
         """The content of a file of the mount; without a name nothing, but the mount process has answered.
 
         OSError as the mount raises it.  After ``PATIENCE`` seconds without an answer ``on_silence`` is called and the
-        answer is waited for without limit; TimeoutError without ``on_silence``, and this probe can only be closed.
+        answer is waited for without limit; TimeoutError without ``on_silence``, and this reader can only be closed.
         """
         try:
             self._socket.sendall(f"{name}\n".encode())
