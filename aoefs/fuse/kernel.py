@@ -5,6 +5,10 @@ written; so each takes a thread, in the background, and they have a limit of the
 waits for one of them.
 
 What always holds: there is one task and one thread per disk at most; what comes meanwhile waits for it.
+
+While such a call waits, the file of the mount cannot be closed, and the kernel then never fails what it still has for
+us: a process that ends meanwhile stays as a zombie, with all that use the mount, until an administrator aborts the
+connection.  So a mount goes on answering requests until :meth:`Kernel.end` returns.
 """
 
 from __future__ import annotations
@@ -40,15 +44,33 @@ class Kernel:
         self._supervisor = supervisor
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._pending: dict[Hashable, deque[Notice]] = {}  # by disk, while it has a task
+        self._ending = False
+        self._idle = trio.Event()  # set when it is ending and has no task
 
     def notify(self, disk: Hashable, notices: Sequence[Notice]) -> None:
-        """Give these notices about a disk, one after the other; returns at once."""
+        """Give these notices about a disk, one after the other; returns at once.  After :meth:`end`: does nothing."""
+        if self._ending:
+            return
         pending = self._pending.get(disk)
         if pending is not None:
             pending.extend(notice for notice in notices if notice not in pending)
         elif notices:
             self._pending[disk] = deque(notices)
             self._supervisor.start("invalidation", partial(self._give, disk))
+
+    async def end(self, seconds: float) -> None:
+        """Give no more notices, and wait until the kernel let go of all calls, ``seconds`` at most.
+
+        It does so only while requests are answered, so they should fail at once by now.
+        """
+        self._ending = True
+        for pending in self._pending.values():
+            pending.clear()
+        if self._pending:
+            with trio.move_on_after(seconds) as scope:
+                await self._idle.wait()
+            if scope.cancelled_caught:
+                log.warning("the kernel still holds %d calls that invalidate pages", len(self._pending))
 
     async def _give(self, disk: Hashable) -> None:
         pending = self._pending[disk]
@@ -61,6 +83,8 @@ class Kernel:
                     log.debug("invalidation of inode %d: %s", notice.inode, error)
         finally:
             del self._pending[disk]
+            if self._ending and not self._pending:
+                self._idle.set()
 
 
 def _give(notice: Notice) -> None:

@@ -9,6 +9,9 @@ the last one is closed or ``GRACE`` seconds have passed; then what still waits f
 comes, ends the process within a second: without the last flush, if that takes longer.  The last flush is tried however
 the mount ends.  The exit code is 0 only if every flush succeeded.
 
+No thread may be left in a call of ``fuse.kernel`` when requests are no longer answered (see there): so requests fail
+first, then these calls end, then the loop of pyfuse3.
+
 Rejected: ``pyfuse3.terminate`` alone (the user's later close would get ECONNABORTED), and flushing at release (the
 last one may never be delivered).
 """
@@ -55,7 +58,9 @@ TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they ta
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
 MAX_WORKERS = tuning.MOST_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
 ROOM_PERIOD = 0.5  # seconds
-LAST_SECOND = 0.9  # seconds from a second signal to the end
+KERNEL_GRACE = 0.5  # seconds that the kernel may take to let go of our threads: it takes a few milliseconds
+LAST_SECOND = 0.9  # seconds from a second signal to the end ...
+LAST_FLUSH = 0.6  # ... of which so many are for KERNEL_GRACE and the last flush
 
 
 def run(options: MountOptions, ready: Ready) -> int:
@@ -71,6 +76,7 @@ class Mount:
         self._ready = ready
         self._events = EventRing()
         self._unmounted = False
+        self._terminated = False
         self._last_flush = trio.CancelScope(shield=True)
 
     async def run(self) -> int:
@@ -98,7 +104,8 @@ class Mount:
                 stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
             spoken_on = Interfaces(engine, options.interfaces)
             control = Control(engine, self._events, partial(self._status, engine), spoken_on.set)
-            operations = AoeOperations(engine, control, Kernel(engine.supervisor), options)
+            kernel = Kernel(engine.supervisor)
+            operations = AoeOperations(engine, control, kernel, options)
             engine.changes.subscribe(partial(self._on_change, engine))
             if not options.plain_loop:
                 workerloop.install(engine.in_place)
@@ -107,16 +114,15 @@ class Mount:
             stack.callback(engine.supervisor.cancel)
             engine.supervisor.start("interfaces", spoken_on.follow)
             nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(self._stop_on_signal, engine, signals, name="signals")
+            nursery.start_soon(self._stop_on_signal, engine, kernel, signals, name="signals")
             nursery.start_soon(self._become_ready, engine, operations, pid_file, name="ready")
             clean = False
             try:
                 await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
-                self._unmounted = True
+                self._unmounted = self._unmounted or not self._terminated
             finally:
                 self._tell_systemd("STOPPING=1")
-                with self._last_flush:
-                    clean = await last_flush(engine, FLUSH_GRACE)
+                clean = await last_flush(engine, FLUSH_GRACE, self._last_flush)
             nursery.cancel_scope.cancel()
         return 0 if clean else 1
 
@@ -207,29 +213,35 @@ class Mount:
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _stop_on_signal(self, engine: Engine, signals: AsyncIterator[int]) -> None:
+    async def _stop_on_signal(self, engine: Engine, kernel: Kernel, signals: AsyncIterator[int]) -> None:
         number = await anext(signals)
         self._tell_systemd("STOPPING=1")
         log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
-        with trio.move_on_after(GRACE):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(trio.to_thread.run_sync, self._unmount_lazily, abandon_on_cancel=True))
-                await self._end_at_once_on(signals)
-                nursery.cancel_scope.cancel()
-        engine.close()
-        pyfuse3.terminate()
-        await self._end_at_once_on(signals)
+        hurry = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hurry_on_signal, signals, hurry)
+            nursery.start_soon(partial(trio.to_thread.run_sync, self._unmount_lazily, abandon_on_cancel=True))
+            with trio.move_on_after(GRACE):
+                await hurry.wait()
+            engine.close()
+            await kernel.end(KERNEL_GRACE)
+            self._terminated = True
+            pyfuse3.terminate()
 
-    async def _end_at_once_on(self, signals: AsyncIterator[int]) -> None:
+    async def _hurry_on_signal(self, signals: AsyncIterator[int], hurry: trio.Event) -> None:
         """A second signal: nothing is waited for any more, and this process is gone within ``LAST_SECOND``."""
         await anext(signals)
         log.warning("a second signal: ending at once")
-        self._last_flush.cancel()
+        self._last_flush.deadline = min(self._last_flush.deadline, trio.current_time() + LAST_FLUSH)
         signal.setitimer(signal.ITIMER_REAL, LAST_SECOND)  # SIGALRM ends what cannot be cancelled: nothing handles it
+        hurry.set()
+        async for _ in signals:  # one that is never taken would end this process by its number, when trio lets go
+            pass
 
     def _unmount_lazily(self) -> None:
         try:
             mountpoint.unmount(self._options.mountpoint, lazy=True)
+            self._unmounted = True
         except (OSError, UserError) as error:
             log.warning("%s", error)
 

@@ -83,3 +83,25 @@ async def test_a_write_that_was_lost_is_forgiven_only_if_a_user_knows(
         if reported:
             disk.write_behind.reported = disk.write_behind.lost
         assert await last_flush(scene.engine, SECONDS) is reported
+
+
+@pytest.mark.parametrize("set_later", [False, True])
+async def test_an_earlier_deadline_of_the_scope_ends_it_sooner(
+    autojump_clock: MockClock, announce: Announce, set_later: bool
+) -> None:
+    announce("e0.0: the last flush was not answered within 2 s")
+    async with open_scene() as scene, trio.open_nursery() as nursery:
+        (target,), (disk,) = await add_disks(scene, 1)
+        await disk.write(0, bytes(512))
+        target.silent = True
+        began = trio.current_time()
+        scope = trio.CancelScope(deadline=float("inf") if set_later else began + 2)
+
+        async def set_deadline() -> None:
+            await trio.sleep(1)
+            scope.deadline = began + 2
+
+        if set_later:
+            nursery.start_soon(set_deadline)
+        assert not await last_flush(scene.engine, SECONDS, scope)
+        assert trio.current_time() - began == pytest.approx(2)

@@ -34,11 +34,11 @@ def path_of(mount: Mount, name: str = "e0.0", interface: str = "aoe0") -> dict[s
     return found
 
 
-def serve_journal(lab: Lab, image: Path, *faults: str) -> Path:
-    """The target of :mod:`tests.faults.powercut` as e0.0, once it listens; its journal."""
+def serve_journal(lab: Lab, image: Path, *faults: str, address: str = "0.0") -> Path:
+    """The target of :mod:`tests.faults.powercut`, once it listens; its journal."""
     journal = lab.directory / f"{image.name}.journal"
     wanted = lab.sides[TARGET].packet_sockets() + 1
-    command = python_module("tests.faults.powercut", "aoe0", "0.0", str(image), str(journal), *faults)
+    command = python_module("tests.faults.powercut", "aoe0", address, str(image), str(journal), *faults)
     process = lab.popen(TARGET, command)
     wait_until(lambda: process.poll() is not None or lab.sides[TARGET].packet_sockets() >= wanted)
     assert process.poll() is None, process.output

@@ -4,9 +4,10 @@ As a process, it serves a copy of an image from memory and appends every write a
 order.  From the image and the journal, :func:`cut` builds what a disk with a volatile cache could hold after a power
 cut at any point: all writes before the last flush that was answered by then, and any of the later writes.
 
-    python -m tests.faults.powercut INTERFACE SHELF.SLOT IMAGE JOURNAL [fail|refuse]
+    python -m tests.faults.powercut INTERFACE SHELF.SLOT IMAGE JOURNAL [fail|refuse|slow=SECONDS]
 
-With ``fail``, every sync fails; with ``refuse``, the disk does not know the flush commands (ABRT).
+With ``fail``, every sync fails; with ``refuse``, the disk does not know the flush commands (ABRT); with ``slow=3``, a
+sync takes 3 seconds, in which everything else is answered.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -61,10 +63,11 @@ class Written:
 class JournalStore(MemoryStore):
     """A disk in memory with a journal; each entry is appended by one system call, so they are in order."""
 
-    def __init__(self, image: bytes, journal: Path, *, sync_fails: bool = False) -> None:
+    def __init__(self, image: bytes, journal: Path, *, sync_fails: bool = False, sync_seconds: float = 0.0) -> None:
         super().__init__(len(image) // SECTOR_BYTES)
         self.data[:] = image
         self._sync_fails = sync_fails
+        self._sync_seconds = sync_seconds
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
 
     def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int:
@@ -77,6 +80,7 @@ class JournalStore(MemoryStore):
     def sync(self) -> None:
         if self._sync_fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        time.sleep(self._sync_seconds)
         os.write(self._journal, _RECORD.pack(_FLUSHED, 0))
 
 
@@ -134,7 +138,8 @@ async def _serve(server: Server) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     interface, address, image, journal, *faults = arguments
-    store = JournalStore(Path(image).read_bytes(), Path(journal), sync_fails="fail" in faults)
+    seconds = next((float(fault.removeprefix("slow=")) for fault in faults if fault.startswith("slow=")), 0.0)
+    store = JournalStore(Path(image).read_bytes(), Path(journal), sync_fails="fail" in faults, sync_seconds=seconds)
     kind = NoFlushExport if "refuse" in faults else Export
     export = kind(Address.parse(address), store, serial="power cut")
     trio.run(_serve, Server([export], [PacketSocket(interface, role=Role.TARGET)]))

@@ -13,6 +13,7 @@ import trio.testing
 
 from aoefs.engine.supervisor import Supervisor
 from aoefs.fuse.kernel import Kernel, Notice
+from tests.scene import Announce
 
 
 class Calls:
@@ -119,3 +120,40 @@ async def test_the_end_of_a_mount_does_not_wait_for_the_kernel(calls: Calls) -> 
         supervisor.cancel()
     calls.go.set()
     assert (18, "pages") not in calls.seen
+
+
+# ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_end_of_a_mount_waits_until_the_kernel_lets_go_and_gives_no_more_notices(calls: Calls) -> None:
+    calls.go.clear()
+    async with trio.open_nursery() as nursery:
+        kernel = Kernel(Supervisor(nursery))
+        for disk in (17, 27):
+            kernel.notify(disk, [Notice(disk), Notice(disk + 1)])
+        await trio.testing.wait_all_tasks_blocked()
+        timer = threading.Timer(0.2, calls.go.set)
+        timer.start()
+        with trio.fail_after(30):
+            await kernel.end(30)
+        assert sorted(map(str, calls.seen)) == ["(17, 'pages')", "(27, 'pages')"]
+        kernel.notify("late", [Notice(37)])
+        assert not nursery.child_tasks
+        with trio.fail_after(30):
+            await kernel.end(30)
+    timer.join()
+
+
+async def test_the_end_of_a_mount_waits_no_longer_than_it_should(calls: Calls, announce: Announce) -> None:
+    announce("the kernel still holds 2 calls that invalidate pages")
+    calls.go.clear()
+    async with trio.open_nursery() as nursery:
+        supervisor = Supervisor(nursery)
+        kernel = Kernel(supervisor)
+        for disk in (17, 27):
+            kernel.notify(disk, [Notice(disk)])
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(30):
+            await kernel.end(0.05)
+        supervisor.cancel()
+    calls.go.set()

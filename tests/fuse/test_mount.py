@@ -1,0 +1,234 @@
+"""The life of a mount, without a kernel: it flushes however it ends, and nothing in the background ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pyfuse3
+import pytest
+import trio
+from trio.testing import MockClock
+
+from aoefs.engine.engine import Engine
+from aoefs.engine.settings import Settings
+from aoefs.errors import UserError
+from aoefs.fuse import mount
+from aoefs.fuse.mount import Mount
+from aoefs.fuse.options import MountOptions
+from aoefs.host import interfaces, mountpoint
+from aoefs.host.background import Ready
+from tests.engine.answers import flushes
+from tests.scene import Announce, Scene, SimulatedTarget, open_scene
+
+Main = Callable[[], Awaitable[object]]
+
+
+class FakeTuning:
+    """Changes nothing on this machine."""
+
+    class Background:
+        complaint = "not here"
+
+        def __init__(self, _device: int) -> None:
+            pass
+
+    @staticmethod
+    def nothing(*_arguments: object) -> None:
+        return None
+
+    set_read_ahead = become_io_flusher = avoid_oom_killer = collect_garbage_rarely = keep_freed_memory = nothing
+
+
+class FakeInterfaces:
+    """What a mount speaks on; ``follow`` ends at once, or fails."""
+
+    failure: Exception | None = None
+
+    def __init__(self, _engine: Engine, _names: Sequence[str]) -> None:
+        pass
+
+    async def set(self, names: Sequence[str]) -> None:
+        pass
+
+    async def follow(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+
+
+class Stage:
+    """A mount on a simulated segment with one dirty target; ``main`` is what pyfuse3's loop does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mountpoint_path: str) -> None:
+        self.main: Main = trio.lowlevel.checkpoint
+        self.unmounts: list[bool] = []  # what pyfuse3 was closed with
+        self.terminated = trio.Event()
+        self.scene: Scene
+        self.target: SimulatedTarget
+        self._options = MountOptions(mountpoint=mountpoint_path, uid=0, gid=0, plain_loop=True)
+
+        async def loop(**_tasks: int) -> None:
+            await self.main()
+
+        monkeypatch.setattr(pyfuse3, "init", lambda *_: None)
+        monkeypatch.setattr(pyfuse3, "main", loop)
+        monkeypatch.setattr(pyfuse3, "terminate", self.terminate)
+        monkeypatch.setattr(pyfuse3, "close", lambda unmount: self.unmounts.append(unmount))
+        monkeypatch.setattr(mount, "open_engine", self.open_engine)
+        monkeypatch.setattr(mount, "tuning", FakeTuning)
+        monkeypatch.setattr(mount, "Interfaces", FakeInterfaces)
+        monkeypatch.setattr(interfaces, "choose", lambda _: [])
+        monkeypatch.setattr(mountpoint, "unmount", self.unmount)
+        monkeypatch.setattr(signal, "setitimer", lambda *_: None)
+
+    @asynccontextmanager
+    async def open_engine(self, _names: Sequence[str], settings: Settings) -> AsyncIterator[Engine]:
+        async with open_scene(settings) as scene:
+            self.scene = scene
+            self.target = scene.add_target()
+            disk = await scene.disk()
+            await disk.write(0, bytes(512))
+            yield scene.engine
+
+    def terminate(self) -> None:
+        self.terminated.set()
+
+    def unmount(self, _path: str, *, lazy: bool) -> None:
+        assert lazy
+
+    async def run(self) -> int:
+        return await Mount(self._options, Ready()).run()
+
+    def flushed(self) -> int:
+        return len(flushes(self.scene))
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> Stage:
+    return Stage(monkeypatch, os.fspath(tmp_path))
+
+
+async def test_a_mount_that_is_unmounted_flushes_what_is_dirty(stage: Stage, autojump_clock: MockClock) -> None:
+    assert await stage.run() == 0
+    assert stage.flushed() == 1
+    assert stage.unmounts == [False]
+
+
+async def test_a_mount_that_ends_by_an_exception_flushes_and_unmounts(stage: Stage, autojump_clock: MockClock) -> None:
+    async def fail() -> None:
+        await trio.sleep(1)
+        raise ZeroDivisionError("a defect")
+
+    stage.main = fail
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        await stage.run()
+    assert stage.flushed() == 1
+    assert stage.unmounts == [True]
+
+
+async def test_an_exception_of_a_background_task_is_logged_and_the_mount_goes_on(
+    stage: Stage, autojump_clock: MockClock, announce: Announce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce("^interfaces failed unexpectedly$")
+    announce("^background failed unexpectedly$")
+    monkeypatch.setattr(FakeInterfaces, "failure", ZeroDivisionError("a defect"))
+
+    async def fail() -> None:
+        raise ZeroDivisionError("another one")
+
+    async def serve() -> None:
+        await trio.sleep(1)
+        stage.scene.engine.supervisor.start("background", fail)
+        await trio.sleep(1)
+        served.append(trio.current_time())
+
+    served: list[float] = []
+    stage.main = serve
+    assert await stage.run() == 0
+    assert served
+    assert stage.flushed() == 1
+
+
+async def test_a_last_flush_that_fails_is_the_exit_code(
+    stage: Stage, autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce(f"e0.0: the last flush was not answered within {mount.FLUSH_GRACE:g} s")
+
+    async def silence() -> None:
+        stage.target.silent = True
+
+    stage.main = silence
+    assert await stage.run() == 1
+
+
+# ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def stop(stage: Stage, *pauses: float, silent: bool = False) -> tuple[int, float]:
+    """A mount whose files stay open gets a signal after each pause: its exit code, and when it ended after the last."""
+
+    async def send() -> None:
+        for pause in pauses:
+            await trio.sleep(pause)
+            stage.target.silent = silent
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stage.main = stage.terminated.wait
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        code = await stage.run()
+    return code, trio.current_time() - began - sum(pauses)
+
+
+async def test_after_a_signal_open_files_are_served_for_a_while(stage: Stage, autojump_clock: MockClock) -> None:
+    code, seconds = await stop(stage, 1.0)
+    assert code == 0
+    assert seconds == pytest.approx(mount.GRACE, abs=0.1)
+    assert stage.flushed() == 1
+    assert stage.unmounts == [False], "the signal unmounted it"
+
+
+async def test_what_a_signal_could_not_unmount_is_unmounted_at_the_end(
+    stage: Stage, autojump_clock: MockClock, announce: Announce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce("fusermount3 is missing")
+
+    def fail(_path: str, *, lazy: bool) -> None:
+        raise UserError("fusermount3 is missing")
+
+    monkeypatch.setattr(mountpoint, "unmount", fail)
+    await stop(stage, 1.0)
+    assert stage.unmounts == [True]
+
+
+async def test_a_second_signal_leaves_time_to_flush_what_answers(
+    stage: Stage, autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("a second signal: ending at once")
+    code, seconds = await stop(stage, 1.0, 1.0)
+    assert code == 0
+    assert seconds < 0.1
+    assert stage.flushed() == 1
+
+
+@pytest.mark.parametrize("pause", [1.0, mount.GRACE + 1.0], ids=["while files are served", "during the last flush"])
+async def test_a_second_signal_leaves_no_time_to_what_is_silent(
+    stage: Stage, autojump_clock: MockClock, announce: Announce, pause: float
+) -> None:
+    announce("a second signal: ending at once")
+    announce("e0.0: the last flush was not answered within")
+    code, seconds = await stop(stage, 1.0, pause, silent=True)
+    assert code == 1
+    assert seconds == pytest.approx(mount.LAST_FLUSH, abs=0.1)
+
+
+async def test_a_third_signal_delays_nothing(stage: Stage, autojump_clock: MockClock, announce: Announce) -> None:
+    announce("a second signal: ending at once")
+    announce("e0.0: the last flush was not answered within")
+    code, seconds = await stop(stage, 1.0, 1.0, 0.3, silent=True)
+    assert code == 1
+    assert seconds == pytest.approx(mount.LAST_FLUSH - 0.3, abs=0.1)
