@@ -23,7 +23,7 @@ from typing import Any
 from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
-from aoefs.host.mountpoint import Liveness
+from aoefs.host.mountreader import Liveness
 from aoefs.status.text import to_stderr
 
 PATIENCE_SECONDS = 5.0  # of waiting for the mount process; then a line says so
