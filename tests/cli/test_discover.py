@@ -89,8 +89,8 @@ def test_a_target_whose_first_queries_were_lost_is_found_within_the_timeout(lab:
         lab.target(f"0.0={lab.image('near', 1 << 20, seed=None)}", side=TARGET)
         lab.target(f"0.1={lab.image('far', 1 << 20, seed=None)}", side="far")
         wire.faults(loss=1.0)
-        command = [COMMANDS / "aoefs", "discover", "--json", "--timeout", "5"]
-        discover = lab.popen(INITIATOR, [*command, "-i", "aoe0", "-i", wire.left])
+        links = ["-i", "aoe0", "-i", wire.left]
+        discover = lab.popen(INITIATOR, [COMMANDS / "aoefs", "discover", "--json", "--timeout", "5", *links])
         wait_until(lambda: discover.poll() is not None or wire.report()["out"].lost >= 3, what="queries are lost")
         wire.faults()
         assert discover.wait(30) == 0

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
-from aoefs.host.mountpoint import Holder, Liveness, Mount, find_mount, holders, parse_mountinfo
+from aoefs.host.mountpoint import Holder, Mount, find_mount, holders, parse_mountinfo
+from aoefs.host.mountreader import Liveness
 from tests.host import livemount
 from tests.lab import require
 

@@ -23,7 +23,8 @@ from aoefs.cli.options import add_interface_argument, add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.fuse.tuning import request_timeout
 from aoefs.host import interfaces, mountpoint
-from aoefs.host.mountpoint import Liveness, Mount
+from aoefs.host.mountpoint import Mount
+from aoefs.host.mountreader import Liveness
 from aoefs.host.systemlog import LOG_SOCKETS
 from aoefs.net import netlink
 from aoefs.protocol.wire import payload_sectors

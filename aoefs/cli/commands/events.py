@@ -1,7 +1,7 @@
 """``aoefs events``: the lines of ``.aoefs/events``, a ring of the last events of a mount.
 
 The file ends at once, since a process that waits inside a FUSE file cannot be killed.  So ``-f`` polls it, and compares
-its lines with those of the last time.  A child process reads it (``host.probe``), since the mount may not answer.
+its lines with those of the last time.  A child process reads it (``host.mountreader``), since the mount may not answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
-from aoefs.host.probe import Probe
+from aoefs.host.mountreader import MountReader
 from aoefs.status.text import printable, to_stderr
 
 EVENTS_FILE = ".aoefs/events"
@@ -36,10 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     on_silence = partial(mountpoint.say_silent, path) if arguments.follow else None
     lines: list[str] = []
     try:
-        with Probe(path) as probe:
+        with MountReader(path) as reader:
             while True:
                 try:
-                    text = probe.ask(EVENTS_FILE, on_silence).decode(errors="replace")
+                    text = reader.ask(EVENTS_FILE, on_silence).decode(errors="replace")
                 except OSError as error:
                     if mountpoint.find_mount(path) is None and arguments.follow:
                         to_stderr(f"{path} is not mounted any more")

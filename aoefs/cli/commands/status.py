@@ -1,8 +1,8 @@
 """``aoefs status``: the state of a live mount, read from its status file.
 
 Owns the live screen: one loop that waits for keys, signals and statuses, and draws when one of them came.  A thread
-waits for the statuses that a child process reads (``host.probe``), since a mount in trouble may not answer for long;
-meanwhile the screen shows what is known, and keys work.
+waits for the statuses that a child process reads (``host.mountreader``), since a mount in trouble may not answer for
+long; meanwhile the screen shows what is known, and keys work.
 
 What always holds: reading takes at most a hundredth of the time (the more targets, the rarer, down to once in ten
 seconds).  The file is open only while it is read, so that it does not keep the mount busy.  The terminal is restored,
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from aoefs.cli.options import add_verbose_argument, seconds
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
-from aoefs.host.probe import Probe
+from aoefs.host.mountreader import MountReader
 from aoefs.status.tables import print_table
 
 INTERVAL = 1.0  # seconds from status to status
@@ -91,10 +91,10 @@ def _print_lines(path: str, interval: float) -> None:
     """One object per line, at multiples of the interval; UserError when the mount ends."""
     on_silence = partial(mountpoint.say_silent, path)
     began = time.monotonic()
-    with Probe(path) as probe:
+    with MountReader(path) as reader:
         while True:
             try:
-                status = json.loads(probe.ask(mountpoint.STATUS_FILE, on_silence))
+                status = json.loads(reader.ask(mountpoint.STATUS_FILE, on_silence))
             except OSError as error:
                 raise UserError(_why(path, error)) from None
             print(json.dumps(status), flush=True)
@@ -135,11 +135,11 @@ class _Reading(NamedTuple):
 
 class _Reader:
     """Reads the status file on request.  Its thread waits as long as the mount does not answer, or for the end of the
-    ``probe``.
+    ``source``.
     """
 
-    def __init__(self, probe: Probe, wake: Callable[[], None]) -> None:
-        self._probe = probe
+    def __init__(self, source: MountReader, wake: Callable[[], None]) -> None:
+        self._source = source
         self._wake = wake
         self._asked: SimpleQueue[None] = SimpleQueue()
         self._readings: SimpleQueue[_Reading] = SimpleQueue()
@@ -179,7 +179,7 @@ class _Reader:
             self._asked.get()
             began = time.monotonic()
             try:
-                text = self._probe.ask(mountpoint.STATUS_FILE, lambda: None)
+                text = self._source.ask(mountpoint.STATUS_FILE, lambda: None)
                 taken_at = time.monotonic()
                 reading = _Reading(json.loads(text), taken_at, taken_at - began)
             except OSError as error:
@@ -206,8 +206,8 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
     screen = Live(
         Text(""), console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
     )
-    with Terminal() as terminal, Probe(path) as probe, screen:
-        reader = _Reader(probe, terminal.wake)
+    with Terminal() as terminal, MountReader(path) as source, screen:
+        reader = _Reader(source, terminal.wake)
         while True:
             words = terminal.wait(reader.ask(time.monotonic()))
             if not {QUIT, "q", "Q"}.isdisjoint(words):

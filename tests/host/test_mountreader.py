@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.host import probe
-from aoefs.host.probe import Probe
+from aoefs.host import mountreader
+from aoefs.host.mountreader import MountReader
 from tests.host.livemount import standin
 from tests.lab import is_gone, wait_until
 
@@ -25,7 +25,7 @@ def test_any_number_of_questions_get_their_answers(tmp_path: Path) -> None:
     contents = {"small": b"text\nof lines\n", "empty": b"", "large": os.urandom(3 << 20)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    with Probe(str(tmp_path)) as one:
+    with MountReader(str(tmp_path)) as one:
         for name in ("small", "empty", "large", "small"):
             assert one.ask(name) == contents[name]
             assert one.ask() == b""
@@ -40,7 +40,7 @@ def test_strange_names_and_directories_that_went_away_are_no_trouble(tmp_path: P
     directory = tmp_path / os.fsdecode(b"\xff \n-c")
     directory.mkdir()
     (directory / "file").write_bytes(b"data")
-    with Probe(str(directory)) as one:
+    with MountReader(str(directory)) as one:
         assert one.ask("file") == b"data"
         (directory / "file").unlink()
         directory.rmdir()
@@ -50,7 +50,7 @@ def test_strange_names_and_directories_that_went_away_are_no_trouble(tmp_path: P
 
 def test_no_child_is_left_behind_and_the_descriptors_are_closed(tmp_path: Path) -> None:
     before, open_before = children(), len(os.listdir("/proc/self/fd"))
-    with Probe(str(tmp_path)) as one:
+    with MountReader(str(tmp_path)) as one:
         assert len(children() - before) == 1
         one.ask()
     assert children() == before
@@ -59,7 +59,7 @@ def test_no_child_is_left_behind_and_the_descriptors_are_closed(tmp_path: Path) 
 
 def test_the_end_of_the_child_is_an_error(tmp_path: Path) -> None:
     before = children()
-    with Probe(str(tmp_path)) as one:
+    with MountReader(str(tmp_path)) as one:
         [pid] = children() - before
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: is_gone(pid), what="it is dead")
@@ -69,11 +69,11 @@ def test_the_end_of_the_child_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_child_that_nothing_can_end_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "PATIENCE", 0.5)
+    monkeypatch.setattr(mountreader, "PATIENCE", 0.5)
     before = children()
     with standin(tmp_path / "mnt", "deaf") as daemon:
         start = time.monotonic()
-        with Probe(str(tmp_path / "mnt")) as one, pytest.raises(TimeoutError, match="does not answer"):
+        with MountReader(str(tmp_path / "mnt")) as one, pytest.raises(TimeoutError, match="does not answer"):
             one.ask()
         assert time.monotonic() - start < 5
         [pid] = children() - before - {daemon.pid}
