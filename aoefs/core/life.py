@@ -1,7 +1,9 @@
 """The life of a target, as a table: what can happen to it, and in which state it is then.
 
     UP         it is served: what waits is sent
-    SUSPENDED  it fell silent: nothing more is sent until it is identified again, since another disk may come back
+    SUSPENDED  some timeouts in a row: nothing more is sent until it is identified again, since another disk may come
+    STALLED    the same, and nothing at all was answered for some seconds in which something waited
+    FLUSHING   the same, while it carries out a FLUSH: then many targets answer nothing else, for as long as it takes
     HELD       it is there, but refuses us until our reservation of it is renewed
     DOWN       it was silent for too long: requests fail at once, until it is identified again
     REPLACED   another disk has its address, or it was forgotten: for ever
@@ -21,13 +23,18 @@ from typing import Final
 class State(Enum):
     UP = "up"
     SUSPENDED = "suspended"
+    STALLED = "stalled"
+    FLUSHING = "flushing"
     HELD = "held"
     DOWN = "down"
     REPLACED = "replaced"
 
 
 class Input(Enum):
-    SILENT = "nothing was answered for some time"
+    TIMEOUTS = "several timeouts in a row"
+    SILENT = "nothing was answered for seconds"
+    SILENT_IN_FLUSH = "nothing was answered for seconds, and a FLUSH is under way"
+    FLUSHED = "the FLUSH is over"
     UNANSWERED = "nothing was answered for deadsecs"
     IDENTIFIED = "the same disk was identified"
     UNRESERVED = "its reservation must be renewed before it serves us"
@@ -36,14 +43,18 @@ class Input(Enum):
     GONE = "another disk took its place, or it was forgotten"
 
 
-SERVED: Final = (State.UP, State.SUSPENDED, State.HELD)
+UNANSWERING: Final = (State.SUSPENDED, State.STALLED, State.FLUSHING)
+SERVED: Final = (State.UP, State.HELD, *UNANSWERING)
 
 #: Where an input leads; a state that is not listed for it stays as it is.
 TRANSITIONS: Final[dict[Input, dict[State, State]]] = {
-    Input.SILENT: {State.UP: State.SUSPENDED},
+    Input.TIMEOUTS: {State.UP: State.SUSPENDED},
+    Input.SILENT: {State.UP: State.STALLED, State.SUSPENDED: State.STALLED},
+    Input.SILENT_IN_FLUSH: {State.UP: State.FLUSHING, State.SUSPENDED: State.FLUSHING},
+    Input.FLUSHED: {State.FLUSHING: State.SUSPENDED},
     Input.UNANSWERED: dict.fromkeys(SERVED, State.DOWN),
-    Input.IDENTIFIED: {State.SUSPENDED: State.UP, State.DOWN: State.UP},
-    Input.UNRESERVED: {State.UP: State.HELD, State.SUSPENDED: State.HELD},
+    Input.IDENTIFIED: dict.fromkeys((*UNANSWERING, State.DOWN), State.UP),
+    Input.UNRESERVED: dict.fromkeys((State.UP, *UNANSWERING), State.HELD),
     Input.RENEWED: {State.HELD: State.UP},
     Input.NOT_RENEWED: {State.HELD: State.SUSPENDED},
     Input.GONE: dict.fromkeys((*SERVED, State.DOWN), State.REPLACED),

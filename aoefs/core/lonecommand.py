@@ -91,6 +91,11 @@ class LoneCommand:
         self.refusals: list[RequestError] = []
         self._sent_at: list[float] = []  # by tag
 
+    @property
+    def last_sent_at(self) -> float:
+        """When it was sent last."""
+        return self._sent_at[(self.sendings - 1) % BLOCK_TAGS]
+
     def frames(self, endpoints: Sequence[Endpoint], now: float) -> list[bytes]:
         """The frames of one more sending, one for each endpoint, under a tag of their own.
 

@@ -65,6 +65,7 @@ class Path:
         "late",
         "lba48",
         "link",
+        "lost_at",
         "mac",
         "reorder",
         "request_head",
@@ -100,7 +101,7 @@ class Path:
         self.reorder = ReorderWindow()
         self.runs: dict[Run, None] = {}
         self.in_flight = 0
-        self.last_answer_at = self.rested_at = float("-inf")
+        self.last_answer_at = self.rested_at = self.lost_at = float("-inf")  # seconds
         self.witness_order = -1
         self.witness_index = 0
         self.witness_rtt = 0.0
@@ -208,7 +209,9 @@ class Path:
                 self.window.on_loss(run.sent_at, now)
         if not lost:
             lost = self._timed_out(now)
-        self._note_lost(lost)
+        if lost:
+            self.lost_at = now
+            self._note_lost(lost)
         return lost
 
     def _timed_out(self, now: float) -> list[tuple[Run, int]]:

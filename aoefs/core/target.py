@@ -18,8 +18,9 @@ What always holds:
 - The commands in flight on all paths together never exceed the target's buffer count (at least 1).
 - A write of which a copy may still travel keeps its range claimed until each copy was answered, or until a frame's
   lifetime has passed since the last sending: a late copy would overwrite newer data.
-- After ``SILENCE`` seconds without an answer while something waited, or ``SUSPEND_BACKOFF`` timeouts in a row, the
-  target is *suspended*: nothing more is sent until it is identified again, since another disk may come back.
+- After ``SILENCE`` seconds without an answer while something waited, or ``SUSPEND_BACKOFF`` timeouts in a row, nothing
+  more is sent until the target is identified again, since another disk may come back.  A FLUSH is no reason: a disk
+  may take as long for it as it likes, and its answer is all that is missing.
 - After ``deadsecs`` without an answer while something waited, the target is DOWN: what waits fails, and new requests
   fail at once.  ``deadsecs`` 0 means never.
 
@@ -36,7 +37,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aoefs.core.latency import BUCKETS, bucket_of
-from aoefs.core.life import SERVED, Input, Life, State
+from aoefs.core.life import SERVED, UNANSWERING, Input, Life, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
@@ -52,6 +53,7 @@ DEFAULT_DEADSECS: Final = 180.0  # as the Linux driver's aoe_deadsecs
 DEFAULT_MAXOUT: Final = 64  # as the Linux driver's aoe_maxout
 SILENCE: Final = 2.0  # seconds without an answer after which a target must be identified again before it gets more
 SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
+LOSS_MEMORY: Final = 60.0  # seconds
 STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
 DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which a path is degraded: not used while another one works
 
@@ -128,9 +130,11 @@ class Target:
         self._retransmit: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
         self._waiting: dict[Request, None] = {}  # sent at least once and not ended, oldest first
         self._quarantine = Quarantine(self.order)
-        self._silent_since = 0.0  # the last answer, or when the first of what waits was submitted
+        self._silent_since = 0.0  # the last answer, or when the first of what waits began to
+        self._answer_due_since = 0.0  # when something else than a FLUSH began to wait
         self._next_path = 0
         self._lone_commands = 0
+        self._flushes = 0
 
     # ── paths ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,21 +200,44 @@ class Target:
         return TargetLost(f"{self.name} is down" if self.life.state is State.DOWN else "the engine stopped")
 
     @property
-    def _awaited(self) -> bool:
-        """Something waits for an answer of this target."""
+    def _answer_is_due(self) -> bool:
+        """Something waits for an answer that should come soon."""
         return bool(self._waiting or self._fresh or self._lone_commands)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests and lone commands have not ended."""
+        return len(self._waiting.keys() | self._fresh) + self._lone_commands + self._flushes
+
     def _begin_waiting(self, now: float) -> None:
-        if not self._awaited:
-            self._silent_since = now
+        if not self._answer_is_due:
+            self._answer_due_since = now
+            if not self._flushes:
+                self._silent_since = now
 
     def begin_lone_command(self, now: float) -> None:
-        """A command outside of runs (FLUSH, for one) waits from now on: it counts for silence."""
+        """A command outside of runs waits from now on: it counts for silence."""
         self._begin_waiting(now)
         self._lone_commands += 1
 
     def end_lone_command(self) -> None:
         self._lone_commands -= 1
+
+    def begin_flush(self, now: float) -> None:
+        """A FLUSH waits from now on: it counts for deadsecs only."""
+        if not (self._flushes or self._answer_is_due):
+            self._silent_since = now
+        self._flushes += 1
+
+    def doubt(self, now: float) -> None:
+        """Its FLUSH is to be sent once more: not before it is identified, if all is silent."""
+        if now >= self._silent_since + self._patience:
+            self.life.take(Input.SILENT_IN_FLUSH)
+
+    def end_flush(self) -> None:
+        self._flushes -= 1
+        if not self._flushes:
+            self.life.take(Input.FLUSHED)
 
     def abandon(self, request: Request) -> None:
         """Its caller was cancelled: send nothing more of it; ``on_end`` is not called."""
@@ -461,9 +488,9 @@ class Target:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
         timeouts += self._quarantine.timeouts()
-        if self.life.state in SERVED and self._awaited:
-            if self.life.state is State.UP:
-                timeouts.append(self._silent_since + self._patience)
+        if self.life.state in SERVED and (self._flushes or self._answer_is_due):
+            if self._answer_is_due and self.life.state in (State.UP, State.SUSPENDED):
+                timeouts.append(self._silent_from())
             if self.deadsecs:
                 since = self._silent_since
                 oldest = next(iter(self._waiting), None)
@@ -482,12 +509,21 @@ class Target:
                 path.degraded = True
         if self._quarantine.held:
             self._quarantine.end(now)
-        if self.life.state in SERVED and self._awaited:
+        if self._answer_is_due:
             timeouts = min((path.rtt.backoff for path in self.paths if not path.degraded), default=0)
-            if now >= self._silent_since + self._patience or timeouts >= SUSPEND_BACKOFF:
+            silent = now >= self._silent_from()
+            if self._flushes and (silent or timeouts >= SUSPEND_BACKOFF):
+                self.life.take(Input.SILENT_IN_FLUSH)
+            elif silent:
                 self.life.take(Input.SILENT)
-            if self.deadsecs:
-                self._expire(now)
+            elif timeouts >= SUSPEND_BACKOFF:
+                self.life.take(Input.TIMEOUTS)
+        if self.deadsecs and self.life.state in SERVED and (self._flushes or self._answer_is_due):
+            self._expire(now)
+
+    def _silent_from(self) -> float:
+        """When what waits will have waited for too long."""
+        return max(self._silent_since, self._answer_due_since) + self._patience
 
     def _expire(self, now: float) -> None:
         if now >= self._silent_since + self.deadsecs:
@@ -513,12 +549,16 @@ class Target:
 
     @property
     def is_silent(self) -> bool:
-        """Down, or suspended, or no path left: to be asked for by config queries."""
-        return self.life.state in (State.DOWN, State.SUSPENDED, State.HELD) or not self.paths
+        """Down, or not answering, or no path left: to be asked for by config queries."""
+        return self.life.state in (State.DOWN, State.HELD, *UNANSWERING) or not self.paths
 
     def silence(self, now: float) -> float:
         """Seconds since the last answer, or since something began to wait for one."""
         return now - self._silent_since
+
+    def has_losses(self, now: float) -> bool:
+        """A command that was sent to it was lost within the last ``LOSS_MEMORY`` seconds."""
+        return any(path.lost_at + LOSS_MEMORY > now and path.losses for path in self.paths)
 
     def is_stuck(self, now: float) -> bool:
         """The oldest request waits for long although others are answered: large frames may no longer pass."""
@@ -577,7 +617,7 @@ class Target:
         return TargetStatistics(
             name=self.name,
             address=self.address,
-            state="up" if self.life.state in SERVED else self.life.state.value,
+            state="up" if self.life.state in (State.SUSPENDED, State.HELD) else self.life.state.value,
             identity=self.identity,
             config=self.config,
             bufcnt=self.bufcnt,

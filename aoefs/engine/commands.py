@@ -3,12 +3,18 @@
 Owns the waiting for their answers.  A command counts as something that waits for the target, so silence suspends the
 target and deadsecs ends the command.  While the target is suspended nothing is sent; a command that waits is sent as
 soon as the target is back.
+
+A FLUSH is different: a disk may take half a minute for it, a target that does one thing at a time answers nothing else
+meanwhile, and each copy is carried out.  So it never suspends a target, and it is sent again soon only if commands to
+this target were lost lately; else after ``FLUSH_PAUSE``.  After silence the target is identified before it gets a
+copy, or another disk could answer it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from aoefs.core.life import SERVED, State
@@ -17,7 +23,8 @@ from aoefs.core.lonecommand import Answer, LoneCommand
 from aoefs.core.target import Target
 from aoefs.engine.conversation import converse
 from aoefs.engine.driver import Driver
-from aoefs.engine.waits import WaitGroup
+from aoefs.engine.timer import ROUNDING
+from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.errors import TargetError, TargetLost
 from aoefs.protocol.wire import (
     AoeCommand,
@@ -34,8 +41,10 @@ from aoefs.protocol.wire import (
     encode_reserve,
 )
 
-FIRST_PAUSE: Final = 1.0  # seconds until a command is sent again, then doubling: a FLUSH may take a disk long
+FIRST_PAUSE: Final = 1.0  # seconds until a command is sent again, then doubling
 MAX_PAUSE: Final = 8.0  # seconds
+FLUSH_LOOK: Final = 0.25  # seconds after which it is asked whether a FLUSH is to be sent again
+FLUSH_PAUSE: Final = 32.0  # seconds until a FLUSH is sent again for no reason; a quarter of deadsecs if that is less
 
 
 class Commands:
@@ -49,6 +58,10 @@ class Commands:
     async def ata(self, registers: AtaArgument, data: bytes = b"") -> Answer:
         """One ATA command; ``error`` of the answer may be an AtaError."""
         return await self._carry_out(AoeCommand.ATA, lambda header: encode_ata(header, registers, data))
+
+    async def flush(self, registers: AtaArgument) -> Answer:
+        """The ATA command that makes durable what was acknowledged."""
+        return await self._carry_out(AoeCommand.ATA, lambda header: encode_ata(header, registers), flush=True)
 
     async def reserve(self, argument: ReserveArgument) -> tuple[bytes, ...]:
         """Ask for or change the MACs of the initiators that alone may use the disk (AoEr11 section 3.4); the list then.
@@ -76,20 +89,27 @@ class Commands:
         assert isinstance(answer.argument, ConfigArgument)
         self._target.config = answer.argument.string
 
-    async def _carry_out(self, command: AoeCommand, encode: Callable[[Header], bytes]) -> Answer:
-        """Send it again after max(1 s, RTO), doubling, on each path in turn."""
+    async def _carry_out(
+        self, command: AoeCommand, encode: Callable[[Header], bytes], *, flush: bool = False
+    ) -> Answer:
+        """Send it again after max(1 s, RTO), doubling, on each path in turn; a ``flush`` see above."""
         target, driver = self._target, self._driver
         if target.life.closing and not target.life.ending:
             raise TargetLost("the engine stopped")
         lone = LoneCommand(command, encode, target.answers_from)
         wait = self._waits.begin()
         now = driver.now()
-        target.begin_lone_command(now)
+        begin, end = (target.begin_lone_command, target.end_lone_command)
+        endpoint, pauses = partial(self._next_endpoint, lone), self._pauses()
+        if flush:
+            begin, end = (target.begin_flush, target.end_flush)
+            endpoint, pauses = partial(self._next_endpoint_of_flush, lone, wait), self._flush_pauses()
+        begin(now)
         driver.timer.arm(target, now)
         try:
-            answers = await converse(driver, lone, lambda: self._next_endpoint(lone), self._pauses(), wait=wait)
+            answers = await converse(driver, lone, endpoint, pauses, wait=wait)
         finally:
-            target.end_lone_command()
+            end()
             self._waits.end(wait)
         if not answers:
             raise wait.error or TargetLost(f"{target.name} did not answer {command.name}")
@@ -110,13 +130,35 @@ class Commands:
         path = paths[lone.sendings % len(paths)]
         return (Endpoint(path.link, path.mac, target.address),)
 
+    def _next_endpoint_of_flush(self, flush: LoneCommand, wait: Wait) -> Sequence[Endpoint]:
+        target, now = self._target, self._driver.now()
+        if flush.sendings and not wait.woken:
+            pause, most = min(FLUSH_PAUSE, target.deadsecs / 4 or FLUSH_PAUSE), math.inf
+            if target.has_losses(now):
+                pause, most = max(FIRST_PAUSE, self._rto()), MAX_PAUSE
+            if now - flush.last_sent_at < min(pause * 2.0 ** (flush.sendings - 1), most) - ROUNDING:
+                return ()
+            target.doubt(now)
+        return self._next_endpoint(flush)
+
+    def _rto(self) -> float:
+        return max((path.rtt.rto for path in self._target.paths), default=0.0)
+
     def _pauses(self) -> Iterator[float]:
         """While the target is up, and deadsecs are not over."""
-        target = self._target
-        until = self._driver.now() + (target.deadsecs or math.inf)
         pause = FIRST_PAUSE
-        while target.life.state in SERVED and (left := until - self._driver.now()) > 0:
-            if target.life.state is State.UP:
-                pause = max(pause, max((path.rtt.rto for path in target.paths), default=0.0))
+        for left in self._seconds_left():
+            if self._target.life.state is State.UP:
+                pause = max(pause, self._rto())
             yield min(pause, left)
             pause = min(pause * 2, MAX_PAUSE)
+
+    def _flush_pauses(self) -> Iterator[float]:
+        """Those after which it may be time to send it again."""
+        for left in self._seconds_left():
+            yield min(FLUSH_LOOK, left)
+
+    def _seconds_left(self) -> Iterator[float]:
+        until = self._driver.now() + (self._target.deadsecs or math.inf)
+        while self._target.life.state in SERVED and (left := until - self._driver.now()) > 0:
+            yield left

@@ -57,8 +57,8 @@ async def converse(
     driver.tags.open(command)
     try:
         for pause in pauses:
-            wait.woken = False
             targets = endpoints()
+            wait.woken = False
             if targets:
                 for endpoint, frame in zip(targets, command.frames(targets, driver.now()), strict=True):
                     endpoint.link.send_frame(frame)

@@ -183,7 +183,7 @@ class Disk:
         if opcode is not None and not target.flush_unknown:
             target.dirty = True  # in case it fails
             try:
-                answer = await self.commands.ata(flush_registers(opcode))
+                answer = await self.commands.flush(flush_registers(opcode))
                 if answer.error is not None:
                     raise answer.error
             except RequestError as error:

@@ -6,6 +6,9 @@ second.  What answers is a sighting like any other (``engine.roster``).
 
 from __future__ import annotations
 
+import logging
+import math
+
 import trio
 
 from aoefs.core.life import State
@@ -19,7 +22,11 @@ from aoefs.engine.driver import Driver
 from aoefs.engine.roster import Roster
 from aoefs.protocol.wire import MAX_SECTORS, ConfigArgument
 
+log = logging.getLogger("aoefs")
+
 SILENT_QUERIES = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 15.0)  # seconds between queries for a silent target
+FLUSHING_QUERIES = (4.0, 8.0, 16.0, 32.0)  # the same for one that flushes: it will answer all of them
+STALL_REPORTS = 10.0  # seconds until a stall is reported again, then whenever it has doubled
 WIDEN_AFTER = 10.0  # seconds until a path whose payload stepped down is measured again, then doubling
 FORGET_AFTER = 3600.0  # seconds after which a target that is down and not open is forgotten
 QUIET_AFTER_TARGET = 0.15  # seconds without a new target after which the first discovery is over
@@ -32,7 +39,8 @@ class Lookout:
         self._roster = roster
         self._discovery = discovery
         self._changes = changes
-        self._asked: dict[Target, tuple[float, int]] = {}  # silent ones: when to ask next, and how often we did
+        self._asked: dict[Target, tuple[float, int]] = {}  # silent ones: when we asked last, and how often
+        self._told: dict[Target, tuple[float, float]] = {}  # stalled ones: since when, and when to say so again
         self._narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to measure, and the pause
         self._started_at = driver.now()
 
@@ -46,17 +54,40 @@ class Lookout:
                 continue
             if not target.is_silent:
                 self._asked.pop(target, None)
+                self._end_report(target, now)
                 self._look_at_paths(target, now)
                 continue
-            at, tries = self._asked.get(target, (now, 0))
-            if at <= now:
+            self._report_stall(target, now)
+            pauses = FLUSHING_QUERIES if target.life.state is State.FLUSHING else SILENT_QUERIES
+            asked_at, tries = self._asked.get(target, (-math.inf, 0))
+            if asked_at + pauses[min(tries, len(pauses)) - 1] <= now:
                 self._ask_everywhere(target)
-                self._asked[target] = (now + SILENT_QUERIES[min(tries, len(SILENT_QUERIES) - 1)], tries + 1)
+                self._asked[target] = (now, tries + 1)
         self._forget_what_is_gone()
+
+    def _report_stall(self, target: Target, now: float) -> None:
+        """A target that does not answer, while something waits for it: say so once, and then rarely."""
+        since, again_at = self._told.get(target, (now - target.silence(now), now))
+        left = since + (target.deadsecs or math.inf) - now
+        if target.life.state not in (State.STALLED, State.FLUSHING) or again_at > now or not target.waiting or left < 1:
+            return
+        self._told[target] = (since, now + max(STALL_REPORTS, now - since))
+        flushing = target.life.state is State.FLUSHING
+        level, what = (logging.INFO, "is flushing") if flushing else (logging.WARNING, "does not answer")
+        waiting = f"{target.waiting} request{'s wait' if target.waiting != 1 else ' waits'}"
+        until = f", down in {left:.0f} s" if target.deadsecs else ""
+        log.log(level, "%s %s: %s%s", target.name, what, waiting, until)
+
+    def _end_report(self, target: Target, now: float) -> None:
+        told = self._told.pop(target, None)
+        if told is not None:
+            log.info("%s answers again after %.0f s", target.name, now - told[0])
 
     def _forget_what_is_gone(self) -> None:
         for target in [target for target in self._asked if target.life.state is State.REPLACED]:
             del self._asked[target]
+        for target in [target for target in self._told if target.life.state in (State.DOWN, State.REPLACED)]:
+            del self._told[target]
         for path in [path for path in self._narrow if path.target is None]:
             del self._narrow[path]
 

@@ -24,7 +24,7 @@ from functools import partial
 
 import trio
 
-from aoefs.core.life import SERVED, State
+from aoefs.core.life import SERVED, UNANSWERING, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.path import Path
 from aoefs.core.request import Memory
@@ -173,12 +173,12 @@ class Roster:
             log.info("%s: %d sectors per frame on %s", target.name, sighting.sectors, path.interface)
         path.sectors, path.full_sectors = sighting.sectors, sighting.full_sectors
         path.degraded = False
-        if state in (State.DOWN, State.SUSPENDED):
+        if state is State.DOWN or state in UNANSWERING:
             if target.silence(self._driver.now()) > LONG_SILENCE:  # else it may just be slow over what it was asked
                 disk.interrupt()
             target.come_up(self._driver.now())
-            log.info("%s is back", target.name)
         if state is State.DOWN:
+            log.info("%s is back", target.name)
             self._changes.publish(disk, Change.RETURNED)
         if disk.reservation.is_due:
             if is_new:

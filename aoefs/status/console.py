@@ -153,8 +153,9 @@ def _sections(history: History, view: View, *, live: bool) -> list[Section[Any]]
 
 def _title(history: History, width: int, notice: str) -> Text:
     states = [trend.record["state"] for trend in history.targets.values()]
-    down = len(states) - states.count("up")
-    count = f"{len(states)} target{'s' * (len(states) != 1)}" + (f", {down} down" if down else "")
+    down, stalled = states.count("down"), states.count("stalled")
+    count = f"{len(states)} target{'s' * (len(states) != 1)}"
+    count += (f", {down} down" if down else "") + (f", {stalled} stalled" if stalled else "")
     path = printable(history.status.get("mountpoint", ""))
     cells: list[Column[History]] = [
         Column("", lambda _h, _w: (" aoefs", ""), width=6, rank=0, left=True),
@@ -165,7 +166,7 @@ def _title(history: History, width: int, notice: str) -> Text:
     else:
         read, written = history.read_rates, history.write_rates
         cells += [
-            Column("", lambda _h, _w: (count, ALARM if down else ""), width=len(count), rank=1),
+            Column("", lambda _h, _w: (count, ALARM if down or stalled else ""), width=len(count), rank=1),
             Column("", lambda _h, _w: (_now("read", read), ""), width=15, rank=3),
             Column("", lambda _h, room: (sparkline(read, room), ""), width=6, most=20, rank=5),
             Column("", lambda _h, _w: (_now("write", written), ""), width=16, rank=4),

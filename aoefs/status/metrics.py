@@ -108,7 +108,10 @@ def families(statistics: EngineStatistics) -> Iterator[Metric]:
         name, identity = target.name, target.identity
         texts = {field: printable(getattr(identity, field)) for field in ("model", "serial", "firmware")}
         made.info("target", "Who a target says it is", texts, target=name)
-        made.gauge("target_up", "1 while the target answers", target.state == "up", target=name)
+        state = target.state
+        made.gauge("target_up", "1 while the target answers", state == "up", target=name)
+        made.gauge("target_stalled", "1 while requests wait and it does not answer", state == "stalled", target=name)
+        made.gauge("target_flushing", "1 while it flushes and answers nothing else", state == "flushing", target=name)
         made.gauge("target_size_bytes", "Capacity of a target", identity.size_bytes, target=name)
         made.gauge("target_dirty", "1 while acknowledged writes wait for a flush", target.dirty, target=name)
         made.gauge("target_in_flight_commands", "Commands sent and not answered yet", target.in_flight, target=name)

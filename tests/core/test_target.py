@@ -33,6 +33,15 @@ class Situation:
             self.happens(happened)
         assert self.target.life.state is state
 
+    def be_silent_in_flush(self) -> None:
+        self.target.begin_flush(self.now)
+        self.later(2.1)
+
+    def end_flush(self) -> None:
+        if self.target.life.state is not State.FLUSHING:
+            self.target.begin_flush(self.now)
+        self.target.end_flush()
+
     def later(self, seconds: float) -> None:
         self.now += seconds
         self.target.handle_timeout(self.now)
@@ -41,7 +50,10 @@ class Situation:
         """By the input that leads there."""
         target = self.target
         actions: dict[Input, Callable[[], object]] = {
+            Input.TIMEOUTS: lambda: target.life.take(Input.TIMEOUTS),
             Input.SILENT: lambda: self.later(2.1),
+            Input.SILENT_IN_FLUSH: self.be_silent_in_flush,
+            Input.FLUSHED: self.end_flush,
             Input.UNANSWERED: lambda: target.give_up(TargetLost("silent")),
             Input.IDENTIFIED: lambda: target.come_up(self.now),
             Input.UNRESERVED: target.await_reservation,
@@ -62,7 +74,9 @@ class Situation:
 
 WAYS = {
     State.UP: [],
-    State.SUSPENDED: [Input.SILENT],
+    State.SUSPENDED: [Input.TIMEOUTS],
+    State.STALLED: [Input.SILENT],
+    State.FLUSHING: [Input.SILENT_IN_FLUSH],
     State.HELD: [Input.UNRESERVED],
     State.DOWN: [Input.UNANSWERED],
     State.REPLACED: [Input.GONE],

@@ -100,9 +100,9 @@ async def test_a_target_that_was_silent_before_the_stop_has_the_rest_of_its_time
             nursery.start_soon(disk.read, 0, 4096)
             nursery.start_soon(disk.flush)
             await trio.sleep(5)
-            assert disk.target.life.state is State.SUSPENDED
+            assert disk.target.life.state is State.FLUSHING
             await stop_process(scene, autojump_clock)
             await trio.sleep(2)
-            assert scene.engine.statistics().targets[0].state == "up"
+            assert scene.engine.statistics().targets[0].state == "flushing"
             target.silent = False
         assert disk.target.errors == 0

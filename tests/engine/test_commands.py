@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from aoefs.core.life import State
+from aoefs.core.life import UNANSWERING, State
+from aoefs.engine.disk import Disk
 from aoefs.engine.settings import Settings
 from aoefs.errors import TargetError, TargetLost
 from aoefs.protocol.ata import Opcode
@@ -24,7 +27,7 @@ from aoefs.protocol.wire import (
     decode_config_untrusted,
 )
 from tests.engine.answers import flushes, is_flush
-from tests.scene import DELAY, OUR_MAC, SimulatedTarget, open_scene, target_mac
+from tests.scene import DELAY, OUR_MAC, Scene, SimulatedTarget, open_scene, target_mac
 
 
 async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autojump_clock: MockClock) -> None:
@@ -86,16 +89,34 @@ async def test_each_sending_takes_the_next_path(autojump_clock: MockClock) -> No
         assert sent[:4] == [path.mac for path in disk.target.paths] * 2
 
 
-async def test_a_slow_path_gets_its_rto_before_a_command_is_retransmitted(autojump_clock: MockClock) -> None:
+async def lose_a_read(scene: Scene, target: SimulatedTarget, disk: Disk) -> None:
+    """From now on commands to this target are known to be lost at times."""
+    lost: list[bytes] = []
+
+    def lose_the_first(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
+        lost.append(frame)
+        return [(0.0, reply)] if len(lost) > 1 else []
+
+    target.answer = lose_the_first
+    await disk.read(0, 512)
+    assert disk.target.has_losses(scene.engine.now())
+
+
+def deaf_to_flush(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
+    return [] if is_flush(frame) else [(0.0, reply)]
+
+
+async def test_a_slow_path_gets_its_rto_before_a_flush_is_retransmitted(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         disk = await scene.disk()
-        disk.target.paths[0].rtt.rto = 1.75
-        target.answer = lambda frame, reply: [] if is_flush(frame) else [(0.0, reply)]
+        await lose_a_read(scene, target, disk)
+        disk.target.paths[0].rtt.rto = 1.25
+        target.answer = deaf_to_flush
         began = trio.current_time()
-        with trio.move_on_after(1.9):
+        with trio.move_on_after(1.4):
             await disk.flush()
-        assert [at - began for at in flushes(scene)] == pytest.approx([0, 1.75])
+        assert [at - began for at in flushes(scene)] == pytest.approx([0, 1.25])
 
 
 async def test_a_cancelled_command_leaves_nothing_behind(autojump_clock: MockClock) -> None:
@@ -111,21 +132,98 @@ async def test_a_cancelled_command_leaves_nothing_behind(autojump_clock: MockClo
         assert disk.target.life.state is State.UP, "nothing waited, so nothing was silent"
 
 
-async def test_a_flush_is_retransmitted_after_one_second_doubling_up_to_eight(autojump_clock: MockClock) -> None:
+async def test_where_commands_are_lost_a_flush_is_retransmitted_after_a_second_doubling_up_to_eight(
+    autojump_clock: MockClock,
+) -> None:
     async with open_scene(Settings(deadsecs=40)) as scene:
         target = scene.add_target()
         disk = await scene.disk()
+        await lose_a_read(scene, target, disk)
         await disk.write(0, b"x" * 512)
-        target.answer = lambda frame, reply: [] if is_flush(frame) else [(0.0, reply)]
+        target.answer = deaf_to_flush
         began = trio.current_time()
         with pytest.raises(TargetLost):
             await disk.flush()
         assert trio.current_time() - began == pytest.approx(40)
-        assert [at - began for at in flushes(scene)] == pytest.approx([0, 1, 3, 7, 15, 23, 31, 39])
+        sent = [at - began for at in flushes(scene)]
+        assert sent[:2] == pytest.approx([0, 1])
+        pauses = [later - earlier for earlier, later in itertools.pairwise(sent)]
+        assert all(least <= pause <= least + 2 for least, pause in zip((1, 2, 4, 8, 8, 8), pauses, strict=False))
         tags = [header.tag for _, header, frame in scene.wire.sent(AoeCommand.ATA) if is_flush(frame)]
         assert len(set(tags)) == len(tags), "each sending has a tag of its own"
         assert disk.target.dirty
         assert disk.target.errors == 1
+
+
+async def test_where_nothing_is_lost_a_flush_is_sent_again_after_half_a_minute_and_an_identify(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"x" * 512)
+        target.answer = deaf_to_flush
+        began = trio.current_time()
+        with pytest.raises(TargetLost):
+            await disk.flush()
+        sent = [at - began for at in flushes(scene)]
+        assert sent == pytest.approx([0, 33, 98], abs=1.5)
+        assert disk.target.life.state is State.UP, "it answered whatever else it was asked"
+
+
+async def test_the_reads_of_a_disk_that_flushes_go_on_and_its_flush_is_sent_once(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"x" * 512)
+        target.answer = lambda frame, reply: [(30.0 if is_flush(frame) else 0.0, reply)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.flush)
+            for _ in range(29):
+                await trio.sleep(1)
+                began = trio.current_time()
+                await disk.read(0, 4096)
+                assert trio.current_time() - began == pytest.approx(2 * DELAY)
+                assert scene.engine.statistics().targets[0].state == "up"
+        assert len(flushes(scene)) == 1
+        assert disk.target.flushes == 1
+
+
+@pytest.mark.parametrize("seconds", [7.0, 30.0])
+async def test_a_target_that_answers_nothing_while_it_flushes_is_flushing_and_not_stalled(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    """It does one thing at a time: what it heard meanwhile is answered after the FLUSH."""
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"x" * 512)
+        busy_until = 0.0
+
+        def one_at_a_time(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
+            nonlocal busy_until
+            now = trio.current_time()
+            busy_until = max(busy_until, now) + (seconds if is_flush(frame) else 0.0)
+            return [(busy_until - now, reply)]
+
+        target.answer = one_at_a_time
+        caplog.clear()
+        began = trio.current_time()
+        seen = set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.flush)
+            await trio.sleep(0.5)
+            nursery.start_soon(disk.read, 0, 4096)
+            while trio.current_time() < began + seconds - 1:
+                await trio.sleep(1)
+                seen.add(scene.engine.statistics().targets[0].state)
+        assert trio.current_time() - began < seconds + 1
+        assert seen == {"flushing"}
+        assert len(flushes(scene)) == 1
+        assert not [record for record in caplog.records if record.levelno > logging.INFO or "back" in record.message]
+        sent = scene.wire.sent(AoeCommand.ATA)
+        identifies = [at for at, _, frame in sent if at > began and frame[27] == Opcode.IDENTIFY]
+        assert len(identifies) <= 1
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.5, 6.0, 20.0])
@@ -191,16 +289,16 @@ async def test_a_flush_to_a_target_that_comes_back_is_sent_as_soon_as_it_is_iden
             nursery.start_soon(disk.flush)
             nursery.start_soon(disk.read, 0, 512)
             await trio.sleep(30)
-            assert disk.target.life.state is State.SUSPENDED
+            assert scene.engine.statistics().targets[0].state == "flushing"
             target.silent = False
-            while disk.target.life.state is State.SUSPENDED:  # noqa: ASYNC110
+            while disk.target.life.state is not State.UP:  # noqa: ASYNC110
                 await trio.sleep(0.001)
             back = trio.current_time()
         assert trio.current_time() - back <= 0.02
         assert not disk.target.dirty
 
 
-async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_before_its_answer_counts(
+async def test_a_target_that_is_silent_to_a_flush_alone_is_identified_before_the_next_one(
     autojump_clock: MockClock,
 ) -> None:
     """Otherwise the flush of another disk at the same address would be taken for that of this one."""
@@ -209,6 +307,7 @@ async def test_a_target_that_is_silent_to_a_flush_alone_must_be_identified_befor
         disk = await scene.disk()
         await disk.write(0, b"x" * 512)
         target.silent = True
-        with trio.move_on_after(5):
+        with trio.move_on_after(60):
             await disk.flush()
-        assert disk.target.life.state is State.SUSPENDED
+        assert len(flushes(scene)) == 1
+        assert disk.target.life.state in UNANSWERING

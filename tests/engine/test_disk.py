@@ -12,7 +12,7 @@ from aoefs.protocol.wire import (
     SECTOR_BYTES,
 )
 from tests.engine.calls import CALLS, cancel_after
-from tests.scene import DELAY, nothing_is_left, open_scene
+from tests.scene import DELAY, Announce, nothing_is_left, open_scene
 
 # ── reads and writes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,8 +154,12 @@ async def test_a_call_cancelled_at_any_time_leaves_nothing_behind(autojump_clock
 
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_call_cancelled_while_its_target_is_silent_leaves_nothing_behind(
-    autojump_clock: MockClock, name: str
+    autojump_clock: MockClock,
+    name: str,
+    announce: Announce,
 ) -> None:
+    if name != "a flush":
+        announce(r"does not answer: \d+ request")
     async with open_scene() as scene:
         target = scene.add_target(sectors=4096)
         disk = await scene.disk()

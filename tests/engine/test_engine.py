@@ -136,6 +136,7 @@ async def test_an_exception_of_the_callers_own_leaves_the_engine_unwrapped(autoj
 async def test_a_request_fails_after_deadsecs_and_the_target_is_down(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0 is down: not one answer for 30 s")
     changes: list[Change] = []
     async with open_scene(Settings(deadsecs=30), on_change=lambda _disk, change: changes.append(change)) as scene:
@@ -160,7 +161,8 @@ async def test_a_request_fails_after_deadsecs_and_the_target_is_down(
         assert changes == [Change.APPEARED, Change.DOWN, Change.RETURNED]
 
 
-async def test_without_deadsecs_a_request_waits_for_ever(autojump_clock: MockClock) -> None:
+async def test_without_deadsecs_a_request_waits_for_ever(autojump_clock: MockClock, announce: Announce) -> None:
+    announce(r"does not answer: \d+ request")
     async with open_scene(Settings(deadsecs=0)) as scene:
         target = scene.add_target()
         disk = await scene.disk()
@@ -175,6 +177,7 @@ async def test_without_deadsecs_a_request_waits_for_ever(autojump_clock: MockClo
 
 
 async def test_a_neighbour_of_a_silent_target_notices_nothing(autojump_clock: MockClock, announce: Announce) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0 is down")
     async with open_scene(Settings(deadsecs=20, shards=1)) as scene:
         mac = target_mac(7)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import re
 from itertools import pairwise
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.core.life import State
 from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.lookout import SILENT_QUERIES, WIDEN_AFTER
@@ -18,7 +21,7 @@ from aoefs.errors import TargetLost
 from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import BROADCAST_ADDRESS, BROADCAST_MAC, AoeCommand
 from tests.engine.queries import ZERO, broadcasts
-from tests.scene import DELAY, Scene, SimulatedTarget, open_scene, target_mac
+from tests.scene import DELAY, Announce, Scene, SimulatedTarget, open_scene, target_mac
 
 
 def asked(scene: Scene) -> list[tuple[float, bytes]]:
@@ -51,7 +54,10 @@ async def test_on_demand_the_schedule_begins_again(autojump_clock: MockClock) ->
 # ── silent targets ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_silent_target_is_asked_for_everywhere_at_growing_distances(autojump_clock: MockClock) -> None:
+async def test_a_silent_target_is_asked_for_everywhere_at_growing_distances(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce(r"does not answer: \d+ request")
     async with open_scene(Settings(deadsecs=0)) as scene:
         target = scene.add_target()
         disk = await scene.disk()
@@ -76,7 +82,51 @@ async def test_a_silent_target_is_asked_for_everywhere_at_growing_distances(auto
         assert len(asked(scene)) >= 3, "the next silence begins with short distances again"
 
 
-async def test_a_link_that_is_down_is_not_asked_on(autojump_clock: MockClock) -> None:
+async def test_a_stall_is_reported_with_what_waits_and_until_when_and_then_rarely(
+    autojump_clock: MockClock, announce: Announce, caplog: pytest.LogCaptureFixture
+) -> None:
+    announce("does not answer")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        caplog.set_level(logging.INFO, "aoefs")
+        target.silent = True
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(disk.read, 4096 * number, 4096)
+            await trio.sleep(1.5)
+            assert scene.engine.statistics().targets[0].state == "up"
+            await trio.sleep(60)
+            assert scene.engine.statistics().targets[0].state == "stalled"
+            target.silent = False
+        await trio.sleep(1)
+        assert scene.engine.statistics().targets[0].state == "up"
+        said = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+        *reports, end = said
+        assert re.fullmatch(r"e0\.0 does not answer: 6 requests wait, down in 17[78] s", reports[0])
+        left = [int(report.split()[-2]) for report in reports]
+        assert all("6 requests wait" in report for report in reports)
+        assert [later - earlier for earlier, later in pairwise(left)] == [-10, -13, -26]
+        assert re.fullmatch(r"e0\.0 answers again after [67][0-9] s", end)
+
+
+async def test_a_short_silence_is_not_worth_a_word(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.read(0, 4096)  # its RTO is known
+        caplog.set_level(logging.INFO, "aoefs")
+        target.silent = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.read, 0, 4096)
+            await trio.sleep(1.2)
+            assert disk.target.life.state is State.SUSPENDED
+            target.silent = False
+        assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+
+
+async def test_a_link_that_is_down_is_not_asked_on(autojump_clock: MockClock, announce: Announce) -> None:
+    announce(r"does not answer: \d+ request")
     async with open_scene(Settings(deadsecs=0)) as scene:
         scene.add_wire()
         target = scene.add_target()

@@ -105,7 +105,10 @@ async def test_a_target_that_knows_no_reservations_says_so(autojump_clock: MockC
         assert caught.value.code == 1
 
 
-async def test_a_restarted_target_has_its_reservation_again_before_it_gets_io(autojump_clock: MockClock) -> None:
+async def test_a_restarted_target_has_its_reservation_again_before_it_gets_io(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce(r"does not answer: \d+ request")
     async with open_scene() as scene:
         target = scene.add_target()
         holder = Holder(target)
@@ -115,7 +118,7 @@ async def test_a_restarted_target_has_its_reservation_again_before_it_gets_io(au
         async with trio.open_nursery() as nursery:
             nursery.start_soon(disk.write, 0, b"x" * 512)
             await trio.sleep(4)
-            assert disk.target.life.state is State.SUSPENDED
+            assert disk.target.life.state is State.STALLED
             holder.set_to()
             target.silent = False
             scene.wire.log.clear()
@@ -185,6 +188,7 @@ async def test_an_interface_with_a_new_mac_keeps_the_disk_that_its_old_one_reser
 async def test_a_reservation_that_could_not_be_given_back_is_given_back_when_the_target_returns(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0 is down")
     async with open_scene(Settings(deadsecs=3)) as scene:
         target = scene.add_target()

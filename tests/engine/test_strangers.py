@@ -34,7 +34,9 @@ def strangers_of(scene: Scene) -> list[tuple[str, str]]:
 
 async def test_an_endpoint_that_answers_config_queries_only_is_a_stranger_until_it_is_identified_or_gone(
     autojump_clock: MockClock,
+    announce: Announce,
 ) -> None:
+    announce(r"does not answer: \d+ request")
     async with open_scene() as scene:
         target = scene.add_target()
         target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []

@@ -91,8 +91,11 @@ async def test_what_is_sent_on_a_link_that_is_down_is_not_on_the_wire(autojump_c
         assert target.data[: 2 * BLOCK] == b"n" * 2 * BLOCK
 
 
-async def test_nothing_is_answered_early_while_the_target_is_silent(autojump_clock: MockClock) -> None:
+async def test_nothing_is_answered_early_while_the_target_is_silent(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
     """However many writes come: what is pending was sent before it fell silent."""
+    announce(r"does not answer: \d+ request")
     async with open_scene(Settings(deadsecs=0)) as scene:
         target = scene.add_target()
         disk = await scene.disk()
@@ -204,6 +207,7 @@ async def test_a_cancelled_write_that_was_not_sent_is_not_pending(autojump_clock
 async def test_a_target_that_goes_down_loses_what_is_pending_and_says_so(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0 is down")
     announce("e0.0: a write failed after it was answered: ")
     changes: list[Change] = []

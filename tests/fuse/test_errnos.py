@@ -125,6 +125,7 @@ async def test_an_abort_of_a_write_is_an_error_of_the_disk_once_a_write_succeede
 
 
 async def test_a_lost_target_is_an_io_error(autojump_clock: MockClock, announce: Announce) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0 is down")
     announce("e0.0: read failed: ")
     announce("e0.0: write failed: ")

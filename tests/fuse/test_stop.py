@@ -42,6 +42,7 @@ async def ends_with_eio(call: Callable[[], Awaitable[object]], within: float) ->
 async def test_a_stop_ends_every_call_that_waits_for_acknowledgements(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0: (read|flush|an earlier write).* failed")
     announce("e0.0: a write failed after it was answered")
     async with mounted() as mount, trio.open_nursery() as nursery:
@@ -73,6 +74,7 @@ async def test_after_a_stop_every_new_call_fails_at_once(autojump_clock: MockClo
 async def test_the_last_flush_of_healthy_targets_waits_for_no_silent_one(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0: the last flush was not answered within 10 s")
     announce("e0.0: a write failed after it was answered")
     async with mounted(Settings(deadsecs=0)) as mount:
@@ -92,6 +94,7 @@ async def test_the_last_flush_of_healthy_targets_waits_for_no_silent_one(
 
 
 async def test_a_reservation_is_not_given_back_for_ever(autojump_clock: MockClock, announce: Announce) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0: giving back the reservation failed")
     announce("e0.0: a write failed after it was answered")
     async with mounted(reserve=True) as mount, trio.open_nursery() as nursery:

@@ -178,6 +178,7 @@ async def test_fsync_fails_for_a_write_that_fails_while_it_waits(autojump_clock:
 async def test_fsync_that_fails_on_a_silent_target_has_reported_what_it_lost(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
+    announce(r"does not answer: \d+ request")
     announce("e0.0 is down")
     announce("failed after it was answered: ")
     announce("e0.0: (flush|an earlier write) failed: ")
