@@ -44,12 +44,12 @@ class Kernel:
         self._supervisor = supervisor
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._pending: dict[Hashable, deque[Notice]] = {}  # by disk, while it has a task
-        self._ending = False
-        self._idle = trio.Event()  # set when it is ending and has no task
+        self._closed = False
+        self._idle = trio.Event()  # set when it is closed and has no task
 
     def notify(self, disk: Hashable, notices: Sequence[Notice]) -> None:
-        """Give these notices about a disk, one after the other; returns at once.  After :meth:`end`: does nothing."""
-        if self._ending:
+        """Give these notices about a disk, one after the other; returns at once.  After :meth:`close`: does nothing."""
+        if self._closed:
             return
         pending = self._pending.get(disk)
         if pending is not None:
@@ -58,14 +58,18 @@ class Kernel:
             self._pending[disk] = deque(notices)
             self._supervisor.start("invalidation", partial(self._give, disk))
 
+    def close(self) -> None:
+        """Give no more notices."""
+        self._closed = True
+        for pending in self._pending.values():
+            pending.clear()
+
     async def end(self, seconds: float) -> None:
-        """Give no more notices, and wait until the kernel let go of all calls, ``seconds`` at most.
+        """Close, and wait until the kernel let go of all calls, ``seconds`` at most.
 
         It does so only while requests are answered, so they should fail at once by now.
         """
-        self._ending = True
-        for pending in self._pending.values():
-            pending.clear()
+        self.close()
         if self._pending:
             with trio.move_on_after(seconds) as scope:
                 await self._idle.wait()
@@ -83,7 +87,7 @@ class Kernel:
                     log.debug("invalidation of inode %d: %s", notice.inode, error)
         finally:
             del self._pending[disk]
-            if self._ending and not self._pending:
+            if self._closed and not self._pending:
                 self._idle.set()
 
 

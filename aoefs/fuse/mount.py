@@ -77,6 +77,7 @@ class Mount:
         self._events = EventRing()
         self._unmounted = False
         self._terminated = False
+        self._flushing = False
         self._last_flush = trio.CancelScope(shield=True)
 
     async def run(self) -> int:
@@ -122,6 +123,8 @@ class Mount:
                 self._unmounted = self._unmounted or not self._terminated
             finally:
                 self._tell_systemd("STOPPING=1")
+                self._flushing = True
+                kernel.close()
                 clean = await last_flush(engine, FLUSH_GRACE, self._last_flush)
             nursery.cancel_scope.cancel()
         return 0 if clean else 1
@@ -223,10 +226,11 @@ class Mount:
             nursery.start_soon(partial(trio.to_thread.run_sync, self._unmount_lazily, abandon_on_cancel=True))
             with trio.move_on_after(GRACE):
                 await hurry.wait()
-            engine.close()
-            await kernel.end(KERNEL_GRACE)
-            self._terminated = True
-            pyfuse3.terminate()
+            if not self._flushing:  # which is for users that are gone, and has a bound of its own
+                engine.close()
+                await kernel.end(KERNEL_GRACE)
+                self._terminated = True
+                pyfuse3.terminate()
 
     async def _hurry_on_signal(self, signals: AsyncIterator[int], hurry: trio.Event) -> None:
         """A second signal: nothing is waited for any more, and this process is gone within ``LAST_SECOND``."""

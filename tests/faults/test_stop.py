@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from aoefs.fuse.mount import FLUSH_GRACE, GRACE
-from aoefs.protocol.ata import Opcode
-from aoefs.protocol.wire import ATA_BYTES, AoeCommand, decode_ata_untrusted, decode_header_untrusted
+from tests.engine.answers import is_flush
 from tests.faults.live import log_of, mount_until, pattern, serve_journal, write
 from tests.faults.powercut import read_journal
 from tests.lab import INITIATOR, Capture, Lab, Mount, Process, wait_until
 from tests.lab.forwarder import BLACK_HOLE, Wire
+from tests.segment import is_request
 
 SIZE = 1 << 20
 AT_ONCE = 3.0  # seconds: it takes one; a busy machine may need more
@@ -71,13 +71,7 @@ def not_flushed(mount: Mount) -> set[str]:
 
 def flushes(capture: Capture) -> int:
     """How many FLUSH commands were seen."""
-    return sum(
-        decode_header_untrusted(frame).command == AoeCommand.ATA
-        and not decode_header_untrusted(frame).is_response
-        and decode_ata_untrusted(frame).command in (Opcode.FLUSH, Opcode.FLUSH_EXT)
-        for frame in capture.frames()
-        if len(frame) >= ATA_BYTES
-    )
+    return sum(is_request(frame) and is_flush(frame) for frame in capture.frames())
 
 
 def stuck_threads(process: Process) -> int:

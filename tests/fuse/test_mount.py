@@ -20,8 +20,8 @@ from aoefs.fuse.mount import Mount
 from aoefs.fuse.options import MountOptions
 from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import Ready
-from tests.engine.answers import flushes
-from tests.scene import Announce, Scene, SimulatedTarget, open_scene
+from tests.engine.answers import flushes, is_flush
+from tests.scene import DELAY, Announce, Scene, SimulatedTarget, open_scene
 
 Main = Callable[[], Awaitable[object]]
 
@@ -59,6 +59,12 @@ class FakeInterfaces:
             raise self.failure
 
 
+async def run_in_place(call: Callable[[], object], **_named: object) -> object:
+    """Instead of a thread, for which the virtual clock would not wait."""
+    await trio.lowlevel.checkpoint()
+    return call()
+
+
 class Stage:
     """A mount on a simulated segment with one dirty target; ``main`` is what pyfuse3's loop does."""
 
@@ -83,6 +89,7 @@ class Stage:
         monkeypatch.setattr(interfaces, "choose", lambda _: [])
         monkeypatch.setattr(mountpoint, "unmount", self.unmount)
         monkeypatch.setattr(signal, "setitimer", lambda *_: None)
+        monkeypatch.setattr(trio.to_thread, "run_sync", run_in_place)
 
     @asynccontextmanager
     async def open_engine(self, _names: Sequence[str], settings: Settings) -> AsyncIterator[Engine]:
@@ -167,16 +174,16 @@ async def test_a_last_flush_that_fails_is_the_exit_code(
 # ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def stop(stage: Stage, *pauses: float, silent: bool = False) -> tuple[int, float]:
+async def stop(stage: Stage, *pauses: float, silent: bool = False, main: Main | None = None) -> tuple[int, float]:
     """A mount whose files stay open gets a signal after each pause: its exit code, and when it ended after the last."""
 
     async def send() -> None:
         for pause in pauses:
             await trio.sleep(pause)
-            stage.target.silent = silent
+            stage.target.silent = stage.target.silent or silent
             os.kill(os.getpid(), signal.SIGTERM)
 
-    stage.main = stage.terminated.wait
+    stage.main = main or stage.terminated.wait
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
@@ -190,6 +197,23 @@ async def test_after_a_signal_open_files_are_served_for_a_while(stage: Stage, au
     assert seconds == pytest.approx(mount.GRACE, abs=0.1)
     assert stage.flushed() == 1
     assert stage.unmounts == [False], "the signal unmounted it"
+
+
+async def test_the_last_flush_has_all_its_time_when_the_last_file_is_closed_late(
+    stage: Stage, autojump_clock: MockClock
+) -> None:
+    seconds_of_flush = 3.0
+
+    def slow(frame: bytes) -> list[tuple[float, bytes]]:
+        return [(seconds_of_flush if is_flush(frame) else DELAY, frame)]
+
+    async def use() -> None:
+        await trio.sleep(mount.GRACE - 1)
+        stage.scene.wire.route = slow
+
+    code, seconds = await stop(stage, 0.1, main=use)
+    assert code == 0
+    assert seconds == pytest.approx(mount.GRACE - 1 + seconds_of_flush, abs=0.2)
 
 
 async def test_what_a_signal_could_not_unmount_is_unmounted_at_the_end(
