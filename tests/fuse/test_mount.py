@@ -71,6 +71,7 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mountpoint_path: str) -> None:
         self.main: Main = trio.lowlevel.checkpoint
         self.unmounts: list[bool] = []  # what pyfuse3 was closed with
+        self.timers: list[tuple[object, ...]] = []
         self.terminated = trio.Event()
         self.scene: Scene
         self.target: SimulatedTarget
@@ -88,7 +89,7 @@ class Stage:
         monkeypatch.setattr(mount, "Interfaces", FakeInterfaces)
         monkeypatch.setattr(interfaces, "choose", lambda _: [])
         monkeypatch.setattr(mountpoint, "unmount", self.unmount)
-        monkeypatch.setattr(signal, "setitimer", lambda *_: None)
+        monkeypatch.setattr(signal, "setitimer", lambda *timer: self.timers.append(timer))
         monkeypatch.setattr(trio.to_thread, "run_sync", run_in_place)
 
     @asynccontextmanager
@@ -256,3 +257,4 @@ async def test_a_third_signal_delays_nothing(stage: Stage, autojump_clock: MockC
     code, seconds = await stop(stage, 1.0, 1.0, 0.3, silent=True)
     assert code == 1
     assert seconds == pytest.approx(mount.LAST_FLUSH - 0.3, abs=0.1)
+    assert stage.timers == [(signal.ITIMER_REAL, mount.LAST_SECOND)], "it ends what hangs, counted from the second"
