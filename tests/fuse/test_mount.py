@@ -59,10 +59,10 @@ class FakeInterfaces:
             raise self.failure
 
 
-async def run_in_place(call: Callable[[], object], **_named: object) -> object:
+async def run_in_place(call: Callable[..., object], *arguments: object, **_named: object) -> object:
     """Instead of a thread, for which the virtual clock would not wait."""
     await trio.lowlevel.checkpoint()
-    return call()
+    return call(*arguments)
 
 
 class Stage:
@@ -170,6 +170,31 @@ async def test_a_last_flush_that_fails_is_the_exit_code(
 
     stage.main = silence
     assert await stage.run() == 1
+
+
+async def test_when_requests_are_no_longer_served_the_kernel_is_told_nothing(
+    stage: Stage, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that told it something could wait for one of these requests for ever."""
+    calls: list[float] = []
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda *_, **__: calls.append(trio.current_time()))
+
+    async def revalidate() -> None:
+        for disk in stage.scene.engine.disks.values():
+            stage.scene.engine.lookout.revalidate(disk)
+        await trio.sleep(0.5)
+
+    async def serve() -> None:
+        await trio.sleep(1)
+        await revalidate()
+        assert calls
+        calls.clear()
+        stage.scene.wire.route = lambda frame: [(3.0 if is_flush(frame) else DELAY, frame)]
+        stage.scene.nursery.start_soon(revalidate)
+
+    stage.main = serve
+    assert await stage.run() == 0
+    assert not calls
 
 
 # ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
