@@ -1,7 +1,8 @@
 """The exceptions; the type says whose fault it is.
 
 The network's: ``FrameError`` (bytes that cannot be decoded), ``TargetError`` (an AoE error as the answer), ``AtaError``
-(an ATA error as the answer), ``TargetLost`` (no answer in time), ``IdentityChanged`` (another disk answers now).
+(an ATA error as the answer), ``TargetLost`` (no answer in time), ``IdentityChanged`` (another disk answers now),
+``AddressConflict`` (two disks answer).
 A person's: ``UserError`` (a command line), ``ControlError`` (what was written to a control file).
 Ours: a ``ValueError``, since a caller inside this package broke a contract.
 
@@ -72,6 +73,10 @@ class AtaError(RequestError):
         bits = ((0x80, "ICRC"), (0x40, "UNC"), (0x10, "IDNF"), (0x04, "ABRT"))
         names = "|".join(name for bit, name in bits if self.error & bit) or "no error bit"
         return f"ATA error {names} (status 0x{self.status:02x}, error 0x{self.error:02x})"
+
+
+class AddressConflict(RequestError):
+    """Another disk answers for the address of this one: nothing is written there."""
 
 
 class TargetLost(RequestError):

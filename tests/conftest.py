@@ -36,6 +36,16 @@ def pytest_sessionstart() -> None:
 
 
 @pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Commands that run within a test choose where the log of aoefs goes: for that test only."""
+    log = logging.getLogger("aoefs")
+    handlers, level = log.handlers[:], log.level
+    yield
+    log.handlers[:] = handlers
+    log.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
 def announce(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], None]]:
     """``announce(pattern)``: this test makes something log a warning or worse that matches the pattern.
 

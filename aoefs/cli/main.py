@@ -16,6 +16,7 @@ Rejected: argparse subparsers (``aoefs MOUNTPOINT`` has no command word, and hel
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -120,10 +121,19 @@ def _run(argv: Sequence[str]) -> int:
     return code
 
 
+def _is_there(name: str) -> bool:
+    """Whether a file has this name.  lstat(2) would wait for a mount whose process does not answer, readlink(2) not."""
+    try:
+        os.readlink(name)
+    except OSError as error:
+        return error.errno == errno.EINVAL
+    return True
+
+
 def _refuse_misplaced_command(paths: list[str]) -> None:
     """UserError for ``aoefs -v status /mnt`` and ``aoefs dicsover``, which would be a mount on that name."""
     word = paths[0] if paths else "/"
-    if "/" in word or os.path.lexists(word) or os.path.exists(f"/sys/class/net/{word}"):
+    if "/" in word or _is_there(word) or os.path.exists(f"/sys/class/net/{word}"):
         return
     import difflib
 

@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
-from aoefs.protocol.wire import parse_mac
+from aoefs.protocol.wire import Address, parse_mac
 
 _Value = TypeVar("_Value")
 
@@ -124,6 +124,18 @@ def _path(text: str) -> str:
     return os.path.abspath(text)
 
 
+def _disk(text: str) -> tuple[Address, str]:
+    """``e7.0=SERIAL``, as ``aoefs discover`` shows them."""
+    name, _, serial = text.partition("=")
+    try:
+        address = Address.parse(name)
+    except ValueError:
+        serial = ""
+    if not serial:
+        raise argparse.ArgumentTypeError(f"'{text}' names no disk: write e7.0=SERIAL, as 'aoefs discover' shows them")
+    return address, serial
+
+
 def _metrics(text: str) -> tuple[str, int]:
     """``PORT`` on the loopback interface, or ``ADDRESS:PORT``; an IPv6 address may stand in brackets."""
     address, colon, port = text.rpartition(":")
@@ -168,6 +180,13 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
         type=argument_type(parse_mac),
         metavar="MAC",
         help="talk to this target MAC only (repeatable)",
+    )
+    add(
+        "--disk",
+        action="append",
+        type=_disk,
+        metavar="eX.Y=SERIAL",
+        help="where several disks answer for eX.Y, show this one (repeatable)",
     )
     add("--max-targets", type=whole(1, MAX_TARGETS), metavar="N", help="show at most N targets (default 1024)")
     add("--reserve", action=flag, help="reserve a target while it is open for writing")
@@ -319,6 +338,7 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
         "mountpoint": os.path.abspath(paths[-1]),
         "interfaces": interfaces,
         "allow_mac": gather("allow_mac"),
+        "disk": gather("disk"),
         "uid": os.getuid() if given["uid"] is None else given["uid"],
         "gid": os.getgid() if given["gid"] is None else given["gid"],
         "verbose": arguments.verbose + words.verbose + file.verbose,

@@ -82,6 +82,7 @@ class TargetStatistics:
     rtt_us: float
     dirty: bool
     flush_supported: bool
+    conflict: str  # why it takes no writes, if it takes none
     read_latency: tuple[int, ...]  # requests per bucket of core.latency, from submission to the last answer
     write_latency: tuple[int, ...]
     paths: tuple[PathStatistics, ...]
@@ -116,6 +117,7 @@ class Target:
         self.bufcnt = 1
         self.in_flight = 0
         self.flush_unknown = False  # the target answered ABRT to its own flush command
+        self.conflict = ""  # why nothing is written: another disk answers for this address, too
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
@@ -635,6 +637,7 @@ class Target:
             rtt_us=round(min(rtts, default=0.0) * 1e6, 1),
             dirty=self.dirty,
             flush_supported=self.identity.flush_opcode is not None and not self.flush_unknown,
+            conflict=self.conflict,
             read_latency=tuple(self._read_latency),
             write_latency=tuple(self._write_latency),
             paths=tuple(path.statistics() for path in self.paths),

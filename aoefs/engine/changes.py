@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class Change(Enum):
-    """What happened to a disk.  REVALIDATED: another host may have changed its data."""
+    """What happened to a disk.
+
+    REVALIDATED: another host may have changed its data.  CONFLICT: another disk answers for its address, or no more.
+    """
 
     APPEARED = "appeared"
     RESIZED = "resized"
@@ -19,6 +22,7 @@ class Change(Enum):
     REPLACED = "replaced"
     FORGOTTEN = "forgotten"
     DOWN = "down"
+    CONFLICT = "conflict"
     REVALIDATED = "revalidated"
 
 

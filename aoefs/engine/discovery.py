@@ -7,9 +7,9 @@ the link came up, then every 60 s), and one per candidate, at most ``MAX_CANDIDA
 
 What always holds:
 
-- An announcement, or any config answer whose tag is not ours, is a hint.  It causes one unicast query with a tag of
-  ours: at most one a second for an endpoint, after the last hint too, and ``MAX_HINTS`` a second in all.  Nothing in
-  it is believed.
+- An announcement, or any config answer whose tag is not ours, is a hint, and so are data that nobody asked for or that
+  came twice: a second disk may answer there.  It causes one unicast query with a tag of ours: at most one a second for
+  an endpoint, after the last hint too, and ``MAX_HINTS`` a second in all.  Nothing in it is believed.
 - A tag of a query is good for ``ANSWER_WINDOW`` seconds.
 - Only config reads are ever broadcast: vblade carries out a broadcast write.
 
@@ -56,6 +56,7 @@ QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a link came up: one lost bro
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
 ANSWER_WINDOW = 5.0  # seconds
 IDENTIFY_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds after each sending
+SECOND_DISK = 0.1  # seconds that a second disk behind the same MAC has for its answer, when nobody waits for the first
 MEASURE_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32)  # seconds after each sending with one size of frame
 MAX_CANDIDATES = 256
 MAX_WAITING = 4096  # four paths of each of the 1024 targets that a mount shows
@@ -65,7 +66,7 @@ _WRONG_SHELF = 0xFFF  # DIP switches of real shelves set in reverse; the Linux d
 
 
 class Discovery:
-    """See the module.  Sightings and strangers go to ``roster``.  ``hints`` are config answers with no tag of ours.
+    """See the module.  Sightings and strangers go to ``roster``.  ``hints`` come from the receiver.
     ``allow_mac`` are the only MACs to look at (empty: all).
     """
 
@@ -74,7 +75,7 @@ class Discovery:
         driver: Driver,
         roster: Roster,
         supervisor: Supervisor,
-        hints: trio.MemoryReceiveChannel[tuple[Link, Header]],
+        hints: trio.MemoryReceiveChannel[Endpoint],
         *,
         allow_mac: frozenset[bytes] = frozenset(),
     ) -> None:
@@ -130,19 +131,18 @@ class Discovery:
 
     # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _hear(self, hints: trio.MemoryReceiveChannel[tuple[Link, Header]]) -> None:
-        async for link, header in hints:
-            self.hint(link, header)
+    async def _hear(self, hints: trio.MemoryReceiveChannel[Endpoint]) -> None:
+        async for endpoint in hints:
+            self.hint(endpoint)
 
-    def hint(self, link: Link, header: Header) -> None:
-        """Ask the endpoint that seems to have sent this, if the rates allow and this link discovers at all."""
-        endpoint = Endpoint(link, header.source, header.address)
+    def hint(self, endpoint: Endpoint) -> None:
+        """Ask an endpoint that seems to be there, if the rates allow and its link discovers at all."""
         now = trio.current_time()
         self.hints += 1
         hinted = self._hinted
         while hinted and next(iter(hinted.values())) + HINT_PERIOD <= now:
             del hinted[next(iter(hinted))]
-        if link not in self._schedules or endpoint in self._repeated or not self._may_exist(endpoint):
+        if endpoint.link not in self._schedules or endpoint in self._repeated or not self._may_exist(endpoint):
             self.hints_dropped += 1
         elif endpoint in hinted:  # it may have changed once more since we asked
             self._repeated.add(endpoint)
@@ -213,7 +213,8 @@ class Discovery:
                 return
             identity = identities[0]
             if any(other != identity for other in identities):
-                self._roster.on_stranger(self._stranger(endpoint, REFUSED, "two disks answer from there"))
+                if not self._roster.on_two_disks(endpoint, identities):
+                    self._roster.on_stranger(self._stranger(endpoint, REFUSED, "two disks answer from there"))
                 return
             # 0 in a config answer means 2 (AoEr11 section 3.2)
             full_sectors = max(1, min(config.sectors or 2, link.max_sectors, identity.sectors))
@@ -260,7 +261,9 @@ class Discovery:
         FrameError if the data cannot be decoded.
         """
         command = _ata_command(endpoint, IDENTIFY_REGISTERS, good_only=True)
-        answers = await self._ask_candidate(endpoint, command, IDENTIFY_PAUSES, linger=LINGER)
+        known = self._roster.find_path(endpoint) is not None
+        linger = SECOND_DISK if known and endpoint in self._hinted else LINGER
+        answers = await self._ask_candidate(endpoint, command, IDENTIFY_PAUSES, linger=linger)
         refusals += command.refusals
         return [decode_identify_untrusted(answer.data) for answer in answers]
 

@@ -36,7 +36,7 @@ from aoefs.engine.inplace import InPlace
 from aoefs.engine.reservation import Reservation
 from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.engine.writebehind import WriteBehind
-from aoefs.errors import AtaError, RequestError, TargetLost
+from aoefs.errors import AddressConflict, AtaError, RequestError, TargetLost
 from aoefs.protocol.ata import flush_registers
 from aoefs.protocol.wire import SECTOR_BYTES
 
@@ -123,10 +123,13 @@ class Disk:
         """Write ``data`` at ``offset`` (bytes, any alignment); returns when the target acknowledged all of it.
 
         ``behind``: whole sectors of up to 1 MiB may be acknowledged later, once all of their frames are sent; an error
-        is then in ``write_behind``.  RequestError as for :meth:`read`; what was written before an error is not known.
+        is then in ``write_behind``.  RequestError as for :meth:`read`, and AddressConflict; what was written before an
+        error is not known.
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)
         self._check_range(first, end)
+        if self.target.conflict:
+            raise AddressConflict(self.target.conflict)
         claim = Claim(first, end)
         requests: list[Request] = []
         if not self.target.order.acquire(claim):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import trio
 
 from aoefs.core.life import State
-from aoefs.core.link import Link, LinkStatistics
+from aoefs.core.link import Endpoint, Link, LinkStatistics
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
 from aoefs.core.tags import TagTable
@@ -46,7 +46,6 @@ from aoefs.engine.supervisor import Supervisor
 from aoefs.engine.timer import ROUNDING
 from aoefs.errors import TargetLost
 from aoefs.net.link import EthernetLink
-from aoefs.protocol.wire import Header
 
 log = logging.getLogger("aoefs")
 
@@ -59,7 +58,7 @@ class EngineStatistics:
     shards: tuple[ShardStatistics, ...]
     links: tuple[LinkStatistics, ...]
     strangers: tuple[Stranger, ...]
-    hints: int  # announcements and other config answers with no tag of ours
+    hints: int  # announcements, other config answers with no tag of ours, and surplus of data
     hints_dropped: int  # of these, those that caused no query
     candidates_dropped: int  # that answered while too many were under IDENTIFY already
     refused_identities: int
@@ -72,7 +71,7 @@ class Engine:
     def __init__(self, nursery: trio.Nursery, settings: Settings, tags: TagTable[Run | LoneCommand]) -> None:
         self._nursery = nursery
         self._clock = RunningClock(trio.lowlevel.current_clock().current_time)
-        hints_in, hints_out = trio.open_memory_channel[tuple[Link, Header]](MAX_HINTS_QUEUED)
+        hints_in, hints_out = trio.open_memory_channel[Endpoint](MAX_HINTS_QUEUED)
         self.changes = Changes()
         self.supervisor = Supervisor(nursery)
         self.driver = Driver(nursery, self._clock, tags)

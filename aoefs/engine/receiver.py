@@ -37,18 +37,21 @@ from aoefs.protocol.wire import (
 
 RECEIVE_BATCHES: Final = 8  # batches of one link before the other tasks get a turn
 MAX_HINTS_QUEUED: Final = 256
+SURPLUS: Final = 16  # answers to no command of ours from one endpoint, after which it is asked who it is
+MAX_SURPLUS: Final = 256  # endpoints of which they are counted
 
 
 class Receiver:
-    """See the module.  ``hints`` takes config answers with no tag of ours, for the discovery."""
+    """See the module.  ``hints`` takes endpoints that the discovery should ask: see :meth:`_hint`."""
 
-    def __init__(self, driver: Driver, shards: Shards, hints: trio.MemorySendChannel[tuple[Link, Header]]) -> None:
+    def __init__(self, driver: Driver, shards: Shards, hints: trio.MemorySendChannel[Endpoint]) -> None:
         self.hints_dropped = 0  # since the queue was full
         self._driver = driver
         self._shards = shards
         self._hints = hints
         self._links: set[Link] = set()
         self._attended = False
+        self._surplus: dict[Endpoint, int] = {}
         self._sleeping = trio.lowlevel.ParkingLot()
 
     def add_link(self, link: Link) -> None:
@@ -121,6 +124,8 @@ class Receiver:
         target = run.path.target
         if target is None or not target.receive(run, first, count, now):
             link.rx_unknown += 1
+            if target is not None:
+                self._note_surplus(Endpoint(link, run.path.mac, target.address))
             return None
         self._shards.put(Completion(target, run, first, count, error), wake=wake)
         return target
@@ -141,14 +146,29 @@ class Receiver:
         except FrameError:
             link.rx_unknown += 1
             return None
+        endpoint = Endpoint(link, header.source, header.address)
         if header.command == AoeCommand.CONFIG and header.is_response:
-            try:
-                self._hints.send_nowait((link, header))
-            except trio.WouldBlock:
-                self.hints_dropped += 1
-        else:
-            link.rx_unknown += 1
+            self._hint(endpoint)
+            return None
+        link.rx_unknown += 1
+        if header.command == AoeCommand.ATA and header.is_response:
+            self._note_surplus(endpoint)
         return None
+
+    def _hint(self, endpoint: Endpoint) -> None:
+        """It said something of itself that answers no question of ours, or answers too often."""
+        try:
+            self._hints.send_nowait(endpoint)
+        except trio.WouldBlock:
+            self.hints_dropped += 1
+
+    def _note_surplus(self, endpoint: Endpoint) -> None:
+        """An answer that answers nothing, or that came before: many of them may mean that a second disk is there."""
+        if len(self._surplus) >= MAX_SURPLUS:
+            self._surplus.clear()
+        count = self._surplus[endpoint] = (self._surplus.get(endpoint, 0) + 1) % SURPLUS
+        if count == 0:
+            self._hint(endpoint)
 
     def _judge_answer(self, link: Link, frame: bytes, header: Header, run: Run) -> RequestError | None:
         """An answer with the tag of a data command: its error, or None for a good one from another verified path."""

@@ -6,6 +6,7 @@ of a reservation.
 What always holds:
 
 - Only a sighting (an endpoint that answered IDENTIFY) creates a disk or a path, or ends a silence.
+- Where two disks answer for one address and it is not clear which is meant, nothing is written (``Target.conflict``).
 - Another disk under an address is rejected while the first one lives elsewhere.  It replaces the first one when it
   answers from its only endpoint: open files fail then, and nothing of theirs is sent to the new disk.
 - A disk goes for good when another one took its place, or when it is down and not open: by order, or after an hour
@@ -38,10 +39,12 @@ from aoefs.engine.strangers import REFUSED, Stranger, Strangers
 from aoefs.engine.supervisor import Supervisor
 from aoefs.errors import IdentityChanged
 from aoefs.protocol.ata import Identity
-from aoefs.protocol.wire import Address, ConfigArgument
+from aoefs.protocol.wire import Address, ConfigArgument, format_mac
 
 log = logging.getLogger("aoefs")
 
+FIRST_SECONDS = 1.0  # of a disk, in which another one at its address is no intruder: which came first was chance
+ALONE = 3  # times in a row that an endpoint must be identified as one disk until it is believed to be one again
 MAX_PATHS = 32  # of one target: any host can answer as a disk that it has seen, from as many MACs as it likes
 LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
 
@@ -77,6 +80,8 @@ class Roster:
         self._supervisor = supervisor
         self._memory = Memory()
         self._strangers = Strangers()
+        self._mixed: dict[Target, int] = {}  # behind one MAC with another disk: how often it was alone since
+        self._appeared_at: dict[Target, float] = {}
 
     # ── sightings ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -93,6 +98,10 @@ class Roster:
 
     def on_sighting(self, sighting: Sighting) -> None:
         disk = self.disks.get(sighting.endpoint.address)
+        meant = self._settings.serials.get(sighting.endpoint.address, sighting.identity.serial)
+        if sighting.identity.serial != meant and (disk is None or self.find_path(sighting.endpoint) is None):
+            self._reject(sighting, f"it is another disk than is meant (serial {sighting.identity.serial}, not {meant})")
+            return
         if disk is None:
             if len(self.disks) >= self._settings.max_targets:
                 self._reject(sighting, f"{self._settings.max_targets} targets are the most (--max-targets)")
@@ -110,12 +119,67 @@ class Roster:
                 self.drop_path(path)
                 self._driver.pump(target)
             self.refused_identities += 1
+            is_new = self._driver.now() - self._appeared_at[target] < FIRST_SECONDS
+            if is_new and not target.identity.same_unit(sighting.identity):
+                self._contest(disk, sighting)
             serials = f"serial {sighting.identity.serial}, not {target.identity.serial}"
             self._reject(sighting, f"it is another disk ({serials})")
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, sighting.identity.serial)
             self._remove(disk, Change.REPLACED, "is another disk now")
-            self._admit(sighting)
+            self.on_sighting(sighting)
+
+    # ── two disks at one address ──────────────────────────────────────────────────────────────────────────────────
+
+    def on_two_disks(self, endpoint: Endpoint, identities: Sequence[Identity]) -> bool:
+        """IDENTIFY was answered differently from one MAC; False if none of the answers is that of a disk of ours."""
+        disk = self.disks.get(endpoint.address)
+        if disk is None or self.find_path(endpoint) is None:
+            return False
+        other = next((one for one in identities if not disk.target.identity.same_disk(one)), None)
+        if other is None:
+            return True
+        self._mixed[disk.target] = 0
+        where = f"{format_mac(endpoint.mac)} on {endpoint.link.interface}"
+        self._set_conflict(
+            disk, f"two disks answer from {where}, serial {disk.target.identity.serial} and serial {other.serial}"
+        )
+        return True
+
+    def is_mixed(self, target: Target) -> bool:
+        """Another disk answered from one of its MACs: what is read may be of either."""
+        return target in self._mixed
+
+    def _note_alone(self, disk: Disk) -> None:
+        if disk.target in self._mixed:
+            self._mixed[disk.target] += 1
+            if self._mixed[disk.target] >= ALONE:
+                del self._mixed[disk.target]
+                self._set_conflict(disk, "")
+
+    def _contest(self, disk: Disk, sighting: Sighting) -> None:
+        """Which of two disks was seen first was chance: nothing is written before somebody decides."""
+        target, (link, mac, _) = disk.target, sighting.endpoint
+        first = ", ".join(f"{format_mac(path.mac)} on {path.interface}" for path in target.paths)
+        self._set_conflict(
+            disk,
+            f"two disks have this address, serial {target.identity.serial} ({first}) and serial "
+            f"{sighting.identity.serial} ({format_mac(mac)} on {link.interface}); "
+            f"decide with -i, --allow-mac or --disk {target.name}=SERIAL",
+        )
+
+    def _set_conflict(self, disk: Disk, conflict: str) -> None:
+        target = disk.target
+        if target.conflict == conflict:
+            return
+        target.conflict = conflict
+        if conflict:
+            log.warning("%s takes no writes: %s", target.name, conflict)
+        else:
+            log.info("%s takes writes again: one disk answers", target.name)
+        self._changes.publish(disk, Change.CONFLICT)
+
+    # ── strangers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_stranger(self, stranger: Stranger) -> None:
         """A candidate that was not identified; a path that falls silent is no stranger."""
@@ -144,7 +208,7 @@ class Roster:
             memory=self._memory,
         )
         disk = self.disks[address] = Disk(target, self._driver, self._in_place, self._changes)
-        self.last_appeared_at = self._driver.now()
+        self.last_appeared_at = self._appeared_at[target] = self._driver.now()
         self.first_appeared.set()
         self._refresh(disk, sighting)
         what = (target.name, identity.size_bytes, identity.model, identity.serial, link.interface)
@@ -154,6 +218,7 @@ class Roster:
     def _refresh(self, disk: Disk, sighting: Sighting) -> None:
         """The same disk once more: its buffer count, its payload, its path; and up again if it was down."""
         target, (link, mac, _) = disk.target, sighting.endpoint
+        self._note_alone(disk)
         target.set_bufcnt(sighting.config.buffer_count)
         target.config = sighting.config.string
         target.identify_block = sighting.identity.block
@@ -250,7 +315,8 @@ class Roster:
         disk.interrupt(error)
         for path in target.paths:
             path.link.forget(path)
-        del self.disks[target.address]
+        del self.disks[target.address], self._appeared_at[target]
+        self._mixed.pop(target, None)
         self._changes.publish(disk, change)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from aoefs.core.target import DEFAULT_DEADSECS, DEFAULT_MAXOUT
+from aoefs.protocol.wire import Address
 
 
 @dataclass(frozen=True)
 class Settings:
     """``shards`` completion queues (None: one per usable CPU); ``deadsecs`` seconds that a request may wait (0: no
     limit); ``maxout`` commands in flight per target; ``allow_mac`` the only MACs to talk to (empty: all);
-    ``max_targets`` at once.
+    ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address.
     """
 
     shards: int | None = None
     deadsecs: float = DEFAULT_DEADSECS
     maxout: int = DEFAULT_MAXOUT
     allow_mac: frozenset[bytes] = frozenset()
+    serials: Mapping[Address, str] = field(default_factory=dict)
     max_targets: int = 1024

@@ -92,6 +92,7 @@ class Mount:
                 deadsecs=options.deadsecs,
                 maxout=options.maxout,
                 allow_mac=frozenset(options.allow_mac),
+                serials=dict(options.disk),
                 max_targets=options.max_targets,
                 shards=options.shards,
             )

@@ -233,7 +233,7 @@ class AoeOperations(pyfuse3.Operations):
 
     async def _begin_writing(self, node: Node) -> None:
         """Count a handle that may write, or say why there can be none: EROFS, EBUSY, or what the reservation says."""
-        if self._options.read_only:
+        if self._options.read_only or node.target.conflict:
             raise FUSEError(errno.EROFS)
         if not node.siblings.may_write(node):
             log.info("%s cannot be opened for writing: a file that overlaps it is", node.name.decode())
@@ -393,8 +393,8 @@ class AoeOperations(pyfuse3.Operations):
         nodes = self.tree.known_nodes_of(disk)
         if nodes is None:
             pass
-        elif change is Change.RESIZED:
-            self._kernel.notify(disk, [Notice(nodes.whole.inode, pages=False)])
+        elif change in (Change.RESIZED, Change.CONFLICT):
+            self._kernel.notify(disk, [Notice(node.inode, pages=False) for node in nodes])
         elif change in (Change.RETURNED, Change.REVALIDATED):
             self._kernel.notify(disk, [Notice(node.inode) for node in nodes])
         elif change in (Change.REPLACED, Change.FORGOTTEN):

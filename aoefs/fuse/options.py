@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aoefs.protocol.wire import Address
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
@@ -11,7 +13,8 @@ class MountOptions:
 
     ``mountpoint`` is an absolute path; ``interfaces`` are names, none meaning every usable one; ``shards`` is None for
     as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
-    flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``umask`` is
+    flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``disk`` says
+    which serial is meant where several disks answer for one address; ``umask`` is
     taken from mode 0666 of the files; ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path;
     ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
     """
@@ -27,6 +30,7 @@ class MountOptions:
     direct: bool = False
     sync: bool = False
     allow_mac: tuple[bytes, ...] = ()
+    disk: tuple[tuple[Address, str], ...] = ()
     uid: int
     gid: int
     umask: int = 0o077

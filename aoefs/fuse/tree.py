@@ -191,7 +191,7 @@ class Tree:
             node = self.nodes.get(inode)
             if node is None:
                 raise FUSEError(errno.ESTALE)
-            entry.st_mode = stat.S_IFREG | (0o444 if self._read_only else 0o666) & ~self._umask
+            entry.st_mode = stat.S_IFREG | (0o444 if self._read_only or node.target.conflict else 0o666) & ~self._umask
             entry.entry_timeout = 0  # another disk may take the name, and an open of it must never get the old one
             entry.st_size = node.size_bytes
             entry.st_blocks = node.size_bytes // SECTOR_BYTES

@@ -137,6 +137,8 @@ def _target_state(trend: Trend, _width: int) -> Cell:
     target = trend.record
     if target["state"] != "up":
         return target["state"], NOTE if target["state"] == "flushing" else BAD
+    if target.get("conflict"):
+        return "conflict", BAD
     paths, degraded = len(target["paths"]), degraded_paths(target)
     return (f"up {paths - degraded}/{paths}", NOTE) if degraded else ("up", GOOD)
 

@@ -48,6 +48,7 @@ def target_report(target: TargetStatistics) -> dict[str, Any]:
         "firmware": identity.firmware,
         "config": target.config.decode("utf-8", "backslashreplace"),
         "state": target.state,
+        "conflict": target.conflict,
         "paths": [{**_fields(path), "bufcnt": target.bufcnt} for path in target.paths],
         "reads": target.reads,
         "writes": target.writes,

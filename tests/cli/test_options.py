@@ -14,6 +14,7 @@ from aoefs.cli import options as options_module
 from aoefs.cli.options import Parser, add_arguments, known_words, mount_options
 from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
+from aoefs.protocol.wire import Address
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,7 @@ EVERY_OPTION = [
     ("direct", None, ("direct", True)),
     ("sync", None, ("sync", True)),
     ("allow-mac", "02-00-00-00-00-0a", ("allow_mac", (b"\2\0\0\0\0\n",))),
+    ("disk", "e7.1=WD-1 2", ("disk", ((Address(7, 1), "WD-1 2"),))),
     ("max-targets", "5", ("max_targets", 5)),
     ("reserve", None, ("reserve", True)),
     ("plain-loop", None, ("plain_loop", True)),
@@ -224,6 +226,8 @@ def test_interfaces_add_up_without_doubles() -> None:
         (["/mnt", "--uid", "no such user"], "there is no user 'no such user'"),
         (["/mnt", "--gid", "nobodys"], "there is no group 'nobodys'"),
         (["/mnt", "--uid", "99999999999"], "'99999999999' is not a whole number from 0 to 4294967294"),
+        (["/mnt", "--disk", "e7.1"], "'e7.1' names no disk: write e7.0=SERIAL"),
+        (["/mnt", "--disk", "7=serial"], "'7=serial' names no disk: write e7.0=SERIAL"),
         (["/mnt", "--allow-mac", "1:2"], "'1:2' is not a MAC address: write it as"),
         (["/mnt", "--metrics", "x"], "'x' is not a place for metrics: write PORT or ADDRESS:PORT"),
         (["/mnt", "--metrics", ":9100"], "':9100' is not a place"),

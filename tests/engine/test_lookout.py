@@ -90,6 +90,7 @@ async def test_a_stall_is_reported_with_what_waits_and_until_when_and_then_rarel
         target = scene.add_target()
         disk = await scene.disk()
         caplog.set_level(logging.INFO, "aoefs")
+        caplog.clear()
         target.silent = True
         async with trio.open_nursery() as nursery:
             for number in range(6):
@@ -116,6 +117,7 @@ async def test_a_short_silence_is_not_worth_a_word(autojump_clock: MockClock, ca
         disk = await scene.disk()
         await disk.read(0, 4096)  # its RTO is known
         caplog.set_level(logging.INFO, "aoefs")
+        caplog.clear()
         target.silent = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(disk.read, 0, 4096)

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from aoefs.core.link import Entry, Link
+from aoefs.core.link import Endpoint, Entry, Link
 from aoefs.engine.driver import Driver
 from aoefs.engine.receiver import MAX_HINTS_QUEUED, RECEIVE_BATCHES, Receiver
 from aoefs.engine.shards import Shards
@@ -46,7 +46,7 @@ class BrokenLink:
 
 def make_receiver() -> Receiver:
     """A receiver that gets no frame."""
-    hints, _ = trio.open_memory_channel[tuple[Link, Header]](0)
+    hints, _ = trio.open_memory_channel[Endpoint](0)
     return Receiver(cast(Driver, None), cast(Shards, None), hints)
 
 

@@ -15,7 +15,7 @@ from aoefs.core.link import Endpoint
 from aoefs.engine.changes import Change
 from aoefs.engine.discovery import QUERY_PERIOD
 from aoefs.engine.disk import Disk
-from aoefs.engine.roster import MAX_PATHS, Sighting
+from aoefs.engine.roster import FIRST_SECONDS, MAX_PATHS, Sighting
 from aoefs.engine.settings import Settings
 from aoefs.engine.strangers import NO_ANSWER, REFUSED, SILENT, Stranger
 from aoefs.errors import AtaError, IdentityChanged, RequestError, TargetLost
@@ -143,6 +143,7 @@ async def test_another_disk_from_another_mac_is_rejected(
         at.see()
         disk = at.disk
         at.take_changes()
+        await trio.sleep(FIRST_SECONDS)
         at.see(other, 1)
         assert at.disk is disk
         assert at.macs() == [target_mac(0)]
@@ -159,6 +160,7 @@ async def test_another_disk_on_one_of_two_paths_takes_that_path_away(
         at.see()
         disk = at.disk
         at.see(FIRST, 1)
+        await trio.sleep(FIRST_SECONDS)
         at.see(OTHER, 0)
         assert at.disk is disk
         assert at.macs() == [target_mac(1)]
@@ -231,6 +233,7 @@ async def test_strangers_are_those_that_are_no_path_by_address(autojump_clock: M
             return Stranger(at.endpoint(number, address), ConfigArgument(), NO_ANSWER, SILENT)
 
         at.see(address=Address(1, 0))
+        await trio.sleep(FIRST_SECONDS)
         at.see(OTHER, 1, address=Address(1, 0))
         at.roster.on_stranger(silent(2, Address(0, 9)))
         at.roster.on_stranger(silent(0, Address(1, 0)))  # a path that falls silent
@@ -357,6 +360,7 @@ async def test_another_disk_under_the_same_address_is_refused_while_the_first_on
     async with open_scene() as scene:
         first = scene.add_target(serial="first")
         disk = await scene.disk()
+        await trio.sleep(FIRST_SECONDS)
         second = scene.add_target(serial="second", mac=target_mac(99))
         second.data[:] = bytes(len(second.data))
         second.announce()

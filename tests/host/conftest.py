@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,10 +10,7 @@ from aoefs.host.systemlog import log
 
 
 @pytest.fixture
-def quiet_log() -> Iterator[logging.Logger]:
-    """The log of aoefs without any handler, put back afterwards."""
-    handlers, level = log.handlers[:], log.level
+def quiet_log() -> logging.Logger:
+    """The log of aoefs without any handler; put back afterwards, as for each test."""
     log.handlers[:] = []
-    yield log
-    log.handlers[:] = handlers
-    log.setLevel(level)
+    return log

@@ -65,6 +65,7 @@ def target(**changes: Any) -> TargetStatistics:
         "rtt_us": 250.0,
         "dirty": True,
         "flush_supported": True,
+        "conflict": "",
         "read_latency": histogram(100, 100, 40_000_000),
         "write_latency": histogram(2000),
         "paths": (path("eth0"), path("eth1", healthy=False)),

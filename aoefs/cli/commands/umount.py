@@ -84,7 +84,7 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
     is left out, since it cannot lose anything.
     """
     dirty = {target["name"]: target.get("dirty", True) for target in status["targets"]}
-    names = [target["name"] for target in status["targets"] if target["state"] == "up" or dirty[target["name"]]]
+    names = [target["name"] for target in status["targets"] if target["state"] != "down" or dirty[target["name"]]]
 
     def flush(name: str) -> str | None:
         try:
