@@ -89,7 +89,7 @@ class Mount:
             pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             settings = Settings(
-                deadsecs=options.deadsecs,
+                deadsecs=tuning.bound_deadsecs(options.deadsecs),
                 maxout=options.maxout,
                 allow_mac=frozenset(options.allow_mac),
                 serials=dict(options.disk),

@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
+import math
 import os
 import subprocess
 import tempfile
 from pathlib import Path
+
+log = logging.getLogger("aoefs")
 
 READ_AHEAD_KB = 4096  # sequential buffered reads then arrive as eight requests of 1 MiB
 MAX_BACKGROUND = 32  # the kernel's default is 12; a write of 1 MiB takes two here
@@ -24,6 +28,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_IO_FLUSHER = 57
 FUSECTL = Path("/sys/fs/fuse/connections")
 SYSCTLS = Path("/proc/sys/fs/fuse")
+OWN_SHARE = 0.75  # of the kernel's request timeout: so long may a request wait here; the rest is for the kernel's queue
 
 
 def set_read_ahead(device: int) -> str | None:
@@ -90,6 +95,17 @@ def request_timeout() -> float | None:
         with contextlib.suppress(OSError):  # an older kernel
             limits.append(float((SYSCTLS / name).read_text()))
     return min(filter(None, limits), default=None)
+
+
+def bound_deadsecs(deadsecs: float) -> float:
+    """``deadsecs`` (0: for ever), or less, so that a request has ended before the kernel would abort the mount."""
+    limit = request_timeout()
+    most = math.inf if limit is None else limit * OWN_SHARE
+    if (deadsecs or math.inf) <= most:
+        return deadsecs
+    what = f"{deadsecs:g} s" if deadsecs else "without an end"
+    log.warning("a request waits for %g s, not %s: after %g s the kernel would end the mount", most, what, limit)
+    return most
 
 
 def collect_garbage_rarely() -> None:

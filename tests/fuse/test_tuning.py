@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,25 @@ def test_the_smaller_request_timeout_of_the_kernel_counts_and_0_is_none(
     for name, value in sysctls.items():
         (tmp_path / name).write_text(f"{value}\n")
     assert tuning.request_timeout() == seconds
+
+
+@pytest.mark.parametrize(
+    ("deadsecs", "timeout", "bounded"),
+    [(180.0, 0, 180.0), (0.0, 0, 0.0), (20.0, 60, 20.0), (180.0, 60, 45.0), (0.0, 60, 45.0)],
+)
+def test_a_request_waits_for_less_than_the_kernel_allows_and_a_warning_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    announce: Callable[[str], None],
+    deadsecs: float,
+    timeout: int,
+    bounded: float,
+) -> None:
+    monkeypatch.setattr(tuning, "SYSCTLS", tmp_path)
+    (tmp_path / "default_request_timeout").write_text(f"{timeout}\n")
+    if bounded != deadsecs:
+        announce("a request waits for 45 s, not .*: after 60 s the kernel would end the mount")
+    assert tuning.bound_deadsecs(deadsecs) == bounded
 
 
 def test_a_device_that_is_no_fuse_mount_is_complained_of(tmp_path: Path) -> None:
