@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aoefs.cli.options import add_interface_argument, argument_type, seconds
+from aoefs.cli.options import add_interface_argument, add_verbose_argument, argument_type, seconds
 from aoefs.errors import FrameError, TargetError, UserError
 from aoefs.host import interfaces
 from aoefs.protocol.wire import (
@@ -54,7 +54,7 @@ def add_wire_arguments(parser: argparse.ArgumentParser, *, wait: float = DEFAULT
         metavar="SECONDS",
         help=f"wait for an answer this long (default {wait:g})",
     )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    add_verbose_argument(parser)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +123,7 @@ def place(endpoint: Endpoint) -> str:
     return f"{format_mac(endpoint.mac)} on {endpoint.link.interface}"
 
 
-def nobody(engine: Engine, address: Address, wait: float) -> UserError:
+def no_answer(engine: Engine, address: Address, wait: float) -> UserError:
     where = ", ".join(engine.links)
     return UserError(
         f"{address} did not answer on {where} within {wait:g} s: "
@@ -155,7 +155,7 @@ async def find(engine: Engine, address: Address, wait: float) -> Found:
     async with patience(f"asking for {address}"):
         answers = await conversation.find(engine.driver, address, conversation.pauses_within(wait))
         if not answers:
-            raise nobody(engine, address, wait)
+            raise no_answer(engine, address, wait)
         endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
         if len(answers) > 1:
             await _require_one_disk(engine, endpoints, len(answers) > len(endpoints), wait)

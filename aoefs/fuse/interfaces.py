@@ -6,7 +6,7 @@ Owns the names that are wanted now.  One task follows what netlink says (:meth:`
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aoefs.engine.engine import Engine
 from aoefs.errors import ControlError, UserError
@@ -23,10 +23,12 @@ class Interfaces:
     def __init__(self, engine: Engine, names: Sequence[str]) -> None:
         self._engine = engine
         self._names = tuple(names)
+        self._listing: Mapping[int, Interface] = {}  # of the host, by index
 
     async def follow(self) -> None:
         """Interfaces come, go, and change their MTU or their address."""
         with InterfaceMonitor() as monitor:
+            self._listing = monitor.interfaces
             self._catch_up(list(monitor.interfaces.values()))
             async for event in monitor:
                 if isinstance(event, Interface):
@@ -71,8 +73,8 @@ class Interfaces:
             log.warning("%s: %s", name, error.strerror)
 
     def _is_wanted(self, interface: Interface) -> bool:
-        usable = interface.ethernet and interface.up and payload_sectors(interface.mtu) > 0
-        return usable and (interface.name in self._names if self._names else not interface.master)
+        named = not self._names or interface.name in self._names
+        return named and interfaces.objection(interface, self._listing.values()) is None
 
     def set(self, names: Sequence[str]) -> None:
         """Speak on these interfaces from now on (none: on every usable one); all of them, or ControlError."""

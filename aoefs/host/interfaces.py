@@ -6,7 +6,7 @@ Owns the choice and its error lines; the list comes from the kernel (``net.netli
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from aoefs.errors import UserError
 from aoefs.net.netlink import Interface, list_interfaces
@@ -21,9 +21,8 @@ def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) 
     is not usable, or when none is.
     """
     interfaces = list_interfaces() if interfaces is None else interfaces
-    masters = {interface.index: interface for interface in interfaces if interface.ethernet}
     if not names:
-        chosen = [interface for interface in interfaces if _objection(interface, masters) is None]
+        chosen = [interface for interface in interfaces if objection(interface, interfaces) is None]
         if not chosen:
             raise UserError(
                 "no usable Ethernet interface is up: bring one up with 'ip link set IF up', or name one by -i"
@@ -32,16 +31,17 @@ def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) 
     by_name = {interface.name: interface for interface in interfaces}
     for name in names:
         if name not in by_name:
-            there = ", ".join(master.name for master in masters.values()) or "no Ethernet interface"
-            raise UserError(f"interface {name} does not exist: there is {there}")
-        objection = _objection(by_name[name], masters)
-        if objection is not None:
-            raise UserError(objection)
+            there = ", ".join(interface.name for interface in interfaces if interface.ethernet)
+            raise UserError(f"interface {name} does not exist: there is {there or 'no Ethernet interface'}")
+        why_not = objection(by_name[name], interfaces)
+        if why_not is not None:
+            raise UserError(why_not)
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
-def _objection(interface: Interface, masters: dict[int, Interface]) -> str | None:
-    """Why this interface is not usable, and what to do; None when it is."""
+def objection(interface: Interface, interfaces: Iterable[Interface]) -> str | None:
+    """Why this one of the host's ``interfaces`` is not usable, and what to do; None when it is."""
+    masters = {other.index: other for other in interfaces if other.ethernet}
     name = interface.name
     if not interface.ethernet:
         return f"interface {name} is not Ethernet: AoE needs an Ethernet interface"

@@ -130,7 +130,14 @@ UNUSABLE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("why", UNUSABLE)
 async def test_an_unusable_interface_is_left_alone(why: str) -> None:
-    assert await Bench().happen(interface(**UNUSABLE[why])) == []
+    bridge = interface("br0", index=7, up=False)
+    assert await Bench(present=[bridge]).happen(interface(**UNUSABLE[why])) == []
+
+
+async def test_a_port_of_what_is_no_ethernet_is_usable_as_at_the_start() -> None:
+    """A VRF, for one: it receives no frames of its ports."""
+    vrf = interface("vrf0", index=7, ethernet=False)
+    assert await Bench(present=[vrf]).happen(interface(master=7)) == ["open eth0"]
 
 
 async def test_with_names_only_those_are_opened() -> None:

@@ -12,8 +12,9 @@ from aoefs.status.events import Event
 from aoefs.status.report import STATUS_EVENTS, status_report, stranger_report, target_report
 from tests.status.snapshots import engine_statistics, histogram, stranger, target
 
-TARGET_FIELDS = """name shelf slot size model serial firmware config state conflict paths reads writes read_bytes write_bytes
-    flushes errors retransmits in_flight queued rtt_us read_latency_us write_latency_us dirty flush_supported""".split()  # noqa: SIM905
+TARGET_FIELDS = """name shelf slot size model serial firmware config state conflict paths reads writes read_bytes
+    write_bytes flushes errors retransmits in_flight queued rtt_us read_latency_us write_latency_us dirty
+    flush_supported""".split()  # noqa: SIM905
 PATH_FIELDS = """interface mac sectors in_flight window rtt_us rttvar_us rto_us sent answered retransmits late
     reductions healthy bufcnt""".split()  # noqa: SIM905
 

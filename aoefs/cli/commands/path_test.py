@@ -89,7 +89,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         for address in dict.fromkeys(arguments.targets) or [BROADCAST_ADDRESS]:
             answers = await conversation.find(engine.driver, address, conversation.pauses_within(arguments.timeout))
             if not answers and address != BROADCAST_ADDRESS:
-                raise companion.nobody(engine, address, arguments.timeout)
+                raise companion.no_answer(engine, address, arguments.timeout)
             found += {answer.endpoint: answer for answer in answers}.values()
     if not found:
         raise UserError(f"no target answered on {', '.join(engine.links)} within {arguments.timeout:g} s")

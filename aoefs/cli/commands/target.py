@@ -117,8 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
             from aoefs.softtarget.server import Server
 
             inquiry.require_silence()
-        links = [stack.enter_context(_open_link(interface, Role.TARGET)) for interface in interfaces]
-        machines = [
+        sockets = [stack.enter_context(_open_link(interface, Role.TARGET)) for interface in interfaces]
+        served = [
             Export(
                 address,
                 store,
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines = [
             f"{address} {store.path} {store.sectors} sectors {mode} on {where}" for address, store in stores.items()
         ]
-        return trio.run(_serve, Server(machines, links), lines)
+        return trio.run(_serve, Server(served, sockets), lines)
 
 
 async def _serve(server: Server, lines: Sequence[str]) -> int:
