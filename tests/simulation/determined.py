@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -118,17 +117,3 @@ def determined(seed: int, world: World, threads: Threads) -> Iterator[None]:
         stack.callback(random.setstate, global_state)
         random.seed(seed)
         yield
-
-
-@contextmanager
-def limited(seconds: int) -> Iterator[None]:
-    def end(_number: int, _frame: object) -> None:
-        raise RuntimeError(f"the run went on for {seconds} s of real time")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

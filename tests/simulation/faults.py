@@ -43,10 +43,13 @@ class Surroundings:
         self.registers: dict[str, Register] = {}
         self.swapping: dict[Machine, None] = {}
         self.under_way = 0
+        self.on_freeze: Callable[[float], object] = lambda _seconds: None
         self._dice = Random(plan.seed ^ 0x5EED)
         self._homes: list[Drive] = []  # the drive that each machine had first
         self._episodes: dict[object, int] = {}
         self._macs = 0
+        # Such a target keeps its name, whatever answers with another size or serial where it has no path.
+        self._never_down = not plan.deadsecs
         for number, sectors in enumerate(plan.cables):
             segment = Segment(seed=plan.seed * 8 + number, checked=True)
             self.cables.append(Cable(world, f"seg{number}", segment, sectors))
@@ -118,8 +121,13 @@ class Surroundings:
         links = [self.link_on(cable) for cable in machine.cables]
         cables_are_well = all(cable.segment.faults == NO_FAULTS and not cable.segment.hold for cable in machine.cables)
         links_are_well = all(link and link.carrier and link.room == float("inf") for link in links)
-        is_here = machine.is_healthy and machine not in self.swapping
-        return is_here and cables_are_well and links_are_well and self.is_up(machine)
+        is_here = machine.is_healthy and machine not in self.swapping and self.is_up(machine)
+        return is_here and cables_are_well and links_are_well and not self._has_lost_a_path(machine)
+
+    def _has_lost_a_path(self, machine: Machine) -> bool:
+        """A MAC of it is gone; the engine may not know yet."""
+        target = self.engine.disks[machine.address].target
+        return any(path.mac not in machine.cables.values() for path in target.paths)
 
     # ── faults of machines ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -171,7 +179,7 @@ class Surroundings:
         so that its silence is noticed.
         """
         machine = self.machines[number]
-        if machine.off:
+        if machine.off or self._never_down:
             return
         self.swapping[machine] = None
         machine.lose_power()
@@ -221,7 +229,7 @@ class Surroundings:
 
     async def do_resize(self, number: int, sectors: int, announced: bool) -> None:
         machine = self.machines[number]
-        if not machine.off and self._is_known(machine):
+        if not machine.off and self._is_known(machine) and not self._never_down:
             machine.drive.sectors = sectors
             machine.insert(machine.drive)
             if announced:
@@ -308,6 +316,7 @@ class Surroundings:
     async def do_freeze(self, _number: int, seconds: float) -> None:
         """The process is stopped; not during a swap, which an initiator that sleeps cannot notice."""
         if not self.swapping:
+            self.on_freeze(seconds)
             self.world.freeze(seconds)
 
 

@@ -92,7 +92,7 @@ def draw(seed: int) -> Plan:
         sync=dice.random() < 0.1,
         reserve=dice.random() < 0.2,
         read_ahead=dice.random() < 0.5,
-        seconds=dice.uniform(12.0, 40.0),
+        seconds=dice.uniform(15.0, 45.0),
         heals=dice.random() < 0.5,
         stops=dice.random() < 0.7,
         grace=dice.choice((0.0, 0.0, 0.3, 2.0, 10.0)),
@@ -127,14 +127,15 @@ class _Actions:
 
     def draw(self) -> None:
         dice, seconds = self._dice, self._plan.seconds
-        times = sorted(dice.uniform(0.3, seconds) for _ in range(dice.randrange(4, 14)))
+        times = sorted(dice.uniform(0.3, seconds - 0.3) for _ in range(dice.randrange(5, 20)))
         for at in times:
             self._draw_burst(at)
             if dice.random() < 0.6:
                 self._draw_fault(at + dice.choice((-0.01, 0.0, 0.002, 0.05, 0.3)))
 
     def _add(self, at: float, what: str, who: int = 0, *given: Any) -> None:
-        self.actions.append(Action(max(0.0, at), what, who, given))
+        if at < self._plan.seconds:
+            self.actions.append(Action(max(0.0, at), what, who, given))
 
     # ── users ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,7 +159,7 @@ class _Actions:
         if not self._open:
             for slot in slots[:2]:
                 self._open_file(at - 0.001, slot)
-        for _ in range(dice.randrange(2, 14)):
+        for _ in range(dice.randrange(2, 18)):
             kind = dice.choices(kinds, weights)[0]
             kind(at + dice.uniform(0.0, spread), dice.choice(slots))
 

@@ -24,6 +24,8 @@ from aoefs.protocol.wire import SECTOR_BYTES
 from tests.simulation.drive import Drive
 from tests.simulation.stamps import content, data_of, stamp
 
+ANYTHING = object()  # through which something was written
+
 
 class Ledger:
     """What all registers share: the numbers of moments, and which disk each stamp was made for."""
@@ -262,7 +264,7 @@ class Register:
         return self._ledger.next()
 
     def end_flush(self, started: int, via: object = None) -> None:
-        """A flush that began then was good; it covers what was written ``via`` the same, without it everything."""
+        """A flush that began then was good; it covers what was acknowledged ``via`` the same, without it everything."""
         self.settle()
         if self.last_cut > started:
             return
@@ -270,7 +272,8 @@ class Register:
         for cells in self._cells.values():
             for cell in cells:
                 for entry in cell.entries:
-                    entry.durable |= entry.certain_since <= started and via in (None, entry.write.via)
+                    covered = via is None or (entry.write.ok and via in (ANYTHING, entry.write.via))
+                    entry.durable |= covered and entry.certain_since <= started
                 if len(cell.entries) > 1:
                     cell.entries = [
                         entry

@@ -26,14 +26,15 @@ from aoefs.status.events import EventRing
 from aoefs.status.report import status_report
 from tests.pair import check_invariants
 from tests.scene import nothing_is_left
-from tests.simulation.determined import Threads, determined, limited
+from tests.simulation.determined import Threads, determined
 from tests.simulation.faults import Surroundings
 from tests.simulation.plan import Action, Plan
+from tests.simulation.register import ANYTHING
 from tests.simulation.users import MOMENT, Users
 from tests.simulation.world import World
 
-LIMIT = 60  # seconds of real time that a run may take: it goes round in a circle otherwise
 HEALING = 40.0  # seconds within which all is well again after the last fault: a silent target is asked every 15 s
+MOST_SECONDS = 900.0  # seconds that a run may take beyond its plan
 RESTING = 30.0  # seconds within which nothing is under way any more
 
 
@@ -53,12 +54,13 @@ class Outcome:
 
 def run(plan: Plan, *, verbose: bool = False) -> Outcome:
     """Carry it out, in virtual time."""
-    world = World(verbose=verbose)
+    world = World(until=plan.seconds + MOST_SECONDS, verbose=verbose)
     simulation = Simulation(plan, world)
-    with determined(plan.seed, world, simulation.threads), limited(LIMIT):
+    with determined(plan.seed, world, simulation.threads):
         try:
             trio.run(simulation.run, clock=world.clock)
         except Exception as error:
+            world.on_complaint = lambda: None
             world.complain("".join(traceback.format_exception(error)))
     users = simulation.users
     return Outcome(
@@ -78,6 +80,7 @@ class Simulation:
         self.users: Users | None = None
         self.threads = Threads(world)
         self._targets: list[Target] = []  # all that ever were
+        self._all_began = trio.Event()  # all actions
         self._around: Surroundings
         self._engine: Engine
 
@@ -97,6 +100,7 @@ class Simulation:
                     engine.changes.subscribe(self._on_change)
                     self._around = Surroundings(plan, world, engine)
                     self.users = self._mount(engine)
+                    self._around.on_freeze = self.users.freeze
                     async with trio.open_nursery() as actions:
                         await self._live(actions, self.users)
                     left_at = trio.current_time()
@@ -133,6 +137,7 @@ class Simulation:
                 calls.start_soon(self._act, actions, calls, users)
                 await trio.sleep_until(plan.seconds)
                 if plan.heals:
+                    await self._all_began.wait()
                     await self._heal(users)
                 if plan.stops:
                     await trio.sleep(plan.grace)
@@ -154,6 +159,7 @@ class Simulation:
                 calls.start_soon(self._user_action(users, action), name=str(action))
             for disk in self._engine.disks.values():
                 check_invariants(disk.target)
+        self._all_began.set()
 
     def _user_action(self, users: Users, action: Action) -> Callable[[], Awaitable[object]]:
         who, given = action.who, action.given
@@ -180,6 +186,8 @@ class Simulation:
         while around.under_way:  # noqa: ASYNC110 (virtual time costs nothing)
             await trio.sleep(0.25)
         around.heal()
+        while not all(machine.is_idle for machine in around.machines):  # noqa: ASYNC110
+            await trio.sleep(0.25)
         world.log("── all is well again")
         until = trio.current_time() + HEALING
         while lacking := [machine.drive.serial for machine in around.machines if not around.is_up(machine)]:
@@ -189,6 +197,8 @@ class Simulation:
                 return
         if not await self._within(HEALING, users.all_ended):
             world.complain(f"not ended although all is well: {users.under_way}")
+        while any(disk.target.statistics().quarantined for disk in self._engine.disks.values()):  # noqa: ASYNC110
+            await trio.sleep(0.25)  # sixteen seconds at most: four times the longest RTO
         for number, machine in enumerate(around.machines):
             await users.use(f"e0.{number}", machine.drive.sectors)
         until = trio.current_time() + RESTING
@@ -259,7 +269,7 @@ class Simulation:
                 world.complain(f"the last flush left out {machine.address}, which was well")
         if clean:
             for register in around.registers.values():
-                register.end_flush(started)
+                register.end_flush(started, via=ANYTHING)
 
     def _check_the_end(self) -> None:
         """The engine is gone: nothing waits any more, and the disks hold what was promised."""

@@ -119,6 +119,11 @@ class Users:
         self._world.log(f"{name}: {errno.errorcode[code] if code else 'good'}")
         return result, code
 
+    def freeze(self, seconds: float) -> None:
+        """So long no call could end."""
+        for scope in self._scopes:
+            scope.deadline += seconds
+
     def close(self) -> None:
         """From now on every call ends within a moment."""
         self.closed = True

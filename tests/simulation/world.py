@@ -41,43 +41,56 @@ from tests.segment import Segment
 from tests.simulation.drive import Drive
 
 _DESTINATION, _FLAGS, _COMMAND, _OPCODE = slice(0, 6), 14, 19, 27  # in a frame, see protocol.wire
-TURN = 1e-7  # seconds
+TURN = 1e-7  # seconds that a turn of the loop takes at least
+MOST_FRAMES = 200_000  # of a run that ends
+MOST_LOOKS = 300  # at the clock, until it moves by itself
 
 
 class VirtualClock(trio.abc.Clock):
-    """Jumps to the next deadline as soon as no task can run; that takes ``TURN`` seconds at least."""
+    """Jumps to the next deadline as soon as no task can run.  What only looks at it sees it move, too, in the end."""
 
     def __init__(self) -> None:
         self.time = 0.0
-        self._idle = 0
+        self._looks = 0  # since it moved
+        self._idle = 0  # turns of the loop without any deadline
 
     def start_clock(self) -> None:
         pass
 
     def current_time(self) -> float:
+        self._looks += 1
+        if self._looks > MOST_LOOKS:
+            self.move(self.time + TURN)
         return self.time
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         if deadline < math.inf:
-            self.time = max(self.time + TURN, deadline)
+            self.move(max(self.time + TURN, deadline))
             self._idle = 0
-        elif (idle := self._idle + 1) > 1000:  # trio itself has no deadline when it begins and ends
-            raise RuntimeError("nothing will ever happen any more")
-        else:
-            self._idle = idle
+        else:  # trio itself has no deadline when it begins and ends
+            self._idle += 1
+            if self._idle > 1000:
+                raise RuntimeError("nothing will ever happen any more")
         return 0.0
+
+    def move(self, time: float) -> None:
+        self.time = time
+        self._looks = 0
 
 
 class World:
-    """The heap of events, and the log of the run.  ``digest`` is that of all that was logged, frames included."""
+    """The heap of events, and the log of the run, which ends before ``until`` (seconds).  ``digest`` is that of all
+    that was logged, frames included.
+    """
 
-    def __init__(self, *, verbose: bool = False) -> None:
+    def __init__(self, until: float = math.inf, *, verbose: bool = False) -> None:
         self.clock = VirtualClock()
         self.digest = hashlib.blake2b(digest_size=16)
         self.lines: list[str] = []
         self.frames = 0
         self.complaint = ""  # what was wrong first
         self.on_complaint: Callable[[], object] = lambda: None
+        self._until = until
         self._verbose = verbose
         self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
@@ -96,6 +109,8 @@ class World:
 
     def log_frame(self, cable: str, frame: bytes) -> None:
         self.frames += 1
+        if self.frames > MOST_FRAMES or self.now() > self._until:
+            self.complain(f"it does not end: {self.frames} frames until {self.now():.0f} s")
         self.digest.update(b"%.6f" % self.now())
         self.digest.update(frame)
         if self._verbose:
@@ -134,7 +149,7 @@ class World:
         self._frozen_at = self.clock.time
         self._carry_out(self.clock.time + seconds)
         self._frozen_at = None
-        self.clock.time += seconds
+        self.clock.move(self.clock.time + seconds)
 
 
 def describe(frame: bytes) -> str:
@@ -266,8 +281,14 @@ class Machine:
         self.export = Export(self.address, drive, serial=drive.serial, buffer_count=self.bufcnt)
 
     @property
+    def is_idle(self) -> bool:
+        """It has nothing left to do."""
+        return not (self._flushing or self._queue)
+
+    @property
     def is_healthy(self) -> bool:
-        return not (self.off or self.silent or self.asleep) and self.habits == self.usual_habits and not self.drive.bad
+        is_here = self.is_idle and not (self.off or self.silent or self.asleep)
+        return is_here and self.habits == self.usual_habits and not self.drive.bad
 
     # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
 
