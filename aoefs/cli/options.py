@@ -5,13 +5,10 @@ also be a word of ``-o`` (``-o deadsecs=30,read_only``, with ``-`` or ``_``) or 
 ``read-only = true``).  Both are turned into the long option and read by the same parser, so that the three cannot
 differ.
 
-What always holds: the command line overrides ``-o``, and ``-o`` overrides the file.  ``-i`` and ``--allow-mac`` of the
-command line and of ``-o`` add up, and replace those of the file, so that a file never makes a mount speak on a link
-that its user did not name.  ``-v`` adds up everywhere.  The file is read only to mount, never for ``--help``.
-
-Rejected: a table of options beside that of argparse (two places to change), passing unknown words of ``-o`` on to FUSE
-(a misspelt word must not be ignored silently), and sections per mount point in the file (fstab and units already have
-options per mount point, and ``--config`` names another file).
+What always holds: the command line overrides ``-o``, and ``-o`` overrides the file.  ``-i``, ``--allow-mac`` and
+``--disk`` of the command line and of ``-o`` add up, and replace those of the file, so that a file never makes a mount
+speak on a link that its user did not name.  ``-v`` adds up everywhere.  The file is read only to mount, never for
+``--help``.
 """
 
 from __future__ import annotations

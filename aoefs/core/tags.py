@@ -38,12 +38,13 @@ class TagTable(Generic[OwnerT]):
     ours cannot guess a tag.
     """
 
-    __slots__ = ("_owners", "_remembered", "next_block")
+    __slots__ = ("_old", "_owners", "_remembered", "next_block")
 
     def __init__(self, first: int) -> None:
         self.next_block = first & _BLOCK_MASK
         self._owners: dict[int, OwnerT] = {}
         self._remembered: dict[int, OwnerT] = {}
+        self._old: list[int] = []  # of these, those that were at the last call of forget_old
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -75,6 +76,14 @@ class TagTable(Generic[OwnerT]):
         if self._owners.get(block) is owner:
             del self._owners[block]
             self._remembered.pop(block, None)
+
+    def forget_old(self) -> None:
+        """To be called about once a minute: forget what is remembered since before the last call."""
+        for block in self._old:
+            owner = self._remembered.get(block)
+            if owner is not None:
+                self.close(owner)
+        self._old = list(self._remembered)
 
     def remember(self, owner: OwnerT) -> None:
         """Keep an owner for late answers only; beyond a bound the oldest one goes."""

@@ -49,6 +49,8 @@ from aoefs.net.link import EthernetLink
 
 log = logging.getLogger("aoefs")
 
+LATE = 60.0  # seconds for which a late answer is still recognised, at least
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
@@ -176,11 +178,15 @@ class Engine:
         self.driver.pump(target)
 
     async def _beat(self) -> None:
+        forget_at = self.now() + LATE
         while True:
             await trio.sleep(PERIOD)
             now = self.now()
             self._clock.beat()
             self.lookout.look(now)
+            if now >= forget_at:
+                self.driver.tags.forget_old()
+                forget_at = now + LATE
 
     # ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -159,5 +159,6 @@ class Lookout:
                 narrow[path] = (now + 2 * pause, 2 * pause)
             else:
                 narrow[path] = (at, pause)
-            if stuck or path.degraded or (path in narrow and at <= now) or self._roster.is_mixed(target):
+            mixed = self._roster.is_mixed(Endpoint(path.link, path.mac, target.address))
+            if stuck or path.degraded or (path in narrow and at <= now) or mixed:
                 self._ask_on(path, target)

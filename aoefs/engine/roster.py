@@ -80,7 +80,8 @@ class Roster:
         self._supervisor = supervisor
         self._memory = Memory()
         self._strangers = Strangers()
-        self._mixed: dict[Target, int] = {}  # behind one MAC with another disk: how often it was alone since
+        self._contested: dict[Address, str] = {}  # by two disks from the beginning: what to decide
+        self._mixed: dict[Endpoint, tuple[int, str]] = {}  # where two answered: how often one was alone since, and why
         self._appeared_at: dict[Target, float] = {}
 
     # ── sightings ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,39 +138,40 @@ class Roster:
         if disk is None or self.find_path(endpoint) is None:
             return False
         other = next((one for one in identities if not disk.target.identity.same_disk(one)), None)
-        if other is None:
-            return True
-        self._mixed[disk.target] = 0
-        where = f"{format_mac(endpoint.mac)} on {endpoint.link.interface}"
-        self._set_conflict(
-            disk, f"two disks answer from {where}, serial {disk.target.identity.serial} and serial {other.serial}"
-        )
+        if other is not None:
+            where = f"{format_mac(endpoint.mac)} on {endpoint.link.interface}"
+            serials = f"serial {disk.target.identity.serial} and serial {other.serial}"
+            self._mixed[endpoint] = 0, f"two disks answer from {where}, {serials}"
+            self._judge_conflict(disk)
         return True
 
-    def is_mixed(self, target: Target) -> bool:
-        """Another disk answered from one of its MACs: what is read may be of either."""
-        return target in self._mixed
+    def is_mixed(self, endpoint: Endpoint) -> bool:
+        """Two disks answered from there: what is read may be of either."""
+        return endpoint in self._mixed
 
-    def _note_alone(self, disk: Disk) -> None:
-        if disk.target in self._mixed:
-            self._mixed[disk.target] += 1
-            if self._mixed[disk.target] >= ALONE:
-                del self._mixed[disk.target]
-                self._set_conflict(disk, "")
+    def _note_alone(self, disk: Disk, endpoint: Endpoint) -> None:
+        """One disk answered from there."""
+        times, conflict = self._mixed.pop(endpoint, (ALONE, ""))
+        if times + 1 < ALONE:
+            self._mixed[endpoint] = times + 1, conflict
+        self._judge_conflict(disk)
 
     def _contest(self, disk: Disk, sighting: Sighting) -> None:
         """Which of two disks was seen first was chance: nothing is written before somebody decides."""
         target, (link, mac, _) = disk.target, sighting.endpoint
         first = ", ".join(f"{format_mac(path.mac)} on {path.interface}" for path in target.paths)
-        self._set_conflict(
-            disk,
+        self._contested[target.address] = (
             f"two disks have this address, serial {target.identity.serial} ({first}) and serial "
             f"{sighting.identity.serial} ({format_mac(mac)} on {link.interface}); "
-            f"decide with -i, --allow-mac or --disk {target.name}=SERIAL",
+            f"decide with -i, --allow-mac or --disk {target.name}=SERIAL"
         )
+        self._judge_conflict(disk)
 
-    def _set_conflict(self, disk: Disk, conflict: str) -> None:
+    def _judge_conflict(self, disk: Disk) -> None:
+        """Whether nothing is written, and why."""
         target = disk.target
+        mixed = [conflict for endpoint, (_, conflict) in self._mixed.items() if endpoint.address == target.address]
+        conflict = self._contested.get(target.address) or next(iter(mixed), "")
         if target.conflict == conflict:
             return
         target.conflict = conflict
@@ -207,6 +209,7 @@ class Roster:
             maxout=settings.maxout,
             memory=self._memory,
         )
+        target.conflict = self._contested.get(address, "")  # since the disk that was here before
         disk = self.disks[address] = Disk(target, self._driver, self._in_place, self._changes)
         self.last_appeared_at = self._appeared_at[target] = self._driver.now()
         self.first_appeared.set()
@@ -218,7 +221,7 @@ class Roster:
     def _refresh(self, disk: Disk, sighting: Sighting) -> None:
         """The same disk once more: its buffer count, its payload, its path; and up again if it was down."""
         target, (link, mac, _) = disk.target, sighting.endpoint
-        self._note_alone(disk)
+        self._note_alone(disk, sighting.endpoint)
         target.set_bufcnt(sighting.config.buffer_count)
         target.config = sighting.config.string
         target.identify_block = sighting.identity.block
@@ -316,7 +319,8 @@ class Roster:
         for path in target.paths:
             path.link.forget(path)
         del self.disks[target.address], self._appeared_at[target]
-        self._mixed.pop(target, None)
+        for endpoint in [endpoint for endpoint in self._mixed if endpoint.address == target.address]:
+            del self._mixed[endpoint]
         self._changes.publish(disk, change)
 
 

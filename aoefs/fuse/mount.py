@@ -92,7 +92,7 @@ class Mount:
                 deadsecs=tuning.bound_deadsecs(options.deadsecs),
                 maxout=options.maxout,
                 allow_mac=frozenset(options.allow_mac),
-                serials=dict(options.disk),
+                serials=dict(reversed(options.disk)),
                 max_targets=options.max_targets,
                 shards=options.shards,
             )

@@ -10,7 +10,7 @@ from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
 from aoefs.engine.roster import FIRST_SECONDS
 from aoefs.engine.settings import Settings
-from aoefs.errors import AddressConflict
+from aoefs.errors import AddressConflict, TargetLost
 from aoefs.protocol.wire import Address
 from tests.scene import Announce, open_scene, target_mac
 
@@ -123,3 +123,34 @@ async def test_a_serial_decides_which_disk_is_meant(autojump_clock: MockClock, a
         await disk.write(0, b"x" * 512)
         assert disk.target.identity.serial == meant
         assert targets[meant].data[:512] == b"x" * 512
+
+
+async def test_what_only_a_person_can_decide_is_not_ended_by_another_conflict_nor_by_the_death_of_the_first(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("takes no writes: two disks have this address")
+    announce("is refused: it is another disk")
+    announce("is down: not one answer")
+    announce("does not answer: 1 request waits")
+    announce("is another disk now")
+    async with open_scene(Settings(deadsecs=3)) as scene:
+        targets = {mac: scene.add_target(serial=mac.hex(), mac=mac) for mac in (ONE_MAC, OTHER_MAC)}
+        disk = await scene.disk()
+        await trio.sleep(5)
+        first = targets[disk.target.paths[0].mac]
+        third = scene.add_target(serial="c", mac=disk.target.paths[0].mac)
+        for _ in range(200):
+            await disk.read(0, 4096)
+            await trio.sleep(0.02)
+        third.silent = True
+        await trio.sleep(30)
+        assert disk.target.conflict
+        for target in (first, third):
+            target.silent = True
+        with pytest.raises(TargetLost):
+            await disk.read(0, 4096)
+        await trio.sleep(100)
+        other = await scene.disk()
+        assert other is not disk
+        with pytest.raises(AddressConflict):
+            await other.write(0, b"x" * 512)
