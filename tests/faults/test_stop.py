@@ -46,12 +46,18 @@ def ends_at_once(mount: Mount, code: int) -> None:
 
 @contextlib.contextmanager
 def all_opened(mount: Mount, names: Sequence[str]) -> Iterator[list[int]]:
-    """Descriptors of these disks, for direct I/O.  Start no program in the block (see :func:`tests.lab.opened`)."""
+    """Descriptors of these disks, for direct I/O, while the daemon lives.
+
+    Start no program in the block (see :func:`tests.lab.opened`).  The daemon ends with the block: a close would wait
+    for a target that is silent.
+    """
     descriptors: list[int] = []
     try:
         descriptors.extend(os.open(mount.here / name, os.O_RDWR | os.O_DIRECT) for name in names)
         yield descriptors
     finally:
+        daemon(mount).kill()
+        daemon(mount).wait()
         for descriptor in descriptors:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
