@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import signal
 import threading
 import time
@@ -94,6 +96,49 @@ def test_a_deep_queue_of_a_slow_target_leaves_room_for_others(lab: Lab, wire: Wi
         wire.faults()
         assert deep.wait(60) == 0
     assert mount.target()["errors"] == 0
+
+
+@pytest.mark.parametrize("deadsecs", [0, 60])
+def test_a_target_that_does_not_answer_for_two_seconds_is_stalled_and_reported(
+    lab: Lab, wire: Wire, deadsecs: int
+) -> None:
+    target = lab.vblade(0, 0, lab.image("disk", SIZE))
+    mount = mount_until(lab, "e0.0", deadsecs=deadsecs)
+    contents = (lab.directory / "disk").read_bytes()
+    with opened(mount.here / "e0.0") as file:
+        read(file, 4096)
+        target.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        answers: list[bytes] = []
+        readers = [
+            threading.Thread(target=lambda: answers.append(read(file, 4096, 1 << 20)), daemon=True) for _ in range(3)
+        ]
+        for reader in readers:
+            reader.start()
+        wait_until(lambda: mount.target()["state"] != "up", 10)
+        assert mount.target()["state"] == "stalled"
+        assert 1.9 < time.monotonic() - began < 4
+        status = lab.aoefs("status", "--json", mount.path)
+        assert [one["state"] for one in json.loads(status.stdout)["targets"]] == ["stalled"]
+        assert "stalled" in lab.aoefs("status", mount.path, check=False).stdout
+        wait_until(lambda: "does not answer" in log_of(mount), 10)
+        time.sleep(3)
+        assert all(reader.is_alive() for reader in readers)
+        until = r", down in 5\d s" if deadsecs else ""
+        (line,) = [line for line in log_of(mount).splitlines() if "does not answer" in line]
+        assert re.search(rf"e0\.0 does not answer: 3 requests wait{until}$", line), line
+        target.send_signal(signal.SIGCONT)
+        for reader in readers:
+            reader.join(60)
+        assert answers == [contents[1 << 20 : (1 << 20) + 4096]] * 3
+        wait_until(lambda: mount.target()["state"] == "up", 2, "it is identified")
+        wait_until(lambda: "answers again" in log_of(mount), 10)
+        silent = time.monotonic() - began
+    found = re.search(r"e0\.0 answers again after (\d+) s", log_of(mount))
+    assert found
+    assert 4 < int(found[1]) <= silent + 1
+    assert mount.target()["errors"] == 0
+    assert "is back" not in log_of(mount), "it was never down"
 
 
 @pytest.mark.parametrize("kind", ["vblade", "ours"])
