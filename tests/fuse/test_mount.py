@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from aoefs.engine.engine import Engine
 from aoefs.engine.settings import Settings
 from aoefs.errors import UserError
-from aoefs.fuse import mount
+from aoefs.fuse import mount, tuning
 from aoefs.fuse.mount import Mount
 from aoefs.fuse.options import MountOptions
 from aoefs.host import interfaces, mountpoint
@@ -26,20 +26,16 @@ from tests.scene import DELAY, Announce, Scene, SimulatedTarget, open_scene
 Main = Callable[[], Awaitable[object]]
 
 
-class FakeTuning:
-    """Changes nothing on this machine."""
+class NoBackground:
+    """Stands for the kernel's limit of requests, which cannot be changed here."""
 
-    class Background:
-        complaint = "not here"
+    complaint = "not here"
 
-        def __init__(self, _device: int) -> None:
-            pass
+    def __init__(self, _device: int) -> None:
+        pass
 
-    @staticmethod
-    def nothing(*_arguments: object) -> None:
-        return None
 
-    set_read_ahead = become_io_flusher = avoid_oom_killer = collect_garbage_rarely = keep_freed_memory = nothing
+TUNING = ("set_read_ahead", "become_io_flusher", "avoid_oom_killer", "collect_garbage_rarely", "keep_freed_memory")
 
 
 class FakeInterfaces:
@@ -85,7 +81,9 @@ class Stage:
         monkeypatch.setattr(pyfuse3, "terminate", self.terminate)
         monkeypatch.setattr(pyfuse3, "close", lambda unmount: self.unmounts.append(unmount))
         monkeypatch.setattr(mount, "open_engine", self.open_engine)
-        monkeypatch.setattr(mount, "tuning", FakeTuning)
+        monkeypatch.setattr(tuning, "Background", NoBackground)
+        for name in TUNING:  # nothing of this machine is changed
+            monkeypatch.setattr(tuning, name, lambda *_: None)
         monkeypatch.setattr(mount, "Interfaces", FakeInterfaces)
         monkeypatch.setattr(interfaces, "choose", lambda _: [])
         monkeypatch.setattr(mountpoint, "unmount", self.unmount)
