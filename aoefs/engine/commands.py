@@ -45,6 +45,7 @@ FIRST_PAUSE: Final = 1.0  # seconds until a command is sent again, then doubling
 MAX_PAUSE: Final = 8.0  # seconds
 FLUSH_LOOK: Final = 0.25  # seconds after which it is asked whether a FLUSH is to be sent again
 FLUSH_PAUSE: Final = 32.0  # seconds until a FLUSH is sent again for no reason; a quarter of deadsecs if that is less
+LAST_FLUSH_PAUSE: Final = 2.5  # the same for the last one, whose time is short (fuse.mount.FLUSH_GRACE)
 
 
 class Commands:
@@ -134,6 +135,8 @@ class Commands:
         target, now = self._target, self._driver.now()
         if flush.sendings and not wait.woken:
             pause, most = min(FLUSH_PAUSE, target.deadsecs / 4 or FLUSH_PAUSE), math.inf
+            if target.life.ending:
+                pause = min(pause, LAST_FLUSH_PAUSE)
             if target.has_losses(now):
                 pause, most = max(FIRST_PAUSE, self._rto()), MAX_PAUSE
             if now - flush.last_sent_at < min(pause * 2.0 ** (flush.sendings - 1), most) - ROUNDING:

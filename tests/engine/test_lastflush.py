@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from aoefs.engine.disk import Disk
 from aoefs.engine.lastflush import last_flush
 from aoefs.protocol.wire import AoeCommand
-from tests.engine.answers import flushes, refuse_flush
+from tests.engine.answers import flushes, is_flush, refuse_flush
 from tests.engine.slowwrites import refuse_writes, write_behind
 from tests.scene import DELAY, OUR_MAC, Announce, Scene, SimulatedTarget, open_scene
 
@@ -105,3 +105,22 @@ async def test_an_earlier_deadline_of_the_scope_ends_it_sooner(
             nursery.start_soon(set_deadline)
         assert not await last_flush(scene.engine, SECONDS, scope)
         assert trio.current_time() - began == pytest.approx(2)
+
+
+async def test_a_last_flush_that_is_lost_is_sent_again_within_its_grace(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.write(0, b"x" * 512)
+        lost: list[bytes] = []
+
+        def lose_the_first_flush(frame: bytes, reply: bytes) -> list[tuple[float, bytes]]:
+            if is_flush(frame) and not lost:
+                lost.append(frame)
+                return []
+            return [(0.0, reply)]
+
+        target.answer = lose_the_first_flush
+        scene.engine.close()
+        assert await last_flush(scene.engine, 10.0)
+        assert lost
