@@ -45,6 +45,7 @@ class Input(Enum):
 
 UNANSWERING: Final = (State.SUSPENDED, State.STALLED, State.FLUSHING)
 SERVED: Final = (State.UP, State.HELD, *UNANSWERING)
+NOT_ANSWERING: Final = (State.DOWN, State.HELD, *UNANSWERING)
 
 #: Where an input leads; a state that is not listed for it stays as it is.
 TRANSITIONS: Final[dict[Input, dict[State, State]]] = {

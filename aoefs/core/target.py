@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aoefs.core.latency import BUCKETS, bucket_of
-from aoefs.core.life import SERVED, UNANSWERING, Input, Life, State
+from aoefs.core.life import NOT_ANSWERING, SERVED, Input, Life, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
@@ -552,7 +552,7 @@ class Target:
     @property
     def is_silent(self) -> bool:
         """Down, or not answering, or no path left: to be asked for by config queries."""
-        return self.life.state in (State.DOWN, State.HELD, *UNANSWERING) or not self.paths
+        return self.life.state in NOT_ANSWERING or not self.paths
 
     def silence(self, now: float) -> float:
         """Seconds since the last answer, or since something began to wait for one."""

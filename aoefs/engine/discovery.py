@@ -7,9 +7,10 @@ the link came up, then every 60 s), and one per candidate, at most ``MAX_CANDIDA
 
 What always holds:
 
-- An announcement, or any config answer whose tag is not ours, is a hint, and so are data that nobody asked for or that
-  came twice: a second disk may answer there.  It causes one unicast query with a tag of ours: at most one a second for
-  an endpoint, after the last hint too, and ``MAX_HINTS`` a second in all.  Nothing in it is believed.
+- An announcement, or any config answer whose tag is not ours, is a hint, and so are data from a path of ours that
+  nobody asked for or that came twice: a second disk may answer there.  It causes one unicast query with a tag of ours:
+  at most one a second for an endpoint, after the last hint too, and ``MAX_HINTS`` a second in all.  Nothing in it is
+  believed.
 - A tag of a query is good for ``ANSWER_WINDOW`` seconds.
 - Only config reads are ever broadcast: vblade carries out a broadcast write.
 
@@ -75,7 +76,7 @@ class Discovery:
         driver: Driver,
         roster: Roster,
         supervisor: Supervisor,
-        hints: trio.MemoryReceiveChannel[Endpoint],
+        hints: trio.MemoryReceiveChannel[tuple[Endpoint, bool]],
         *,
         allow_mac: frozenset[bytes] = frozenset(),
     ) -> None:
@@ -131,9 +132,10 @@ class Discovery:
 
     # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _hear(self, hints: trio.MemoryReceiveChannel[Endpoint]) -> None:
-        async for endpoint in hints:
-            self.hint(endpoint)
+    async def _hear(self, hints: trio.MemoryReceiveChannel[tuple[Endpoint, bool]]) -> None:
+        async for endpoint, announced in hints:
+            if announced or self._roster.find_path(endpoint) is not None:
+                self.hint(endpoint)
 
     def hint(self, endpoint: Endpoint) -> None:
         """Ask an endpoint that seems to be there, if the rates allow and its link discovers at all."""

@@ -73,7 +73,7 @@ class Engine:
     def __init__(self, nursery: trio.Nursery, settings: Settings, tags: TagTable[Run | LoneCommand]) -> None:
         self._nursery = nursery
         self._clock = RunningClock(trio.lowlevel.current_clock().current_time)
-        hints_in, hints_out = trio.open_memory_channel[Endpoint](MAX_HINTS_QUEUED)
+        hints_in, hints_out = trio.open_memory_channel[tuple[Endpoint, bool]](MAX_HINTS_QUEUED)
         self.changes = Changes()
         self.supervisor = Supervisor(nursery)
         self.driver = Driver(nursery, self._clock, tags)

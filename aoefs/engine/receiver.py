@@ -42,9 +42,9 @@ MAX_SURPLUS: Final = 256  # endpoints of which they are counted
 
 
 class Receiver:
-    """See the module.  ``hints`` takes endpoints that the discovery should ask: see :meth:`_hint`."""
+    """See the module.  ``hints`` takes endpoints for the discovery to ask: see :meth:`_hint`."""
 
-    def __init__(self, driver: Driver, shards: Shards, hints: trio.MemorySendChannel[Endpoint]) -> None:
+    def __init__(self, driver: Driver, shards: Shards, hints: trio.MemorySendChannel[tuple[Endpoint, bool]]) -> None:
         self.hints_dropped = 0  # since the queue was full
         self._driver = driver
         self._shards = shards
@@ -148,17 +148,17 @@ class Receiver:
             return None
         endpoint = Endpoint(link, header.source, header.address)
         if header.command == AoeCommand.CONFIG and header.is_response:
-            self._hint(endpoint)
+            self._hint(endpoint, announced=True)
             return None
         link.rx_unknown += 1
         if header.command == AoeCommand.ATA and header.is_response:
             self._note_surplus(endpoint)
         return None
 
-    def _hint(self, endpoint: Endpoint) -> None:
-        """It said something of itself that answers no question of ours, or answers too often."""
+    def _hint(self, endpoint: Endpoint, *, announced: bool) -> None:
+        """It said something of itself that answers no question of ours, or it answers too often."""
         try:
-            self._hints.send_nowait(endpoint)
+            self._hints.send_nowait((endpoint, announced))
         except trio.WouldBlock:
             self.hints_dropped += 1
 
@@ -168,7 +168,7 @@ class Receiver:
             self._surplus.clear()
         count = self._surplus[endpoint] = (self._surplus.get(endpoint, 0) + 1) % SURPLUS
         if count == 0:
-            self._hint(endpoint)
+            self._hint(endpoint, announced=False)
 
     def _judge_answer(self, link: Link, frame: bytes, header: Header, run: Run) -> RequestError | None:
         """An answer with the tag of a data command: its error, or None for a good one from another verified path."""

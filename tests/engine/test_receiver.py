@@ -46,7 +46,7 @@ class BrokenLink:
 
 def make_receiver() -> Receiver:
     """A receiver that gets no frame."""
-    hints, _ = trio.open_memory_channel[Endpoint](0)
+    hints, _ = trio.open_memory_channel[tuple[Endpoint, bool]](0)
     return Receiver(cast(Driver, None), cast(Shards, None), hints)
 
 
