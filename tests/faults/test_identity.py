@@ -175,7 +175,8 @@ def test_a_second_disk_behind_the_mac_of_the_first_ends_the_writes_until_it_is_g
         assert errno_of(lambda: os.pwrite(buffered, pattern(1001), 256 * 4096)) == errno.EROFS
         assert errno_of(lambda: os.open(mount.here / "e0.0", os.O_WRONLY)) == errno.EROFS
         assert (second.read_bytes(), first.read_bytes()) == contents
-        assert read(file, 4096, 1 << 20) in [disk.read_bytes()[1 << 20 :][:4096] for disk in (first, second)]
+        for at in range(1 << 20, (1 << 20) + 4096, 512):  # reads go on; of each frame, the disk that is faster answers
+            assert read(file, 512, at) in [disk[at : at + 512] for disk in contents]
         conflict = mount.target()["conflict"]
         (line,) = [line for line in log_of(mount).splitlines() if "e0.0 takes no writes" in line]
         for words in (conflict, "serial 0.0:one", "serial 0.0:other", lab.mac(TARGET).hex(":"), "aoe0"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Sequence
 
+from aoefs.engine.discovery import QUERY_TIMES
 from aoefs.protocol.ata import Opcode, transfer_registers
 from aoefs.protocol.wire import (
     BROADCAST_MAC,
@@ -118,6 +120,7 @@ def test_other_initiators_get_no_answer_and_change_nothing(place: Place) -> None
     other = bytes.fromhex("02ae00000909")
     before = place.images["e0.0"].read_bytes()
     names = set(os.listdir(place.mount.here))
+    time.sleep(QUERY_TIMES[-1] + 0.3)  # a mount that just began asks everybody a few times
     capture = lab.capture()
     with open_packet_socket(lab, TARGET) as wire, place.opened("e0.0", os.O_RDONLY | os.O_DIRECT) as file:
         for _ in range(3):
