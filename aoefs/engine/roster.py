@@ -140,8 +140,8 @@ class Roster:
         other = next((one for one in identities if not disk.target.identity.same_disk(one)), None)
         if other is not None:
             where = f"{format_mac(endpoint.mac)} on {endpoint.link.interface}"
-            serials = f"serial {disk.target.identity.serial} and serial {other.serial}"
-            self._mixed[endpoint] = 0, f"two disks answer from {where}, {serials}"
+            names = _names(disk.target.identity, other)
+            self._mixed[endpoint] = 0, f"two disks answer from {where}, {names[0]} and {names[1]}"
             self._judge_conflict(disk)
         return True
 
@@ -160,9 +160,9 @@ class Roster:
         """Which of two disks was seen first was chance: nothing is written before somebody decides."""
         target, (link, mac, _) = disk.target, sighting.endpoint
         first = ", ".join(f"{format_mac(path.mac)} on {path.interface}" for path in target.paths)
+        names = _names(target.identity, sighting.identity)
         self._contested[target.address] = (
-            f"two disks have this address, serial {target.identity.serial} ({first}) and serial "
-            f"{sighting.identity.serial} ({format_mac(mac)} on {link.interface}); "
+            f"two disks have this address, {names[0]} ({first}) and {names[1]} ({format_mac(mac)} on {link.interface}); "
             f"decide with -i, --allow-mac or --disk {target.name}=SERIAL"
         )
         self._judge_conflict(disk)
@@ -195,7 +195,8 @@ class Roster:
         return tuple(sorted(found.values(), key=_place))
 
     def _reject(self, sighting: Sighting, reason: str) -> None:
-        self._strangers.note(Stranger(sighting.endpoint, sighting.config, REFUSED, reason), self._driver.now())
+        stranger = Stranger(sighting.endpoint, sighting.config, REFUSED, reason, sighting.identity.serial)
+        self._strangers.note(stranger, self._driver.now())
 
     def _admit(self, sighting: Sighting) -> None:
         """A new target, with its first path."""
@@ -322,6 +323,14 @@ class Roster:
         for endpoint in [endpoint for endpoint in self._mixed if endpoint.address == target.address]:
             del self._mixed[endpoint]
         self._changes.publish(disk, change)
+
+
+def _names(one: Identity, other: Identity) -> tuple[str, str]:
+    """What tells two disks apart: their serials, and more if these are the same."""
+    if one.serial != other.serial:
+        return f"serial {one.serial}", f"serial {other.serial}"
+    what = [f"serial {disk.serial} ({disk.model}, {disk.size_bytes} bytes)" for disk in (one, other)]
+    return what[0], what[1]
 
 
 def _place(stranger: Stranger) -> tuple[Address, str, bytes]:

@@ -33,6 +33,7 @@ class Stranger:
     config: ConfigArgument
     state: str
     reason: str
+    serial: str = ""  # if it is known
 
 
 class Strangers:

@@ -82,7 +82,7 @@ def stranger_report(stranger: Stranger) -> dict[str, Any]:
         "slot": address.slot,
         "size": None,
         "model": "",
-        "serial": "",
+        "serial": stranger.serial,
         "firmware": "",
         "config": config.string.decode("utf-8", "backslashreplace"),
         "state": stranger.state,

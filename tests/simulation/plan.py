@@ -147,6 +147,7 @@ class _Actions:
             (self._read, 12),
             (self._write, 14),
             (self._stream, 5),
+            (self._rewrite, 3),
             (self._scan, 3),
             (self._fsync, 5),
             (self._close, 3),
@@ -203,7 +204,12 @@ class _Actions:
         dice = self._dice
         block = dice.choice((512, 1024, 4096))
         start = self._place(slot, 0) // block * block
-        self._add(at, "stream", slot, start, block, dice.randrange(9, 24), dice.choice((0.0, 0.0, 0.003)))
+        reads = dice.random() < 0.4
+        self._add(at, "stream", slot, start, block, dice.randrange(9, 24), dice.choice((0.0, 0.0, 0.003)), reads)
+
+    def _rewrite(self, at: float, slot: int) -> None:
+        dice = self._dice
+        self._add(at, "rewrite", slot, *self._range(slot), dice.randrange(2, 9), dice.choice((0.0, 0.02, 0.15)))
 
     def _scan(self, at: float, slot: int) -> None:
         block = self._dice.choice((1024, 4096, 16384))
@@ -245,7 +251,7 @@ class _Actions:
 
     def _draw_fault(self, at: float) -> None:
         dice, plan = self._dice, self._plan
-        seconds = dice.choice((0.05, 0.4, 1.5, 3.0, 6.0))
+        seconds = dice.choice((0.05, 0.4, 1.5, 3.0, 6.0, 9.0))
         machine, cable = dice.randrange(len(plan.machines)), dice.randrange(len(plan.cables))
         faults: list[tuple[int, Callable[[], None]]] = [
             (10, lambda: self._draw_cable_fault(at, cable, seconds)),
@@ -285,6 +291,7 @@ class _Actions:
                 (Faults(corrupt=0.05), 0.0),
                 (Faults(loss=0.05, duplicate=0.1), 0.1),
                 (Faults(), 0.15),
+                (Faults(), 0.5),
                 (Faults(loss=0.1), 0.3),
                 (Faults(loss=0.02, burst=2, duplicate=0.05, reorder=0.05, jitter=0.0003, corrupt=0.01), 0.03),
             )

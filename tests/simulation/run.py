@@ -168,6 +168,7 @@ class Simulation:
             "read": lambda: users.read(who, *given),
             "write": lambda: users.write(who, *given),
             "stream": lambda: users.stream(who, *given),
+            "rewrite": lambda: users.rewrite(who, *given),
             "scan": lambda: users.scan(who, *given),
             "fsync": lambda: users.fsync(who),
             "close": lambda: users.close_file(who),

@@ -267,12 +267,21 @@ class Users:
             register.end_flush_of(write)
         return not code
 
-    async def stream(self, slot: int, offset: int, block: int, count: int, pause: float) -> None:
+    async def stream(self, slot: int, offset: int, block: int, count: int, pause: float, reads: bool) -> None:
+        """One block after another, and perhaps each of them read back."""
         for turn in range(count):
             if not await self.write(slot, offset + turn * block, block):
                 return
+            if reads:
+                await self.read(slot, offset + turn * block, block)
             if pause:
                 await trio.sleep(pause)
+
+    async def rewrite(self, slot: int, offset: int, size: int, count: int, pause: float) -> None:
+        """The same range several times."""
+        for _ in range(count):
+            await self.write(slot, offset, size)
+            await trio.sleep(pause)
 
     async def fsync(self, slot: int) -> None:
         file = self.open.get(slot)
