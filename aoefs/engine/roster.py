@@ -162,7 +162,8 @@ class Roster:
         first = ", ".join(f"{format_mac(path.mac)} on {path.interface}" for path in target.paths)
         names = _names(target.identity, sighting.identity)
         self._contested[target.address] = (
-            f"two disks have this address, {names[0]} ({first}) and {names[1]} ({format_mac(mac)} on {link.interface}); "
+            f"two disks have this address, {names[0]} ({first}) and "
+            f"{names[1]} ({format_mac(mac)} on {link.interface}); "
             f"decide with -i, --allow-mac or --disk {target.name}=SERIAL"
         )
         self._judge_conflict(disk)
