@@ -291,8 +291,11 @@ class Roster:
             self._driver.pump(disk.target)
 
     def drop_path(self, path: Path) -> None:
-        if path.target is not None:
-            path.target.drop_path(path)
+        target = path.target
+        if target is not None:
+            target.drop_path(path)
+            self._mixed.pop(Endpoint(path.link, path.mac, target.address), None)
+            self._judge_conflict(self.disks[target.address])
         path.link.forget(path)
 
     def reason_to_keep(self, disk: Disk) -> str | None:

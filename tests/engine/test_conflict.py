@@ -12,7 +12,7 @@ from aoefs.engine.roster import FIRST_SECONDS
 from aoefs.engine.settings import Settings
 from aoefs.errors import AddressConflict, TargetLost
 from aoefs.protocol.wire import Address
-from tests.scene import Announce, open_scene, target_mac
+from tests.scene import Announce, SimulatedTarget, open_scene, target_mac
 
 ZERO = Address(0, 0)
 ONE_MAC, OTHER_MAC = target_mac(0), target_mac(1)
@@ -154,3 +154,20 @@ async def test_what_only_a_person_can_decide_is_not_ended_by_another_conflict_no
         assert other is not disk
         with pytest.raises(AddressConflict):
             await other.write(0, b"x" * 512)
+
+
+async def test_a_conflict_goes_with_the_path_on_which_it_was(autojump_clock: MockClock, announce: Announce) -> None:
+    announce("takes no writes")
+    async with open_scene() as scene:
+        first = scene.add_target(serial="first")
+        SimulatedTarget(scene.wire, first.export, mac=target_mac(9))
+        disk = await scene.disk()
+        await trio.sleep(5)
+        scene.add_target(serial="second")
+        while not disk.target.conflict:
+            await disk.read(0, 4096)
+            await trio.sleep(0.02)
+        mixed = disk.target.find_path(scene.link, first.mac)
+        assert mixed is not None
+        scene.engine.roster.drop_path(mixed)
+        await disk.write(0, b"x" * 512)
