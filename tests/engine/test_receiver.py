@@ -12,9 +12,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from aoefs.core.link import Endpoint, Entry, Link
-from aoefs.engine.driver import Driver
 from aoefs.engine.receiver import MAX_HINTS_QUEUED, RECEIVE_BATCHES, Receiver
-from aoefs.engine.shards import Shards
 from aoefs.errors import AtaError, TargetError
 from aoefs.net.packetsocket import LINK_DOWN
 from aoefs.protocol.ata import ErrorBit
@@ -31,6 +29,7 @@ from aoefs.protocol.wire import (
 from tests.engine.answers import data_only, error_answer
 from tests.engine.queries import forge_config
 from tests.scene import DELAY, SimulatedTarget, nothing_is_left, open_scene, target_mac
+from tests.source import from_source
 
 
 class BrokenLink:
@@ -47,7 +46,8 @@ class BrokenLink:
 def make_receiver() -> Receiver:
     """A receiver that gets no frame."""
     hints, _ = trio.open_memory_channel[tuple[Endpoint, bool]](0)
-    return Receiver(cast(Driver, None), cast(Shards, None), hints)
+    receiver: Receiver = from_source("engine.receiver").Receiver(None, None, hints)
+    return receiver
 
 
 @pytest.mark.parametrize("code", LINK_DOWN)

@@ -14,6 +14,7 @@ from aoefs.engine.clock import PERIOD, RunningClock
 from aoefs.engine.timer import Timer
 from aoefs.protocol.ata import Opcode
 from tests.scene import open_scene
+from tests.source import from_source
 
 
 class FakeTarget:
@@ -37,7 +38,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.clock = RunningClock(trio.current_time)
-        self.timer = Timer(self.clock)
+        self.timer: Timer = from_source("engine.timer").Timer(self.clock)
 
     def arm(self, target: FakeTarget) -> None:
         self.timer.arm(cast(Target, target), self.clock.now())
