@@ -143,6 +143,7 @@ class Surroundings:
             if self._episodes[what] == number:
                 end()
             over.set()
+            self.world.touch()
 
         self.world.after(seconds, stop)
         await over.wait()

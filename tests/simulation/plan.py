@@ -146,7 +146,8 @@ class _Actions:
             (self._open_file, 6),
             (self._read, 12),
             (self._write, 14),
-            (self._stream, 5),
+            (self._stream, 2),
+            (self._copy, 4),
             (self._rewrite, 3),
             (self._scan, 3),
             (self._fsync, 5),
@@ -204,8 +205,16 @@ class _Actions:
         dice = self._dice
         block = dice.choice((512, 1024, 4096))
         start = self._place(slot, 0) // block * block
-        reads = dice.random() < 0.4
+        reads = dice.random() < 0.5
         self._add(at, "stream", slot, start, block, dice.randrange(9, 24), dice.choice((0.0, 0.0, 0.003)), reads)
+
+    def _copy(self, at: float, slot: int) -> None:
+        dice = self._dice
+        machine = self._open.get(slot, dice.randrange(len(self._plan.machines)))
+        block = dice.choice((512, 1024, 2048))
+        start = self._place(slot, 0) // block * block
+        turns, pause = dice.randrange(10, 26), dice.choice((0.0, 0.0, 0.003, 0.1))
+        self._add(at, "copy", machine, start, block, turns, pause, dice.random() < 0.4, dice.random() < 0.5)
 
     def _rewrite(self, at: float, slot: int) -> None:
         dice = self._dice
@@ -297,3 +306,5 @@ class _Actions:
             )
         )
         self._add(at, "cable", cable, seconds, faults, held)
+        for meet in (self._rewrite, self._rewrite, self._rewrite, self._copy) if held else (self._copy,):
+            meet(at + dice.uniform(0.0, min(seconds, 2.0)), dice.randrange(SLOTS))  # what is late meets what is newer

@@ -31,7 +31,7 @@ from tests.simulation.faults import Surroundings
 from tests.simulation.plan import Action, Plan
 from tests.simulation.register import ANYTHING
 from tests.simulation.users import MOMENT, Users
-from tests.simulation.world import World
+from tests.simulation.world import Turns, World
 
 HEALING = 40.0  # seconds within which all is well again after the last fault: a silent target is asked every 15 s
 MOST_SECONDS = 900.0  # seconds that a run may take beyond its plan
@@ -58,7 +58,8 @@ def run(plan: Plan, *, verbose: bool = False) -> Outcome:
     simulation = Simulation(plan, world)
     with determined(plan.seed, world, simulation.threads):
         try:
-            trio.run(simulation.run, clock=world.clock)
+            turns = Turns(world, lambda: world.complain("it goes round in a circle"))
+            trio.run(simulation.run, clock=world, instruments=[turns])
         except Exception as error:
             world.on_complaint = lambda: None
             world.complain("".join(traceback.format_exception(error)))
@@ -92,7 +93,6 @@ class Simulation:
         with trio.CancelScope() as scope:
             world.on_complaint = scope.cancel
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(world.run)
                 self.threads.nursery = nursery
                 settings = Settings(shards=plan.shards, deadsecs=plan.deadsecs, maxout=plan.maxout)
                 async with open_engine([], settings) as engine:
@@ -168,6 +168,7 @@ class Simulation:
             "read": lambda: users.read(who, *given),
             "write": lambda: users.write(who, *given),
             "stream": lambda: users.stream(who, *given),
+            "copy": lambda: users.copy(f"e0.{who}", *given),
             "rewrite": lambda: users.rewrite(who, *given),
             "scan": lambda: users.scan(who, *given),
             "fsync": lambda: users.fsync(who),

@@ -277,6 +277,17 @@ class Users:
             if pause:
                 await trio.sleep(pause)
 
+    async def copy(
+        self, name: str, offset: int, block: int, count: int, pause: float, reads: bool, syncs: bool
+    ) -> None:
+        """As dd does: a file of its own, which nothing else uses."""
+        slot = -self.all_calls - 2
+        await self.open_file(slot, name, os.O_RDWR)
+        await self.stream(slot, offset, block, count, pause, reads)
+        if syncs:
+            await self.fsync(slot)
+        await self.close_file(slot)
+
     async def rewrite(self, slot: int, offset: int, size: int, count: int, pause: float) -> None:
         """The same range several times."""
         for _ in range(count):

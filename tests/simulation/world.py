@@ -42,49 +42,21 @@ from tests.simulation.drive import Drive
 
 _DESTINATION, _FLAGS, _COMMAND, _OPCODE = slice(0, 6), 14, 19, 27  # in a frame, see protocol.wire
 TURN = 1e-7  # seconds that a turn of the loop takes at least
+MOST_TURNS = 100_000  # of the loop in one second
 MOST_FRAMES = 200_000  # of a run that ends
 MOST_LOOKS = 300  # at the clock, until it moves by itself
 
 
-class VirtualClock(trio.abc.Clock):
-    """Jumps to the next deadline as soon as no task can run.  What only looks at it sees it move, too, in the end."""
+class World(trio.abc.Clock):
+    """The clock of the run, the heap of events, and the log.  The run ends before ``until`` (seconds).  ``digest`` is
+    that of all that was logged, frames included.
 
-    def __init__(self) -> None:
-        self.time = 0.0
-        self._looks = 0  # since it moved
-        self._idle = 0  # turns of the loop without any deadline
-
-    def start_clock(self) -> None:
-        pass
-
-    def current_time(self) -> float:
-        self._looks += 1
-        if self._looks > MOST_LOOKS:
-            self.move(self.time + TURN)
-        return self.time
-
-    def deadline_to_sleep_time(self, deadline: float) -> float:
-        if deadline < math.inf:
-            self.move(max(self.time + TURN, deadline))
-            self._idle = 0
-        else:  # trio itself has no deadline when it begins and ends
-            self._idle += 1
-            if self._idle > 1000:
-                raise RuntimeError("nothing will ever happen any more")
-        return 0.0
-
-    def move(self, time: float) -> None:
-        self.time = time
-        self._looks = 0
-
-
-class World:
-    """The heap of events, and the log of the run, which ends before ``until`` (seconds).  ``digest`` is that of all
-    that was logged, frames included.
+    Time jumps to the next event or deadline as soon as no task can run; what only looks at the clock sees it move, too,
+    in the end.  An event that wakes a task says so with :meth:`touch`.
     """
 
     def __init__(self, until: float = math.inf, *, verbose: bool = False) -> None:
-        self.clock = VirtualClock()
+        self.time = 0.0
         self.digest = hashlib.blake2b(digest_size=16)
         self.lines: list[str] = []
         self.frames = 0
@@ -94,14 +66,70 @@ class World:
         self._verbose = verbose
         self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
-        self._scope = trio.CancelScope()
-        self._frozen_at: float | None = None
+        self._frozen = False
+        self._touched = False
+        self._looks = 0  # at the clock since it moved
+        self._idle = 0  # turns of the loop without any deadline
 
-    def now(self) -> float:
-        return self.clock.time if self._frozen_at is None else self._frozen_at
+    # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        self._looks += 1
+        if self._looks > MOST_LOOKS:
+            self._move(self.time + TURN)
+        return self.time
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        self._touched = False
+        self._carry_out(deadline)
+        if self._touched:
+            pass
+        elif deadline < math.inf:
+            self._move(max(self.time + TURN, deadline))
+            self._idle = 0
+        else:  # trio itself has no deadline when it begins and ends
+            self._idle += 1
+            if self._idle > 1000:
+                raise RuntimeError("nothing will ever happen any more")
+        return 0.0
+
+    def _move(self, time: float) -> None:
+        self.time = time
+        self._looks = 0
+
+    def at(self, time: float, action: Callable[[], object]) -> None:
+        heapq.heappush(self._heap, (time, next(self._order), action))
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        self.at(self.time + seconds, action)
+
+    def touch(self) -> None:
+        """A task can run now."""
+        self._touched = True
+
+    def _carry_out(self, until: float) -> None:
+        """What happens until then; only until a task can run, unless these are frozen."""
+        heap = self._heap
+        while heap and heap[0][0] <= (self.time if self._touched and not self._frozen else until):
+            time, _, action = heapq.heappop(heap)
+            self._move(max(self.time, time))
+            action()
+
+    def freeze(self, seconds: float) -> None:
+        """The process of the initiator stands still, and the world goes on."""
+        until = self.time + seconds
+        self._frozen = True
+        self._carry_out(until)
+        self._frozen = False
+        self._move(until)
+
+    # ── the log ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def log(self, text: str) -> None:
-        line = f"{self.now():.6f} {text}"
+        line = f"{self.time:.6f} {text}"
         self.digest.update(line.encode())
         self.lines.append(line)
         if self._verbose:
@@ -109,12 +137,12 @@ class World:
 
     def log_frame(self, cable: str, frame: bytes) -> None:
         self.frames += 1
-        if self.frames > MOST_FRAMES or self.now() > self._until:
-            self.complain(f"it does not end: {self.frames} frames until {self.now():.0f} s")
-        self.digest.update(b"%.6f" % self.now())
+        if self.frames > MOST_FRAMES or self.time > self._until:
+            self.complain(f"it does not end: {self.frames} frames until {self.time:.0f} s")
+        self.digest.update(b"%.6f" % self.time)
         self.digest.update(frame)
         if self._verbose:
-            print(f"{self.now():.6f} {cable}: {describe(frame)}")
+            print(f"{self.time:.6f} {cable}: {describe(frame)}")
 
     def complain(self, complaint: str) -> None:
         """An invariant does not hold: the run ends."""
@@ -122,34 +150,25 @@ class World:
             self.complaint = complaint
             self.log(f"WRONG: {complaint}")
             self.on_complaint()
+            self.touch()
 
-    def at(self, time: float, action: Callable[[], object]) -> None:
-        heapq.heappush(self._heap, (time, next(self._order), action))
-        if time < self._scope.deadline:
-            self._scope.deadline = time
 
-    def after(self, seconds: float, action: Callable[[], object]) -> None:
-        self.at(self.now() + seconds, action)
+class Turns(trio.abc.Instrument):
+    """Counts the turns of the loop; ``end()`` is called when it turns without end while the clock hardly moves."""
 
-    async def run(self) -> None:
-        while True:
-            with trio.CancelScope(deadline=self._heap[0][0] if self._heap else math.inf) as self._scope:
-                await trio.sleep_forever()
-            self._carry_out(trio.current_time())
+    def __init__(self, clock: World, end: Callable[[], object]) -> None:
+        self._clock = clock
+        self._end = end
+        self._second = -1
+        self._turns = 0
 
-    def _carry_out(self, until: float) -> None:
-        while self._heap and self._heap[0][0] <= until:
-            time, _, action = heapq.heappop(self._heap)
-            if self._frozen_at is not None:
-                self._frozen_at = max(self._frozen_at, time)
-            action()
-
-    def freeze(self, seconds: float) -> None:
-        """The process of the initiator stands still, and the world goes on."""
-        self._frozen_at = self.clock.time
-        self._carry_out(self.clock.time + seconds)
-        self._frozen_at = None
-        self.clock.move(self.clock.time + seconds)
+    def before_io_wait(self, timeout: float) -> None:
+        self._turns += 1
+        if int(self._clock.time) != self._second:
+            self._second = int(self._clock.time)
+            self._turns = 0
+        elif self._turns == MOST_TURNS:
+            self._end()
 
 
 def describe(frame: bytes) -> str:
@@ -177,15 +196,15 @@ class Cable(Wire):
         self.name = name
         self.segment = segment
         self.max_sectors = max_sectors
-        self._world = world
+        self.world = world
 
     def send(self, frame: bytes, sender: Callable[[bytes], object] | None = None, after: float = 0.0) -> None:
         if after:
-            self._world.after(after, partial(self.send, frame, sender))
+            self.world.after(after, partial(self.send, frame, sender))
             return
-        self._world.log_frame(self.name, frame)
-        for arrives, routed in self.segment.transmit(frame, self._world.now()):
-            self._world.at(arrives, partial(self._arrive, routed, sender))
+        self.world.log_frame(self.name, frame)
+        for arrives, routed in self.segment.transmit(frame, self.world.time):
+            self.world.at(arrives, partial(self._arrive, routed, sender))
 
     def _arrive(self, frame: bytes, sender: Callable[[bytes], object] | None) -> None:
         for listener in list(self.listeners):
@@ -206,6 +225,7 @@ class Link(SegmentLink):
         if self.carrier and frame[_FLAGS] & Flag.RESPONSE and frame[_DESTINATION] in (self.mac, BROADCAST_MAC):
             self.inbox.append(frame)
             self._changed.unpark_all()
+            self.cable.world.touch()
 
     def _put(self, frame: bytes) -> bool:
         if not self.carrier:
