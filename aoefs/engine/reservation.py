@@ -47,7 +47,7 @@ class Reservation:
         """For one more writer.  TargetError 6 if another host holds it, 1 if the target knows none; TargetLost."""
         async with self._lock:
             if not self.writers:
-                await self._put(self._driver.macs())
+                await self._put_ours()
             self.writers += 1
 
     async def give_back(self) -> None:
@@ -74,12 +74,20 @@ class Reservation:
         async with self._lock:
             if self.is_due:
                 try:
-                    await self._put(self._driver.macs() if self.writers else ())
+                    await (self._put_ours() if self.writers else self._put(()))
                 except TargetLost:
                     return False
                 except RequestError as error:
                     log.error("%s: renewing the reservation failed: %s", self._target.name, error)
         return True
+
+    async def _put_ours(self) -> None:
+        """All our MACs, also those that came while the target took its time to answer."""
+        while True:
+            macs = self._driver.macs()
+            await self._put(macs)
+            if macs == self._driver.macs():
+                return
 
     async def _put(self, macs: tuple[bytes, ...]) -> None:
         try:

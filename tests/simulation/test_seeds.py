@@ -9,9 +9,6 @@ from tests.simulation.run import run
 
 SEEDS = 240
 CHUNK = 20
-#: A defect that is not mended yet: a link comes back with another MAC while a disk is reserved, and the mount stops
-#: before the reservation names it.  The target then refuses the last FLUSH (AoE error 6); the exit code says so.
-KNOWN = {123}
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
@@ -19,6 +16,6 @@ def test_nothing_goes_wrong(first: int) -> None:
     failures = [
         f"seed {seed} (python -m tests.simulation --seed {seed}): {outcome.complaint}"
         for seed in range(first, first + CHUNK)
-        if seed not in KNOWN and (outcome := run(draw(seed))).complaint
+        if (outcome := run(draw(seed))).complaint
     ]
     assert not failures, "\n".join(failures)
