@@ -450,6 +450,20 @@ class _Demo:
 
     def keep(self) -> None:
         """Leave everything as it is until Ctrl-C, then until the mount is no longer in use or another Ctrl-C."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self._tell_what_to_try()
+            while True:
+                signal.pause()
+        with contextlib.suppress(KeyboardInterrupt):
+            said = ""
+            while (mount := mountpoint.find_mount(path)) is not None and (users := mountpoint.holders(mount)):
+                names = ", ".join(map(str, users))
+                if names != said:
+                    said = names
+                    self._say(f"\n{path} is in use by {names}: end that, or press Ctrl-C again to cut it off")
+                time.sleep(10 * _POLL_SECONDS)
+
+    def _tell_what_to_try(self) -> None:
         path, aoefs = self._path, shlex.quote(_typed_aoefs())
         self._heading("It is yours until Ctrl-C.  In another terminal, as root, try:")
         for line in (
@@ -461,17 +475,6 @@ class _Demo:
             f"ip netns exec {self._target} {aoefs} target -i {INTERFACE} 9.9=ANY-FILE   # it appears in the mount",
         ):
             self._say(f"   # {line}", "command")
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                signal.pause()
-        with contextlib.suppress(KeyboardInterrupt):
-            said = ""
-            while (mount := mountpoint.find_mount(path)) is not None and (users := mountpoint.holders(mount)):
-                names = ", ".join(map(str, users))
-                if names != said:
-                    said = names
-                    self._say(f"\n{path} is in use by {names}: end that, or press Ctrl-C again to cut it off")
-                time.sleep(10 * _POLL_SECONDS)
 
     # ── clean-up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
