@@ -95,24 +95,34 @@ def test_only_the_lost_frame_of_a_large_read_is_retransmitted(lab: Lab, wire: Wi
 def test_a_lost_frame_is_retransmitted_while_later_ones_are_still_under_way(lab: Lab, wire: Wire) -> None:
     """The order of the answers shows the loss, long before the timeout, which counts from the last answer.
 
-    In most reads, as above.
+    In one of a few rounds: on a busy machine a target is sometimes slower than its RTO.  With the timeout alone, two
+    thirds of the frames or more are retransmitted after the last new one, in every round.
     """
     lab.vblade(0, 0, lab.image("disk", SIZE), "-b", 32)
     mount = mount_until(lab, "e0.0")
+    rounds: list[tuple[int, int]] = []
     with opened(mount.here / "e0.0", os.O_RDONLY | os.O_DIRECT) as file:
         read(file, 1 << 20)
-        capture = lab.capture()
         wire.faults(loss=0.002)
-        for megabyte in range(8):
-            read(file, 1 << 20, megabyte << 20)
-    requests = [frame for frame in capture.frames() if is_request(frame) and frame[OPCODE] == Opcode.READ_EXT]
-    reads = []
-    for megabyte in range(8):
-        first = megabyte * 2048
+        while len(rounds) < 5:
+            capture = lab.capture()
+            for megabyte in range(8):
+                read(file, 1 << 20, megabyte << 20)
+            rounds.append(_retransmits(capture.frames()))
+            early, late = rounds[-1]
+            if early > 2 * late:
+                return
+    raise AssertionError(f"before and after the last new frame: {rounds}")
+
+
+def _retransmits(frames: list[bytes]) -> tuple[int, int]:
+    """Those before and those after the last new frame of each read of 1 MiB."""
+    requests = [frame for frame in frames if is_request(frame) and frame[OPCODE] == Opcode.READ_EXT]
+    early = late = 0
+    for first in range(0, 8 * 2048, 2048):
         sent = [lba for lba in map(lba_of, requests) if first <= lba < first + 2048]
         last_new = max(sent.index(lba) for lba in set(sent))
         again = [index for index, lba in enumerate(sent) if lba in sent[:index]]
-        if again:
-            early = sum(index < last_new for index in again)
-            reads.append((early, len(again) - early))
-    assert sum(early > 2 * late for early, late in reads) > len(reads) / 2, reads
+        early += sum(index < last_new for index in again)
+        late += sum(index > last_new for index in again)
+    return early, late
