@@ -28,9 +28,10 @@ from tests.lab.lab import Lab
 from tests.lab.mount import Mount, opened
 from tests.lab.process import Process, is_gone, wait_until
 from tests.lab.programs import COMMANDS, Argument, find_program, make_image, missing, python_module, require
-from tests.lab.side import INITIATOR, TARGET, Side
+from tests.lab.side import ATTACKER, INITIATOR, TARGET, Side
 
 __all__ = [
+    "ATTACKER",
     "COMMANDS",
     "INITIATOR",
     "TARGET",

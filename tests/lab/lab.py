@@ -85,10 +85,12 @@ class Lab:
             wait_until(functools.partial(reads, carrier, "1"), what=f"carrier of {name} at {side}")
         return names[0], names[1]
 
-    def switch(self, *sides: str, mtu: int | None = None) -> None:
-        """Give each side one interface more, all on one bridge: for several initiators on one wire.
+    def switch(self, *sides: str, mtu: int | None = None, pinned: bool = False) -> None:
+        """Give each side one interface more, all on one bridge: for several hosts on one wire.
 
-        A bridge that snoops on multicast sends reports of its own.
+        The bridge learns addresses from frames.  If they are ``pinned``, it knows those of the sides from the start and
+        learns none: then no host sees a unicast frame to another one, whatever it sends.  A bridge that snoops on
+        multicast sends reports of its own.
         """
         bridge = f"wire{len(self.sides)}"
         self.add_side(bridge)
@@ -97,6 +99,11 @@ class Lab:
         for side in sides:
             _, port = self.cable(side, bridge, mtu)
             self.ip(bridge, "link", "set", port, "master", "br0")
+            if pinned:
+                self.ip(bridge, "link", "set", port, "type", "bridge_slave", "learning", "off")
+                mac = self.mac(side, len(self.sides[side].interfaces) - 1).hex(":")
+                namespace = self.sides[bridge].namespace
+                run_on_host("bridge", "-n", namespace, "fdb", "replace", mac, "dev", port, "master", "static")
         for port in self.sides[bridge].interfaces:
             state = self.sides[bridge].root / "sys/class/net/br0/brif" / port / "state"
             wait_until(functools.partial(reads, state, "3"), what=f"forwarding of {port} at {bridge}")

@@ -17,6 +17,7 @@ from tests.lab.process import wait_until
 from tests.lab.programs import Argument
 
 INITIATOR, TARGET = "initiator", "target"
+ATTACKER = "attacker"  # a third host, of tests.hostile
 
 _CLONE_NEWNET = 0x4000_0000
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import INITIATOR, TARGET, Lab, is_gone, open_packet_socket, require
+from tests.lab import ATTACKER, INITIATOR, TARGET, Lab, is_gone, open_packet_socket, require
 
 
 def test_nothing_of_a_lab_is_left_after_a_failure() -> None:
@@ -61,6 +61,35 @@ def test_the_wire_is_silent_but_for_what_is_sent(lab: Lab) -> None:
         sender.send(frame)
         assert receiver.recv(2000) == frame
     assert [capture.frames() for capture in captures] == [[], [frame], [], [frame]]
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_third_host_on_a_switch_sees_no_unicast_frame_of_the_others(pinned: bool) -> None:
+    """A bridge that learns sends a frame everywhere until its destination has sent one; a pinned one never does."""
+    with Lab(pairs=0) as lab:
+        lab.add_side(ATTACKER)
+        lab.switch(INITIATOR, TARGET, ATTACKER, pinned=pinned)
+        third = lab.capture(ATTACKER)
+        ours, theirs = lab.mac(INITIATOR), lab.mac(TARGET)
+        question, answer = (to + source + b"\x88\xa2" + bytes(46) for to, source in ((theirs, ours), (ours, theirs)))
+        broadcast = b"\xff" * 6 + ours + b"\x88\xa2" + bytes(46)
+        stolen = answer[:6] + theirs + b"\x88\xa2" + b"\x01" * 46
+        with open_packet_socket(lab) as initiator, open_packet_socket(lab, TARGET) as target:
+            initiator.send(broadcast)
+            assert target.recv(2000) == broadcast
+            for _ in range(3):
+                target.send(answer)
+                assert initiator.recv(2000) == answer
+                initiator.send(question)
+                assert target.recv(2000) == question
+            assert third.frames() == [broadcast]
+            with open_packet_socket(lab, ATTACKER) as attacker:
+                attacker.send(stolen)
+                assert initiator.recv(2000) == stolen
+                initiator.send(question)
+                initiator.send(broadcast)
+                seen = [attacker.recv(2000)] if pinned else [attacker.recv(2000), attacker.recv(2000)]
+                assert seen == ([broadcast] if pinned else [question, broadcast]), "who steals an address gets frames"
 
 
 def test_what_is_missing_is_a_failure_under_ci_and_a_skip_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
