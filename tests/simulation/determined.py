@@ -18,9 +18,11 @@ from unittest import mock
 import pyfuse3
 import trio
 
+from aoefs.engine import inplace
 from aoefs.fuse import operations, readahead
 from aoefs.fuse.kernel import Notice
 from tests.simulation.plan import LARGE_BYTES
+from tests.simulation.requests import Requests
 from tests.simulation.users import Users
 from tests.simulation.world import World
 
@@ -80,7 +82,7 @@ class _Log(logging.Handler):
 
 
 @contextmanager
-def determined(seed: int, world: World, threads: Threads) -> Iterator[None]:
+def determined(seed: int, world: World, threads: Threads, requests: Requests) -> Iterator[None]:
     """Random numbers, threads and the order of ready tasks are the run's; large things are small; the log is ours."""
     log = logging.getLogger("aoefs")
     handler = _Log(world)
@@ -93,6 +95,8 @@ def determined(seed: int, world: World, threads: Threads) -> Iterator[None]:
             (secrets, "randbelow", dice.randrange),
             (secrets, "token_bytes", dice.randbytes),
             (trio.to_thread, "run_sync", threads.run_sync),
+            (trio.lowlevel, "wait_readable", requests.wait_readable),
+            (inplace, "select", requests.select()),
             (pyfuse3, "readdir_reply", lambda *_: True),
             (pyfuse3, "invalidate_entry", lambda inode, name: world.log(f"it forgets {name.decode()}")),
             (

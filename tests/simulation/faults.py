@@ -34,8 +34,9 @@ def mac(first: int, number: int, cable: int) -> bytes:
 class Surroundings:
     """See the module.  ``registers`` are by serial; ``under_way`` counts the faults that have not ended."""
 
-    def __init__(self, plan: Plan, world: World, engine: Engine) -> None:
+    def __init__(self, plan: Plan, world: World, engine: Engine, on_frame: Callable[[], object]) -> None:
         self.world = world
+        self._on_frame = on_frame
         self.engine = engine
         self.cables: list[Cable] = []
         self.machines: list[Machine] = []
@@ -80,7 +81,11 @@ class Surroundings:
     def add_link(self, cable: Cable) -> None:
         """With a MAC of its own."""
         self._macs += 1
-        self.engine.add_link(Link(cable, self.engine.driver.tags, mac(0, 0, self._macs)))
+        our_mac = mac(0, 0, self._macs)
+        self.engine.add_link(Link(cable, self.engine.driver.tags, our_mac, 100 + self._macs, self._on_frame))
+
+    def links(self) -> list[Link]:
+        return [link for link in self.engine.links.values() if isinstance(link, Link)]
 
     def link_on(self, cable: Cable) -> Link | None:
         link = self.engine.links.get(cable.name)

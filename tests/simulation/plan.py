@@ -64,6 +64,7 @@ class Plan:
     sync: bool
     reserve: bool
     read_ahead: bool
+    in_place: bool
     seconds: float
     heals: bool
     stops: bool
@@ -92,6 +93,7 @@ def draw(seed: int) -> Plan:
         sync=dice.random() < 0.1,
         reserve=dice.random() < 0.2,
         read_ahead=dice.random() < 0.5,
+        in_place=dice.random() < 0.5,
         seconds=dice.uniform(15.0, 45.0),
         heals=dice.random() < 0.5,
         stops=dice.random() < 0.7,
@@ -188,7 +190,8 @@ class _Actions:
         machine = self._open[slot] = dice.randrange(len(self._plan.machines))
         access = dice.choice((os.O_RDWR, os.O_RDWR, os.O_RDWR, os.O_WRONLY, os.O_RDONLY))
         more = dice.choice((0, 0, 0, 0, os.O_SYNC, os.O_DIRECT))
-        self._add(at, "open", slot, machine, access | more)
+        name = f"e0.{machine}" + dice.choice(("", "", "", "p1", "p2"))
+        self._add(at, "open", slot, name, access | more)
 
     def _read(self, at: float, slot: int) -> None:
         offset, size = self._range(slot)

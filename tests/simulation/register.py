@@ -41,7 +41,8 @@ class Ledger:
 class Write:
     """``size`` bytes from ``offset`` on.  ``started`` and ``ended`` are moments; ``ok`` is what its caller was told.
 
-    ``request`` is that of a write that was answered before it was acknowledged.
+    ``request`` is what still has to be acknowledged of a write that was answered early, and ``via`` the disk of aoefs
+    through which it was written.
     """
 
     def __init__(self, drive: int, number: int, offset: int, size: int, started: int) -> None:
@@ -53,7 +54,7 @@ class Write:
         self.ended: int | None = None
         self.ok = False
         self.request: Request | None = None
-        self.via: object = None  # through which it was written
+        self.via: object = None
 
     @property
     def data(self) -> bytes:
@@ -169,12 +170,10 @@ class Register:
                     cell.entries.append(Entry(write))
         return write
 
-    def end_write(self, write: Write, *, ok: bool, request: Request | None = None) -> None:
-        """``request``: it was answered early, and this is what still has to be acknowledged."""
+    def end_write(self, write: Write, *, ok: bool) -> None:
         write.ended = self._ledger.next()
         write.ok = ok
-        if request is not None:
-            write.request = request
+        if write.request is not None:
             self._early.append(write)
         if ok and write.started > self.last_cut:
             for cell, entry in self._entries_of(write):

@@ -30,6 +30,7 @@ from tests.simulation.determined import Threads, determined
 from tests.simulation.faults import Surroundings
 from tests.simulation.plan import Action, Plan
 from tests.simulation.register import ANYTHING
+from tests.simulation.requests import Requests
 from tests.simulation.users import MOMENT, Users
 from tests.simulation.world import Turns, World
 
@@ -56,7 +57,7 @@ def run(plan: Plan, *, verbose: bool = False) -> Outcome:
     """Carry it out, in virtual time."""
     world = World(until=plan.seconds + MOST_SECONDS, verbose=verbose)
     simulation = Simulation(plan, world)
-    with determined(plan.seed, world, simulation.threads):
+    with determined(plan.seed, world, simulation.threads, simulation.requests):
         try:
             turns = Turns(world, lambda: world.complain("it goes round in a circle"))
             trio.run(simulation.run, clock=world, instruments=[turns])
@@ -80,6 +81,7 @@ class Simulation:
         self.world = world
         self.users: Users | None = None
         self.threads = Threads(world)
+        self.requests = Requests(world)
         self._targets: list[Target] = []  # all that ever were
         self._all_began = trio.Event()  # all actions
         self._around: Surroundings
@@ -98,9 +100,11 @@ class Simulation:
                 async with open_engine([], settings) as engine:
                     self._engine = engine
                     engine.changes.subscribe(self._on_change)
-                    self._around = Surroundings(plan, world, engine)
+                    self._around = Surroundings(plan, world, engine, self.requests.wake)
                     self.users = self._mount(engine)
                     self._around.on_freeze = self.users.freeze
+                    if plan.in_place:
+                        self.requests.serve(nursery, engine.in_place, self._around.links)
                     async with trio.open_nursery() as actions:
                         await self._live(actions, self.users)
                     left_at = trio.current_time()
@@ -121,7 +125,7 @@ class Simulation:
         )
         operations = AoeOperations(engine, control, Kernel(engine.supervisor), options)
         operations.read_aheads.wanted = plan.read_ahead
-        users = self.threads.users = Users(self.world, plan, engine, operations, self._around.registers)
+        users = self.threads.users = Users(self.world, plan, engine, operations, self.requests, self._around.registers)
         return users
 
     def _on_change(self, disk: Disk, change: Change) -> None:
@@ -146,6 +150,7 @@ class Simulation:
                     await self._unmount(calls, users)
             scope.cancel()
             calls.cancel_scope.cancel()
+        self.requests.end()
         await self._end()
         actions.cancel_scope.cancel()
 
@@ -164,7 +169,7 @@ class Simulation:
     def _user_action(self, users: Users, action: Action) -> Callable[[], Awaitable[object]]:
         who, given = action.who, action.given
         return {
-            "open": lambda: users.open_file(who, f"e0.{given[0]}", given[1]),
+            "open": lambda: users.open_file(who, *given),
             "read": lambda: users.read(who, *given),
             "write": lambda: users.write(who, *given),
             "stream": lambda: users.stream(who, *given),
@@ -201,6 +206,8 @@ class Simulation:
             world.complain(f"not ended although all is well: {users.under_way}")
         while any(disk.target.statistics().quarantined for disk in self._engine.disks.values()):  # noqa: ASYNC110
             await trio.sleep(0.25)  # sixteen seconds at most: four times the longest RTO
+        for slot in list(users.open):  # a partition that is open for writing keeps the whole disk from being so
+            await users.close_file(slot)
         for number, machine in enumerate(around.machines):
             await users.use(f"e0.{number}", machine.drive.sectors)
         until = trio.current_time() + RESTING

@@ -1,14 +1,19 @@
 """The bytes that are written: each write fills each sector with a number that names disk, write and sector.
 
-Every byte of the number depends on all three, so that even a few bytes of a partial sector tell writes apart.
+Every byte of the number depends on all three, so that even a few bytes of a partial sector tell writes apart.  Write 0
+stands for what was there at first; every second disk has a partition table then.
 """
 
 from __future__ import annotations
 
+import struct
 from functools import lru_cache
 
 from aoefs.protocol.wire import SECTOR_BYTES
 
+PARTITIONS = ((32, 32), (64, 32))  # first sector, sectors
+_ENTRIES = [bytes(4) + b"\x83" + bytes(3) + struct.pack("<II", *partition) for partition in PARTITIONS]
+TABLE = b"".join(_ENTRIES).ljust(64, b"\0") + b"\x55\xaa"  # of an MBR
 _MASK = (1 << 64) - 1
 
 
@@ -23,7 +28,8 @@ def stamp(drive: int, write: int, sector: int) -> bytes:
 @lru_cache(maxsize=4096)
 def content(drive: int, write: int, sector: int) -> bytes:
     """What this write puts into a whole sector."""
-    return stamp(drive, write, sector) * (SECTOR_BYTES // 8)
+    filled = stamp(drive, write, sector) * (SECTOR_BYTES // 8)
+    return filled[:446] + TABLE if drive % 2 and write == sector == 0 else filled
 
 
 def data_of(drive: int, write: int, offset: int, size: int) -> bytes:

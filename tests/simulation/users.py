@@ -25,6 +25,7 @@ from aoefs.fuse.tree import CONTROL, ROOT
 from aoefs.protocol.wire import SECTOR_BYTES, Address
 from tests.simulation.plan import Plan
 from tests.simulation.register import Register, Write
+from tests.simulation.requests import Requests
 from tests.simulation.world import World
 
 CONTEXT = cast(pyfuse3.RequestContext, None)
@@ -53,6 +54,10 @@ class Open:
     def disk(self) -> Disk:
         return self.node.disk
 
+    def room(self, offset: int) -> int:
+        """Bytes from there to the end of the file."""
+        return 0 if self.node.gone and self.node.partition else self.node.room(offset)
+
     @property
     def writes(self) -> bool:
         return self.flags & os.O_ACCMODE != os.O_RDONLY
@@ -66,7 +71,13 @@ class Users:
     """``registers`` by serial.  ``early`` are the writes of each disk that were answered before the target did."""
 
     def __init__(
-        self, world: World, plan: Plan, engine: Engine, operations: AoeOperations, registers: dict[str, Register]
+        self,
+        world: World,
+        plan: Plan,
+        engine: Engine,
+        operations: AoeOperations,
+        requests: Requests,
+        registers: dict[str, Register],
     ) -> None:
         self.open: dict[int, Open] = {}
         self.early: dict[Disk, list[Write]] = {}
@@ -79,6 +90,7 @@ class Users:
         self._plan = plan
         self._engine = engine
         self._operations: Any = operations
+        self._requests = requests
         self._registers = registers
         self._scopes: dict[trio.CancelScope, str] = {}  # of the calls under way
         self._busy: dict[int, int] = {}  # inode: calls under way
@@ -104,7 +116,7 @@ class Users:
         with trio.CancelScope(deadline=began + bound) as scope:
             self._scopes[scope] = f"{name} since {began:.6f}"
             try:
-                result = await call()
+                result = await self._requests.carry_out(call)
             except FUSEError as error:
                 code = error.errno
             finally:
@@ -209,12 +221,18 @@ class Users:
         if file is None or not file.reads:
             return 0
         name = f"read {slot} {offset}+{size}"
-        expected = max(0, min(size, file.disk.size_bytes - offset))
+        expected = 0
+
+        async def carry_out() -> Any:
+            nonlocal expected
+            expected = max(0, min(size, file.room(offset)))
+            return await self._operations.read(file.number, offset, size)
+
         started = file.register.begin_read()
-        found, code = await self._on(file, name, lambda: self._operations.read(file.number, offset, size), 2)
-        data = b"" if code else bytes(found)
+        found, code = await self._on(file, name, carry_out, 2)
+        data = b"" if code else found
         since = file.opened if self._plan.read_ahead else None
-        self._world.complain(file.register.end_read(started, offset, data, since=since))
+        self._world.complain(file.register.end_read(started, file.node.start + offset, data, since=since))
         self._expect(name, code, DATA_ERRORS)
         if not code and len(data) != expected:
             self._world.complain(f"{name} gave {len(data)} bytes, not {expected}")
@@ -235,29 +253,33 @@ class Users:
         if file is None or not file.writes:
             return False
         name = f"write {slot} {offset}+{size}"
-        fitting = min(size, file.disk.size_bytes - offset)
+        fitting = min(size, file.room(offset))
         if fitting <= 0:
-            _, code = await self._on(
-                file, name, lambda: self._operations.write(file.number, offset, bytes(size)), waits=0
-            )
-            if code != errno.ENOSPC:
-                self._world.complain(f"{name} behind the end gave {code}")
+            await self._write_behind_the_end(file, name, offset, size)
             return False
         register, disk = file.register, file.disk
-        write = register.begin_write(offset, fitting)
+        write = register.begin_write(file.node.start + offset, fitting)
         write.via = disk
         data = write.data + bytes(size - fitting)
-        lost = self._lost(disk)
-        unreported = [other for other in lost if other not in file.reported_to_writer]
-        file.reported_to_writer.update(lost)
-        written, code = await self._on(file, name, lambda: self._operations.write(file.number, offset, data), 5)
-        request = next(
-            (pending for pending in disk.write_behind.pending if _covers(pending.lba, pending.sectors, write)), None
-        )
-        register.end_write(write, ok=not code, request=None if code else request)
-        if not code and request is not None:
-            self.early.setdefault(disk, []).append(write)
-        self._expect(name, code, {*DATA_ERRORS, errno.ENOSPC})
+        unreported: list[Write] = []
+
+        async def carry_out() -> int:
+            """All that is looked at here belongs to the moments at which the handler begins and ends."""
+            if min(size, file.room(offset)) != fitting:
+                raise FUSEError(errno.EINTR)  # the file has another size now
+            lost = self._lost(disk)
+            unreported.extend(other for other in lost if other not in file.reported_to_writer)
+            file.reported_to_writer.update(lost)
+            written: int = await self._operations.write(file.number, offset, data)
+            for request in disk.write_behind.pending:
+                if _covers(request.lba, request.sectors, write):  # it is answered before it is acknowledged
+                    write.request = request
+                    self.early.setdefault(disk, []).append(write)
+            return written
+
+        written, code = await self._on(file, name, carry_out, 5)
+        register.end_write(write, ok=not code)
+        self._expect(name, code, {*DATA_ERRORS, errno.ENOSPC, errno.EINTR})
         if not code and written != fitting:
             self._world.complain(f"{name} took {written} bytes, not {fitting}")
         if not code and unreported:
@@ -266,6 +288,16 @@ class Users:
             register.end_flush(write.started)
             register.end_flush_of(write)
         return not code
+
+    async def _write_behind_the_end(self, file: Open, name: str, offset: int, size: int) -> None:
+        async def carry_out() -> Any:
+            if file.room(offset) > 0:
+                raise FUSEError(errno.ENOSPC)  # the file has another size now
+            return await self._operations.write(file.number, offset, bytes(size))
+
+        _, code = await self._on(file, name, carry_out, 0)
+        if code != errno.ENOSPC and not (code == errno.ESTALE and file.node.gone and file.node.partition):
+            self._world.complain(f"{name} behind the end gave {code}")
 
     async def stream(self, slot: int, offset: int, block: int, count: int, pause: float, reads: bool) -> None:
         """One block after another, and perhaps each of them read back."""
@@ -300,11 +332,18 @@ class Users:
             return
         started = file.register.now()
         name = f"fsync {slot}"
-        _, code = await self._on(file, name, lambda: self._operations.fsync(file.number, False), 4)
+        reported: list[Write] = []
+
+        async def carry_out() -> None:
+            try:
+                await self._operations.fsync(file.number, False)
+            finally:
+                reported.extend(self._lost(file.disk))
+
+        _, code = await self._on(file, name, carry_out, 4)
         self._check_flush(file, name, started, code)
-        lost = self._lost(file.disk)
-        file.reported.update(lost)
-        file.reported_to_writer.update(lost)
+        file.reported.update(reported)
+        file.reported_to_writer.update(reported)
         if not code:
             file.register.end_flush(started)
 
@@ -355,7 +394,7 @@ class Users:
         if call == "read":
             started = register.begin_read()
             found, code = await self.call(text, lambda: _patiently(disk.read(offset, size), patience), self._bound(2))
-            self._world.complain(register.end_read(started, offset, b"" if code else bytes(found)))
+            self._world.complain(register.end_read(started, offset, b"" if code else found))
         elif call == "write":
             write = register.begin_write(offset, size)
             write.via = disk

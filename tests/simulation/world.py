@@ -118,6 +118,14 @@ class World(trio.abc.Clock):
             self._move(max(self.time, time))
             action()
 
+    def wait_in_place(self, seconds: float) -> None:
+        """A task waits without a turn of the loop, until there is something for it or the time is over."""
+        until = self.time + seconds
+        self._touched = False
+        self._carry_out(until)
+        if not self._touched:
+            self._move(until)
+
     def freeze(self, seconds: float) -> None:
         """The process of the initiator stands still, and the world goes on."""
         until = self.time + seconds
@@ -215,9 +223,18 @@ class Cable(Wire):
 class Link(SegmentLink):
     """A link of ours on a cable.  Without ``carrier`` nothing passes; ``mtu_sectors`` is what the MTU allows now."""
 
-    def __init__(self, cable: Cable, tags: TagTable[Run | LoneCommand], mac: bytes) -> None:
+    def __init__(
+        self,
+        cable: Cable,
+        tags: TagTable[Run | LoneCommand],
+        mac: bytes,
+        descriptor: int,
+        on_frame: Callable[[], object],
+    ) -> None:
         super().__init__(cable, tags, cable.name, mac, cable.max_sectors)
         self.cable = cable
+        self.descriptor = descriptor
+        self.on_frame = on_frame
         self.carrier = True
         self.mtu_sectors = cable.max_sectors
 
@@ -225,6 +242,7 @@ class Link(SegmentLink):
         if self.carrier and frame[_FLAGS] & Flag.RESPONSE and frame[_DESTINATION] in (self.mac, BROADCAST_MAC):
             self.inbox.append(frame)
             self._changed.unpark_all()
+            self.on_frame()
             self.cable.world.touch()
 
     def _put(self, frame: bytes) -> bool:
