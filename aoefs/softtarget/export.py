@@ -9,8 +9,9 @@ What holds always:
 
 - Whatever the bytes, :meth:`Export.handle_untrusted` raises nothing; a frame gets one answer or none.
 - Answers are padded to 60 bytes and carry version 1, our own shelf and slot, and no flag of the request.
-- A frame to a broadcast MAC or address may only ask (config query, IDENTIFY): no data are read or written for it.
-  vblade executes a broadcast WRITE on every target that hears it.
+- A frame to a broadcast MAC or address may only ask (config query, IDENTIFY), and changes nothing: vblade executes a
+  broadcast WRITE on every target that hears it.  The one exception is aoecfg's: it sets the config string of one exact
+  address with a frame to the broadcast MAC.
 - A host that :class:`softtarget.access.Access` does not hear gets no answer.  One that does not hold a reserved export
   gets error 6 for every ATA command but IDENTIFY.
 - A count in a mask or reserve command is compared with the frame before anything changes.  A command that is answered
@@ -221,7 +222,7 @@ class Export:
             return self._error_answer(header, mac, ErrorCode.UNSUPPORTED_VERSION)
         broadcast = wildcard or header.destination == BROADCAST_MAC
         if header.command == AoeCommand.CONFIG:
-            return self._handle_config(header, frame, mac, max_sectors)
+            return self._handle_config(header, frame, mac, max_sectors, wildcard)
         if header.command == AoeCommand.ATA:
             return self._handle_ata(header, frame, mac, max_sectors, broadcast)
         if broadcast:
@@ -245,10 +246,14 @@ class Export:
     def _config_argument(self, command: int, max_sectors: int) -> ConfigArgument:
         return ConfigArgument(command, self.config_string, self.buffer_count, FIRMWARE, max_sectors, version=1)
 
-    def _handle_config(self, header: Header, frame: bytes | memoryview, mac: bytes, max_sectors: int) -> bytes | None:
+    def _handle_config(
+        self, header: Header, frame: bytes | memoryview, mac: bytes, max_sectors: int, wildcard: bool
+    ) -> bytes | None:
         if len(frame) < CONFIG_BYTES:
             return None
         command = frame[_CONFIG_COMMAND_OFFSET] & 0x0F
+        if wildcard and command > ConfigCommand.PREFIX:  # the commands above it set, or are unknown
+            return None
         error = 0
         if command != ConfigCommand.READ:  # a READ has no string; tools put anything into its length
             try:

@@ -95,7 +95,10 @@ def test_aoecfg_sets_reads_and_tests_the_config_string(lab: Lab) -> None:
     assert aoecfg("-c", "prefix", "-s", "data") == "database"
     assert aoecfg("-c", "fset", "-s", "other") == "other"
     assert aoecfg("-c", "read") == "other"
-    all_targets = lab.run(INITIATOR, ["aoecfg", "-t", 3, 0xFFFF, 0xFF, "aoe0"]).stdout
+    for command in ("set", "fset"):  # to all of a shelf, to all
+        for address in ((0, 0xFF), (0xFFFF, 0xFF)):
+            assert not lab.run(INITIATOR, ["aoecfg", "-t", 1, "-c", command, "-s", "all", *address, "aoe0"]).stdout
+    all_targets = lab.run(INITIATOR, ["aoecfg", "-t", 1, 0xFFFF, 0xFF, "aoe0"]).stdout
     assert all_targets == "0.1\tother\n"
 
 

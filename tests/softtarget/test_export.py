@@ -237,6 +237,26 @@ def test_a_refused_set_shows_the_present_string() -> None:
     assert decode_config_untrusted(answer).string == b"one"
 
 
+@pytest.mark.parametrize("address", [BROADCAST_ADDRESS, Address(7, 0xFF), Address(0xFFFF, 3)])
+@pytest.mark.parametrize("destination", [BROADCAST_MAC, OURS])
+def test_a_wildcard_address_may_ask_for_the_config_string_and_not_set_it(address: Address, destination: bytes) -> None:
+    export = make(config_string=b"kept")
+    head = header(AoeCommand.CONFIG, address=address, destination=destination)
+    for command, string in ((ConfigCommand.READ, b""), (ConfigCommand.TEST, b"kept"), (ConfigCommand.PREFIX, b"k")):
+        assert decode_config_untrusted(ask(export, encode_config(head, ConfigArgument(command, string)))).string
+    for command in (ConfigCommand.SET, ConfigCommand.FORCE_SET, 5, 15):
+        for string in (b"", b"kept", b"theirs"):
+            assert is_silent(export, encode_config(head, ConfigArgument(command, string)))
+    assert export.config_string == b"kept"
+
+
+def test_an_exact_address_sets_the_config_string_to_the_broadcast_mac_too() -> None:
+    export = make()
+    head = header(AoeCommand.CONFIG, destination=BROADCAST_MAC)
+    ask(export, encode_config(head, ConfigArgument(ConfigCommand.SET, b"set")))  # as aoecfg does
+    assert export.config_string == b"set"
+
+
 @pytest.mark.parametrize("command", range(5, 16))
 def test_an_unknown_config_command_is_a_bad_argument(command: int) -> None:
     assert config_error(make(), command) == ErrorCode.BAD_ARGUMENT
