@@ -95,6 +95,10 @@ class TargetBusy(ControlError):
     """It cannot be carried out while the target is in use."""
 
 
+class NotPermitted(ControlError):
+    """It is for root alone."""
+
+
 class UserError(AoeFsError):
     """Something that a person can fix: ``str()`` is one line that says what is wrong, where, and what to do.
 

@@ -5,7 +5,8 @@
     discover      written, whatever it is: look for targets now
     revalidate    written: names of targets (or nothing, or "all") to be asked for IDENTIFY again
     flush         written: names of targets to forget (nothing, or "all": each that is down and not open)
-    interfaces    the interfaces that are spoken on, a line each; written: names that replace them ("any": every one)
+    interfaces    the interfaces that are spoken on, a line each; written: names that replace them ("any": every one);
+                  only root may name others than those that the mount was given
     eX.Y/ident    the 512 bytes of the last IDENTIFY answer
     eX.Y/config   the config string and a newline; written: the new one, less a newline at its end
     eX.Y/stats    the object of the target in status.json
@@ -25,7 +26,7 @@ Rejected: commands in one ``ctl`` file (file modes could not say who may do what
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -45,15 +46,19 @@ CONFIG_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """``read()`` gives all of it, ``write(order)`` carries one out or raises; None: that is not possible."""
+    """``read()`` gives all of it, ``write(order)`` carries one out or raises; None: that is not possible.
+
+    ``as_root`` is what root opens instead, where that makes a difference.
+    """
 
     read: Callable[[], bytes] | None = None
     write: Callable[[bytes], Awaitable[None]] | None = None
+    as_root: ControlFile | None = None
 
 
 class Control:
-    """``status()`` gives the object of status.json; ``set_interfaces(names)`` speaks on these only (none: on every
-    usable one) or raises ControlError.
+    """``status()`` gives the object of status.json; ``set_interfaces(names, by_root=...)`` speaks on these only (none:
+    on every usable one) or raises ControlError.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class Control:
         engine: Engine,
         events: EventRing,
         status: Callable[[], dict[str, object]],
-        set_interfaces: Callable[[Sequence[str]], object],
+        set_interfaces: Callable[..., object],
     ) -> None:
         self._engine = engine
         self._events = events
@@ -74,7 +79,7 @@ class Control:
             "discover": ControlFile(write=self._discover),
             "revalidate": ControlFile(write=self._revalidate),
             "flush": ControlFile(write=self._flush),
-            "interfaces": ControlFile(read=self._read_interfaces, write=self._write_interfaces),
+            "interfaces": self._interfaces_file(as_root=self._interfaces_file(by_root=True)),
         }
 
     def files_of(self, disk: Disk) -> Mapping[str, ControlFile]:
@@ -119,14 +124,17 @@ class Control:
         except KeyError as error:
             raise ControlError(f"there is no {error.args[0]}") from None
 
+    def _interfaces_file(self, *, by_root: bool = False, as_root: ControlFile | None = None) -> ControlFile:
+        return ControlFile(self._read_interfaces, partial(self._write_interfaces, by_root), as_root)
+
     def _read_interfaces(self) -> bytes:
         return b"".join(name.encode() + b"\n" for name in self._engine.links)
 
-    async def _write_interfaces(self, order: bytes) -> None:
+    async def _write_interfaces(self, by_root: bool, order: bytes) -> None:
         words = _words(order)
         if not words:
             raise ControlError("no interface is named: write names, or any")
-        self._set_interfaces([] if words == ["any"] else words)
+        self._set_interfaces([] if words == ["any"] else words, by_root=by_root)
 
     async def _write_config(self, disk: Disk, order: bytes) -> None:
         string = order.removesuffix(b"\n")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import errno
 
-from aoefs.errors import AddressConflict, AoeFsError, AtaError, ControlError, IdentityChanged, TargetBusy, TargetError
+from aoefs.errors import (
+    AddressConflict,
+    AoeFsError,
+    AtaError,
+    ControlError,
+    IdentityChanged,
+    NotPermitted,
+    TargetBusy,
+    TargetError,
+)
 from aoefs.protocol.wire import ErrorCode
 
 _OF_AOE_ERROR: dict[int, int] = {
@@ -17,6 +26,8 @@ def errno_of(error: AoeFsError, *, ever_written: bool = True) -> int:
     """EROFS for a disk that aborts a write and never took one (not ``ever_written``), or takes none since another disk
     answers for its address; EIO for all that is not named.
     """
+    if isinstance(error, NotPermitted):
+        return errno.EPERM
     if isinstance(error, ControlError):
         return errno.EBUSY if isinstance(error, TargetBusy) else errno.EINVAL
     if isinstance(error, TargetError):

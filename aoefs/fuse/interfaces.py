@@ -1,6 +1,7 @@
 """Which interfaces a mount speaks on: those that its user named, or every usable one, as they come and go.
 
-Owns the names that are wanted now.  One task follows what netlink says (:meth:`Interfaces.follow`).
+Owns the names that were given to the mount, and those of them that are wanted now.  One task follows what netlink says
+(:meth:`Interfaces.follow`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from aoefs.engine.engine import Engine
-from aoefs.errors import ControlError, UserError
+from aoefs.errors import ControlError, NotPermitted, UserError
 from aoefs.host import interfaces
 from aoefs.net.netlink import Interface, InterfaceMonitor
 from aoefs.protocol.wire import format_mac, payload_sectors
@@ -18,11 +19,11 @@ log = logging.getLogger("aoefs")
 
 
 class Interfaces:
-    """``names`` are those that the user gave; none means every usable interface."""
+    """``names`` are those that the mounter gave; none means every usable interface."""
 
     def __init__(self, engine: Engine, names: Sequence[str]) -> None:
         self._engine = engine
-        self._names = tuple(names)
+        self._given = self._names = tuple(names)
         self._listing: Mapping[int, Interface] = {}  # of the host, by index
 
     async def follow(self) -> None:
@@ -76,8 +77,13 @@ class Interfaces:
         named = not self._names or interface.name in self._names
         return named and interfaces.objection(interface, self._listing.values()) is None
 
-    def set(self, names: Sequence[str]) -> None:
-        """Speak on these interfaces from now on (none: on every usable one); all of them, or ControlError."""
+    def set(self, names: Sequence[str], *, by_root: bool) -> None:
+        """Speak on these interfaces from now on (none: on every usable one); all of them, or ControlError.
+
+        The owner of the mount chooses among those that were given to it: by the mounter, later by root.
+        """
+        if not by_root and self._given and not (names and set(names) <= set(self._given)):
+            raise NotPermitted(f"this mount was given {', '.join(self._given)}: only root may name others")
         engine = self._engine
         opened: list[str] = []
         try:
@@ -93,4 +99,6 @@ class Interfaces:
         for link in [link for name, link in engine.links.items() if name not in chosen]:
             engine.drop_link(link)
         self._names = tuple(names)
+        if by_root:
+            self._given = self._names
         log.info("speaking on %s from now on", ", ".join(chosen))

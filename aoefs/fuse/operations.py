@@ -189,7 +189,7 @@ class AoeOperations(pyfuse3.Operations):
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         control = self.tree.control_nodes.get(inode)
         if control is not None:
-            return self._open_control(control, flags & os.O_ACCMODE)
+            return self._open_control(control, flags & os.O_ACCMODE, ctx)
         node = self.tree.nodes.get(inode)
         if node is None or node.gone:
             raise FUSEError(errno.ESTALE)
@@ -246,10 +246,12 @@ class AoeOperations(pyfuse3.Operations):
                 node.writing -= 1
                 raise
 
-    def _open_control(self, control: ControlNode, access: int) -> FileInfo:
+    def _open_control(self, control: ControlNode, access: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         file = control.file
         if file is None:
             raise FUSEError(errno.EISDIR)
+        if file.as_root is not None and ctx.uid == 0:
+            file = file.as_root
         if access != os.O_RDONLY and self._options.read_only:
             raise FUSEError(errno.EROFS)
         if (access != os.O_RDONLY and file.write is None) or (access != os.O_WRONLY and file.read is None):

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyfuse3
@@ -40,7 +41,15 @@ class FakeKernel(Kernel):
         return taken
 
 
-CONTEXT = cast(pyfuse3.RequestContext, None)
+OWNER = 1000  # of the mount
+
+
+def context(uid: int = OWNER) -> pyfuse3.RequestContext:
+    """Of a request of this user."""
+    return cast(pyfuse3.RequestContext, SimpleNamespace(uid=uid))
+
+
+CONTEXT = context()
 
 
 class Mounted:
@@ -78,17 +87,17 @@ class Mounted:
 
 @asynccontextmanager
 async def mounted(
-    settings: Settings | None = None, set_interfaces: Callable[[list[str]], object] = print, **options: Any
+    settings: Settings | None = None, set_interfaces: Callable[..., object] = print, **options: Any
 ) -> AsyncIterator[Mounted]:
     changes: list[tuple[Disk, Change]] = []
-    fields: dict[str, Any] = {"mountpoint": "/mnt/aoe", "uid": 1000, "gid": 1001} | options
+    fields: dict[str, Any] = {"mountpoint": "/mnt/aoe", "uid": OWNER, "gid": 1001} | options
     async with open_scene(settings, on_change=lambda disk, change: changes.append((disk, change))) as scene:
 
         def status() -> dict[str, object]:
             return status_report(scene.engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="0")
 
         ring = EventRing()
-        control = Control(scene.engine, ring, status, lambda names: set_interfaces(list(names)))
+        control = Control(scene.engine, ring, status, set_interfaces)
         kernel = FakeKernel()
         yield Mounted(
             scene, AoeOperations(scene.engine, control, kernel, MountOptions(**fields)), kernel, changes, ring

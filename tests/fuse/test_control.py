@@ -31,7 +31,7 @@ from aoefs.protocol.wire import (
     encode_config,
 )
 from aoefs.status.events import Event
-from tests.fuse.mounted import CONTEXT, Mounted, fails, mounted
+from tests.fuse.mounted import CONTEXT, OWNER, Mounted, context, fails, mounted
 from tests.scene import OUR_MAC, Announce, SimulatedTarget, target_mac
 
 QUICK = Settings(deadsecs=2.0)
@@ -45,8 +45,8 @@ async def find(mount: Mounted, path: str) -> int:
     return inode
 
 
-async def open_control(mount: Mounted, path: str, flags: int) -> int:
-    return int((await mount.operations.open(await find(mount, path), flags, CONTEXT)).fh)
+async def open_control(mount: Mounted, path: str, flags: int, by: int = OWNER) -> int:
+    return int((await mount.operations.open(await find(mount, path), flags, context(by))).fh)
 
 
 async def cat(mount: Mounted, path: str) -> bytes:
@@ -58,9 +58,9 @@ async def cat(mount: Mounted, path: str) -> bytes:
     return data
 
 
-async def echo(mount: Mounted, order: bytes, path: str) -> None:
-    """``echo order > path``, as a shell does it."""
-    handle = await open_control(mount, path, os.O_WRONLY | os.O_TRUNC)
+async def echo(mount: Mounted, order: bytes, path: str, by: int = OWNER) -> None:
+    """``echo order > path``, as a shell does it for the user with this number."""
+    handle = await open_control(mount, path, os.O_WRONLY | os.O_TRUNC, by)
     try:
         assert await mount.write(handle, 0, order) == len(order)
     finally:
@@ -431,12 +431,12 @@ async def test_a_bad_order_is_invalid_and_changes_nothing(
 
 
 async def test_interfaces_are_listed_and_set_as_a_whole(autojump_clock: MockClock) -> None:
-    asked: list[list[str]] = []
+    asked: list[tuple[list[str], bool]] = []
 
-    def set_interfaces(names: list[str]) -> None:
+    def set_interfaces(names: list[str], *, by_root: bool) -> None:
         if "eth9" in names:
             raise ControlError("interface eth9 does not exist")
-        asked.append(names)
+        asked.append((names, by_root))
 
     async with mounted(set_interfaces=set_interfaces) as mount:
         mount.scene.add_wire("seg1")
@@ -446,7 +446,9 @@ async def test_interfaces_are_listed_and_set_as_a_whole(autojump_clock: MockCloc
         for order in (b"eth9 seg0", b"\n", b" , ", b"\xe4"):
             with fails(errno.EINVAL):
                 await echo(mount, order, "interfaces")
-        assert asked == [["seg1", "seg0"], []]
+        assert asked == [(["seg1", "seg0"], False), ([], False)]
+        await echo(mount, b"any\n", "interfaces", by=0)
+        assert asked.pop() == ([], True)
 
 
 # ── snapshots ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from aoefs.engine.engine import Engine
-from aoefs.errors import ControlError
+from aoefs.errors import ControlError, NotPermitted
 from aoefs.fuse import interfaces
 from aoefs.fuse.interfaces import Interfaces
 from aoefs.net.netlink import Interface, InterfaceGone
@@ -196,7 +196,7 @@ async def test_other_interfaces_are_opened_before_the_old_ones_go(present: list[
     bench = Bench(["eth0"], present)
     await bench.happen(interface("eth0"))
     bench.engine.done.clear()
-    bench.interfaces.set(["eth1"])
+    bench.interfaces.set(["eth1"], by_root=True)
     assert bench.engine.done == ["open eth1", "drop eth0"]
     assert await bench.happen(interface("eth0")) == [], "from now on"
 
@@ -205,9 +205,41 @@ async def test_without_names_all_usable_interfaces_are_used(present: list[Interf
     bench = Bench(["eth0"], present)
     await bench.happen(interface("eth0"))
     bench.engine.done.clear()
-    bench.interfaces.set([])
+    bench.interfaces.set([], by_root=True)
     assert bench.engine.done == ["open eth1"]
     assert await bench.happen(interface("eth2")) == ["open eth2"]
+
+
+@pytest.mark.parametrize("names", [[], ["eth1"], ["eth0", "eth1"], ["eth9"]])
+async def test_without_root_no_interface_is_used_that_the_mounter_did_not_name(
+    present: list[Interface], names: list[str]
+) -> None:
+    bench = Bench(["eth0"], present)
+    await bench.happen(interface("eth0"))
+    bench.engine.done.clear()
+    with pytest.raises(NotPermitted, match="given eth0: only root"):
+        bench.interfaces.set(names, by_root=False)
+    assert await bench.happen(interface("eth1")) == [], "also not when it comes later"
+
+
+@pytest.mark.parametrize("given", [["eth0", "eth1"], []])
+async def test_without_root_what_the_mounter_gave_can_be_left_and_taken_again(
+    present: list[Interface], given: list[str]
+) -> None:
+    bench = Bench(given, present)
+    await bench.happen(*present)
+    bench.engine.done.clear()
+    bench.interfaces.set(["eth1"], by_root=False)
+    bench.interfaces.set(["eth0", "eth1"], by_root=False)
+    assert bench.engine.done == ["drop eth0", "open eth0"]
+
+
+async def test_what_root_names_later_is_what_there_is_to_choose_from(present: list[Interface]) -> None:
+    bench = Bench(["eth0"], present)
+    await bench.happen(interface("eth0"))
+    bench.interfaces.set(["eth1"], by_root=True)
+    with pytest.raises(NotPermitted, match="given eth1"):
+        bench.interfaces.set(["eth0"], by_root=False)
 
 
 @pytest.mark.parametrize(("broken", "says"), [("eth1", "Network is down"), ("", "interface eth9 does not exist")])
@@ -217,6 +249,6 @@ async def test_an_order_that_fails_changes_nothing(present: list[Interface], bro
     present.append(interface("eth2"))
     bench.engine.broken.add(broken)
     with pytest.raises(ControlError, match=says):
-        bench.interfaces.set(["eth2", "eth1" if broken else "eth9"])
+        bench.interfaces.set(["eth2", "eth1" if broken else "eth9"], by_root=True)
     assert list(bench.engine.links) == ["eth0"]
     assert await bench.happen(interface("eth1")) == [], "only eth0, as before"

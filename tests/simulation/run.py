@@ -119,7 +119,7 @@ class Simulation:
         def status() -> dict[str, object]:
             return status_report(engine.statistics(), mountpoint="/mnt/aoe", pid=1, version="0")
 
-        control = Control(engine, EventRing(), status, lambda _names: None)
+        control = Control(engine, EventRing(), status, lambda _names, by_root: None)
         options = MountOptions(
             mountpoint="/mnt/aoe", uid=0, gid=0, direct=plan.direct, sync=plan.sync, reserve=plan.reserve
         )

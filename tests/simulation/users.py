@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyfuse3
@@ -28,7 +29,7 @@ from tests.simulation.register import Register, Write
 from tests.simulation.requests import Requests
 from tests.simulation.world import World
 
-CONTEXT = cast(pyfuse3.RequestContext, None)
+CONTEXT = cast(pyfuse3.RequestContext, SimpleNamespace(uid=1000))
 MOMENT = 0.02  # seconds that a call may still take after the stop
 PROMPT = 0.02  # seconds for a call that waits for nothing
 DATA_ERRORS = {errno.EIO, errno.ENXIO, errno.EBUSY, errno.ESTALE, errno.EROFS}
