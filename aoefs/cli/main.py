@@ -6,7 +6,7 @@ reader of the output went away.  A command is a module ``cli.commands.<name>`` w
 
 Under the name ``mount.aoefs`` (or ``mount.fuse.aoefs``) it is a helper of mount(8): it translates the flags of such a
 helper into a command line of ours, and the exit codes into those of mount(8): 1 for wrong usage, 8 after Ctrl-C, 32 for
-a failure.
+a failure.  There the first word is a SOURCE, also if it is named like a command.
 
 What always holds: an error is one line on stderr that starts with ``aoefs:``; a traceback is shown with ``-v`` only.
 
@@ -101,8 +101,7 @@ def _module(command: str) -> Any:
     return importlib.import_module(f"aoefs.cli.commands.{command.replace('-', '_')}")
 
 
-def _run(argv: Sequence[str]) -> int:
-    command = argv[0] if argv and argv[0] in COMMANDS else None
+def _run(argv: Sequence[str], command: str | None) -> int:
     try:
         parser = build_parser(command)
         if command is None:
@@ -133,7 +132,7 @@ def _is_there(name: str) -> bool:
 def _refuse_misplaced_command(paths: list[str]) -> None:
     """UserError for ``aoefs -v status /mnt`` and ``aoefs dicsover``, which would be a mount on that name."""
     word = paths[0] if paths else "/"
-    if "/" in word or _is_there(word) or os.path.exists(f"/sys/class/net/{word}"):
+    if "/" in word or _is_there(word) or any(os.path.exists(f"/sys/class/net/{name}") for name in word.split(",")):
         return
     import difflib
 
@@ -145,17 +144,17 @@ def _refuse_misplaced_command(paths: list[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default that of the process, under its name) and return the exit code."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads that we do not use: 50 ms
-    if argv is not None:
-        return _guarded(argv)
-    if not os.path.basename(sys.argv[0]).startswith("mount."):
-        return _guarded(sys.argv[1:])
-    return mount_helper(sys.argv[1:])
+    if argv is None:
+        if os.path.basename(sys.argv[0]).startswith("mount."):
+            return mount_helper(sys.argv[1:])
+        argv = sys.argv[1:]
+    return _guarded(argv, argv[0] if argv and argv[0] in COMMANDS else None)
 
 
 def mount_helper(argv: Sequence[str]) -> int:
     """As ``/sbin/mount.aoefs``; the exit code is that of mount(8)."""
     try:
-        code = _guarded(_mount_helper_argv(argv))
+        code = _guarded(_mount_helper_argv(argv), None)
     except UserError as error:
         code = _fail(str(error), error.exit_code)
     except SystemExit:  # --help
@@ -163,9 +162,9 @@ def mount_helper(argv: Sequence[str]) -> int:
     return {0: 0, 2: 1, 130: 8}.get(code, 32)
 
 
-def _guarded(argv: Sequence[str]) -> int:
+def _guarded(argv: Sequence[str], command: str | None) -> int:
     try:
-        code = _run(argv)
+        code = _run(argv, command)
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -139,6 +139,32 @@ def test_an_interface_that_cannot_be_used_is_named_by_mount_and_discover(
         assert (answer.returncode, answer.stderr) == (1, f"aoefs: {says}\n")
 
 
+# ── as a helper of mount(8) ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["mount.aoefs", "mount.fuse.aoefs"])
+@pytest.mark.parametrize("source", ["status", "umount,aoe0"])
+def test_a_source_that_is_named_like_a_command_is_an_interface(name: str, source: str) -> None:
+    """An interface may have any name, and a mount must never become another command."""
+    require("/dev/fuse")
+    with Lab(pairs=2) as lab:
+        lab.target(f"0.1={lab.image('disk', 1 << 20)}", interfaces=["aoe1"])
+        lab.ip(INITIATOR, "link", "set", "aoe1", "down")
+        lab.ip(INITIATOR, "link", "set", "aoe1", "name", source.partition(",")[0])
+        lab.ip(INITIATOR, "link", "set", source.partition(",")[0], "up")
+        helper = lab.directory / name
+        helper.write_text(f"#!{sys.executable}\nfrom aoefs.cli.main import main\nraise SystemExit(main())\n")
+        helper.chmod(0o755)
+        point = lab.directory / "point"
+        point.mkdir()
+        answer = lab.run(INITIATOR, [helper, source, point, "-o", "rw"], check=False)
+        assert (answer.returncode, answer.stderr) == (0, "")
+        try:
+            assert lab.run(INITIATOR, ["ls", point]).stdout == "e0.1\n"
+        finally:
+            lab.aoefs("umount", point)
+
+
 # ── what main() makes of what a command does ──────────────────────────────────────────────────────────────────────
 
 
