@@ -87,6 +87,11 @@ class Life:
         self.closing = self.ending = True
 
     @property
+    def is_closed(self) -> bool:
+        """Nothing new may wait for it."""
+        return self.closing and not self.ending
+
+    @property
     def is_served(self) -> bool:
         """Requests may wait for it."""
         return self.state in SERVED and not self.closing

@@ -95,8 +95,6 @@ class Commands:
     ) -> Answer:
         """Send it again after max(1 s, RTO), doubling, on each path in turn; a ``flush`` see above."""
         target, driver = self._target, self._driver
-        if target.life.closing and not target.life.ending:
-            raise TargetLost("the engine stopped")
         lone = LoneCommand(command, encode, target.answers_from)
         wait = self._waits.begin()
         now = driver.now()

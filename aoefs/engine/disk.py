@@ -63,7 +63,7 @@ class Disk:
         self.target = target
         self.opened = 0
         self.generation = 0
-        self._waits = WaitGroup(driver.sleepers)
+        self._waits = WaitGroup(driver.sleepers, target.life)
         self.write_behind = WriteBehind(self._waits)
         self.commands = Commands(driver, target, self._waits)
         self.reservation = Reservation(driver, target, self.commands, self.write_behind)
@@ -258,25 +258,25 @@ class Disk:
     async def _wait_for_claim(self, claim: Claim) -> None:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""
         target = self.target
-        wait = self._waits.begin()
-        claim.granted = wait.wake
         until = self._driver.now() + (target.deadsecs or math.inf)
         try:
-            while target.life.is_served and wait.error is None and not claim.is_granted:
-                left = until - self._driver.now()
-                if left <= 0:
-                    break
-                wait.woken = False
-                with trio.move_on_after(left):
-                    await wait.wait()
-        except trio.Cancelled:
+            wait = self._waits.begin()
+            claim.granted = wait.wake
+            try:
+                while target.life.is_served and wait.error is None and not claim.is_granted:
+                    left = until - self._driver.now()
+                    if left <= 0:
+                        break
+                    wait.woken = False
+                    with trio.move_on_after(left):
+                        await wait.wait()
+            finally:
+                self._waits.end(wait)
+            if not claim.is_granted:
+                raise wait.error or TargetLost(f"{target.name}: an earlier write to the same sectors is not over")
+        except BaseException:
             target.order.release(claim)
             raise
-        finally:
-            self._waits.end(wait)
-        if not claim.is_granted:
-            target.order.release(claim)
-            raise wait.error or TargetLost(f"{target.name}: an earlier write to the same sectors is not over")
 
     async def _fill_edges(self, first: int, end: int, offset: int, data: bytes | memoryview) -> memoryview:
         """``data`` widened to whole sectors, with what the disk holds around it; the range must be claimed."""

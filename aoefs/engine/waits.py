@@ -2,7 +2,7 @@
 
 A :class:`Wait` is one task that waits for one thing.  All waits of an engine count in one :class:`Sleepers`, which
 tells ``engine.inplace`` whether another task has something to do.  All waits for one disk that are not for a Request
-are in its :class:`WaitGroup`, so that they end together when the disk is gone.
+are in its :class:`WaitGroup`, so that they end together when the disk is gone, and none begins when the mount ends.
 
 What always holds: a wait that was woken before it sleeps does not sleep; a cancelled one is no longer counted.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import trio
 
-from aoefs.errors import RequestError
+from aoefs.core.life import Life
+from aoefs.errors import RequestError, TargetLost
 
 
 class Sleepers:
@@ -60,19 +61,25 @@ class Wait:
 
 
 class WaitGroup:
-    """The waits for one disk that are not for a Request: for a claim, an acknowledgement, the answer to a command."""
+    """The waits for one disk that are not for a Request: for a claim, an acknowledgement, the answer to a command.
 
-    __slots__ = ("_sleepers", "_waits")
+    ``life`` is that of its target.
+    """
 
-    def __init__(self, sleepers: Sleepers) -> None:
+    __slots__ = ("_life", "_sleepers", "_waits")
+
+    def __init__(self, sleepers: Sleepers, life: Life) -> None:
         self._sleepers = sleepers
+        self._life = life
         self._waits: set[Wait] = set()
 
     def __len__(self) -> int:
         return len(self._waits)
 
     def begin(self) -> Wait:
-        """A new wait; to be given to :meth:`end` whatever happens."""
+        """A new wait; to be given to :meth:`end` whatever happens.  TargetLost when the mount ends."""
+        if self._life.is_closed:
+            raise TargetLost("the engine stopped")
         wait = Wait(self._sleepers)
         self._waits.add(wait)
         return wait

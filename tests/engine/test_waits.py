@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
+from aoefs.core.life import Life
 from aoefs.engine.waits import Sleepers, Wait, WaitGroup
 from aoefs.errors import TargetLost
 
@@ -81,7 +83,7 @@ async def test_a_cancelled_wait_is_counted_no_longer_and_may_still_be_woken() ->
 
 async def test_a_group_wakes_all_of_its_waits_and_no_other() -> None:
     sleepers = Sleepers()
-    group = WaitGroup(sleepers)
+    group = WaitGroup(sleepers, Life())
     waits = [group.begin() for _ in range(2)]
     other = Wait(sleepers)
     async with trio.open_nursery() as nursery:
@@ -96,7 +98,7 @@ async def test_a_group_wakes_all_of_its_waits_and_no_other() -> None:
 
 
 def test_a_group_counts_its_waits_and_keeps_the_first_error() -> None:
-    group = WaitGroup(Sleepers())
+    group = WaitGroup(Sleepers(), Life())
     ended, kept = group.begin(), group.begin()
     assert len(group) == 2
     group.end(ended)
@@ -105,3 +107,14 @@ def test_a_group_counts_its_waits_and_keeps_the_first_error() -> None:
     for error in (first, second, None):
         group.interrupt(error)
     assert (ended.error, kept.error) == (None, first)
+
+
+def test_a_group_takes_no_new_wait_when_the_mount_ends_but_for_what_the_mount_itself_still_does() -> None:
+    life = Life()
+    group = WaitGroup(Sleepers(), life)
+    life.close()
+    with pytest.raises(TargetLost):
+        group.begin()
+    life.end()
+    group.begin()
+    assert len(group) == 1

@@ -71,6 +71,29 @@ async def test_after_a_stop_every_new_call_fails_at_once(autojump_clock: MockClo
         await ends_with_eio(lambda: mount.write(handle, 0, b"x" * BLOCK), 0.001)
 
 
+async def test_after_a_stop_nothing_new_waits_for_writes_that_may_still_be_acknowledged(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce("e0.0: (read|write|flush|an earlier write|giving back the reservation) failed")
+    announce("e0.0: a write failed after it was answered")
+    async with mounted(reserve=True) as mount:
+        target = mount.scene.add_target()
+        await mount.scene.disk()
+        handle = await mount.open()
+        offset = await leave_writes_pending(mount, target, handle)
+        mount.scene.engine.close()
+        assert mount.scene.engine.disks[target.export.address].write_behind.pending
+        for call in (
+            lambda: mount.operations.fsync(handle, False),
+            lambda: mount.operations.flush(handle),
+            lambda: mount.read(handle, offset, BLOCK),
+            lambda: mount.write(handle, offset, b"x" * BLOCK),
+        ):
+            await ends_with_eio(call, 0.001)
+        with trio.fail_after(0.001):
+            await mount.operations.release(handle)
+
+
 async def test_the_last_flush_of_healthy_targets_waits_for_no_silent_one(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
