@@ -77,6 +77,7 @@ class InPlace:
     def close(self) -> None:
         self._requests = None
         self._poll.close()
+        self.descriptor = -1  # the number may soon be another file's
 
     def loop_turned(self) -> None:
         """The loop had a turn."""

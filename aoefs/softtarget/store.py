@@ -144,7 +144,9 @@ class FileStore:
         os.fdatasync(self.descriptor)
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        descriptor, self.descriptor = self.descriptor, -1  # the number may soon be another file's
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def __enter__(self) -> FileStore:
         return self
