@@ -1,7 +1,7 @@
 """A mount as a service: notifications for systemd, and a file with the process id.
 
-What always holds: without systemd nothing is sent and nothing fails.  The file exists only while the mount is live, and
-is complete at any time.
+What always holds: without systemd nothing is sent and nothing fails.  The file exists only while the mount is live, is
+complete at any time, and is in a directory in which nobody else may write.
 
 The protocol of systemd (sd_notify(3)) is one datagram to the socket that an environment variable names.
 """
@@ -9,8 +9,10 @@ The protocol of systemd (sd_notify(3)) is one datagram to the socket that an env
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 
 from aoefs.errors import UserError
 
@@ -29,20 +31,68 @@ def notify(*assignments: str) -> None:
         sock.sendto("\n".join(assignments).encode(errors="replace"), "\0" + path[1:] if path[0] == "@" else path)
 
 
+def check_pid_file(path: str) -> None:
+    """UserError unless :class:`PidFile` can write this file; makes nothing."""
+    directory = _open_place(path)
+    try:
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
+            raise UserError(f"--pid-file {path} cannot be written: {os.strerror(errno.EACCES)}")
+    finally:
+        os.close(directory)
+
+
+def _open_place(path: str) -> int:
+    """The directory of the file, open.  UserError unless it, and a file that is there already, belongs to us alone.
+
+    Others could put a link there, or later another pid, which a script then kills as root.
+    """
+    try:
+        directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        status = os.fstat(directory)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            where = os.path.dirname(path)
+            raise UserError(f"--pid-file {path}: others may write in {where}: choose a directory such as /run")
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(os.path.basename(path), dir_fd=directory, follow_symlinks=False)
+            if status.st_uid != os.geteuid():
+                raise UserError(f"--pid-file {path} belongs to user {status.st_uid}: remove it, or name another file")
+            if stat.S_ISDIR(status.st_mode):
+                raise _unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    except BaseException:
+        os.close(directory)
+        raise
+    return directory
+
+
+def _unwritable(path: str, error: OSError) -> UserError:
+    return UserError(f"--pid-file {path} cannot be written: {error.strerror}")
+
+
 class PidFile:
     """The file of ``--pid-file``: :meth:`write` puts it in place, and the end of the ``with`` block removes it.
 
-    ``path`` is absolute.  UserError at once if the file cannot be written.
+    ``path`` is absolute.  UserError at once if the file cannot be written.  It goes into the directory that has this
+    name now, whatever has it later.
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._draft = f"{path}.{os.getpid()}"
+        self._name = os.path.basename(path)
+        self._draft = f"{self._name}.{os.getpid()}"
+        self._directory = _open_place(path)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._draft, flags, 0o644)
+            self._unlink(self._draft)  # of a killed process that had our pid
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._draft, flags, 0o644, dir_fd=self._directory)
         except OSError as error:
-            raise UserError(f"--pid-file {path} cannot be written: {error.strerror}") from None
+            os.close(self._directory)
+            raise _unwritable(path, error) from None
+
+    def _unlink(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._directory)
 
     def __enter__(self) -> PidFile:
         return self
@@ -50,12 +100,13 @@ class PidFile:
     def write(self) -> None:
         """Put the complete file in place, over one that a killed process left."""
         os.write(self._descriptor, b"%d\n" % os.getpid())
-        os.rename(self._draft, self._path)
+        os.rename(self._draft, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # never written, or replaced by the file of another mount
-            if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
-                os.unlink(self._path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._draft)
+            there = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            if os.path.samestat(there, os.fstat(self._descriptor)):
+                self._unlink(self._name)
+        self._unlink(self._draft)
         os.close(self._descriptor)
+        os.close(self._directory)

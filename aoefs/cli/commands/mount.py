@@ -13,7 +13,7 @@ import subprocess
 from aoefs.cli.options import mount_options
 from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
-from aoefs.host import interfaces, mountpoint
+from aoefs.host import interfaces, mountpoint, service
 from aoefs.host.background import Ready, start_in_background
 from aoefs.host.systemlog import log, log_to_stderr
 from aoefs.status.text import to_stderr
@@ -51,6 +51,8 @@ def _check(options: MountOptions) -> None:
     mountpoint.require_fuse(allow_other=options.allow_other)
     interfaces.require_packet_socket()
     interfaces.choose(options.interfaces)
+    if options.pid_file is not None:
+        service.check_pid_file(options.pid_file)
     if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
         raise UserError("--metrics needs the Python package prometheus_client: pip install 'aoefs[metrics]'")
 
