@@ -5,7 +5,8 @@ the nursery of :meth:`Server.run`:
 
 - one for each *service* (an interface that is served): it receives a batch, executes it and answers it;
 - one that listens for changes of interfaces (netlink) and announces the exports again;
-- one for each export that is being synced; its fdatasync runs in a thread.
+- one for each export that is being synced, and one for each whose config string is being kept; the work itself
+  (fdatasync, writing the file) runs in a thread.
 
 A few array expressions find the *runs* in a batch: consecutive frames that read (or write) consecutive sectors of one
 export, and that the export would serve without an error.  A run is one preadv into the send buffer or one pwritev out
@@ -21,6 +22,7 @@ What holds always:
   received: a read sees every write before it, whichever initiator sent it.
 - A FLUSH is answered after a sync that began after the FLUSH came.  FLUSHes that wait for one export share the next
   sync.
+- Where config strings are kept, an answer with a new one waits until it is kept, or could not be.
 - A sender that ``Export.access`` does not admit is not served here either.  The check is one comparison for a batch
   that is one run, and for any other run as long as no list is set.
 - A batch is bounded, and so is the time between two checkpoints.  After a batch the task waits for the next one
@@ -40,8 +42,9 @@ import functools
 import logging
 import select
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import trio
@@ -50,8 +53,9 @@ from numpy.typing import NDArray
 from aoefs.net.netlink import Interface, InterfaceGone, InterfaceMonitor
 from aoefs.net.packetsocket import LINK_DOWN, PacketSocket, Role
 from aoefs.protocol.ata import Status
-from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, Flag
+from aoefs.protocol.wire import ATA_BYTES, MIN_FRAME_BYTES, SECTOR_BYTES, VERSION, Address, AoeCommand, Flag
 from aoefs.softtarget.batch import LBA48_MASK, ROW_BYTES, SLOTS, Batch
+from aoefs.softtarget.configfile import ConfigFile
 from aoefs.softtarget.export import Export, FlushRequest
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,7 @@ _BATCHES_PER_CHECKPOINT = 8
 _SEND_PATIENCE = 0.1  # seconds
 _PATIENCE = 0.0002  # seconds to wait for the next frame outside of trio: the reaction time of an initiator on a LAN
 _SELECT_LIMIT = 1024  # descriptors that select(2) can take
-_MAX_WAITING_FLUSHES = 1024  # of one export; an initiator has one or two
+_MAX_WAITING = 1024  # answers of one export that wait for a thread; an initiator waits for one or two
 
 # A row of headers: MACs, a word of ethertype, version, flags and error, a word of address and command, tag, registers.
 _ROW = struct.Struct("<6s6sIIIBBBBQ")
@@ -73,6 +77,7 @@ _ANSWER_START = b"\x88\xa2" + bytes([_ANSWER, 0])
 _ANSWER_WORD = int.from_bytes(_ANSWER_START, "little")
 _REQUEST_WORD = int.from_bytes(b"\x88\xa2" + bytes([VERSION << 4, 0]), "little")
 _DRDY = int(Status.DRDY)
+_COMMAND_OFFSET = 19  # of the AoE command in a frame
 # What the rows of a run have in common once the steps of their LBA are subtracted: everything but the tag and what
 # follows the registers.
 _RUN_MASK = np.array([~0 & (1 << 64) - 1, ~0 & (1 << 64) - 1, 0xFFFF_FFFF, ~0 & (1 << 64) - 1, 0xFFFF_FFFF], "<u8")
@@ -112,10 +117,15 @@ class _Service:
 
 
 @dataclass(slots=True, eq=False)
-class _Flushes:
-    """The FLUSHes of one export that wait for a sync, each with the service to answer on."""
+class _Work:
+    """Work in a thread, and the answers of one export that wait for it, each with the service to answer on.
 
-    waiting: list[tuple[_Service, FlushRequest]] = field(default_factory=list)
+    ``begin`` returns when the work is done; OSError when it failed.
+    """
+
+    name: str
+    begin: Callable[[], None]
+    waiting: list[tuple[_Service, FlushRequest | bytes]] = field(default_factory=list)
     active: bool = False
 
 
@@ -136,17 +146,28 @@ class ServiceStatistics:
 class Server:
     """Serves ``exports`` on ``sockets`` (of ``Role.TARGET``) while :meth:`run` runs, which also closes the sockets.
 
+    ``config_files`` keep the config strings of these exports; those of the others end with the process.
     ValueError for two exports of the same address.
     """
 
-    def __init__(self, exports: Sequence[Export], sockets: Sequence[PacketSocket]) -> None:
+    def __init__(
+        self,
+        exports: Sequence[Export],
+        sockets: Sequence[PacketSocket],
+        config_files: Mapping[Address, ConfigFile] = MappingProxyType({}),
+    ) -> None:
         self.exports = {export.address: export for export in exports}
         if len(self.exports) != len(exports):
             raise ValueError("two exports have the same address")
         self._export_by_word = {_address_word(address): export for address, export in self.exports.items()}
         self._services = [_Service(socket, Batch(socket.max_sectors)) for socket in sockets]
-        self._flushes = {address: _Flushes() for address in self.exports}
-        self._limiter = trio.CapacityLimiter(max(1, len(exports)))  # no export waits for a thread
+        self._config_files = config_files
+        self._syncs = {address: _Work("sync", export.store.sync) for address, export in self.exports.items()}
+        self._saves = {
+            address: _Work("config string", functools.partial(keep_config, self.exports[address], file))
+            for address, file in config_files.items()
+        }
+        self._limiter = trio.CapacityLimiter(max(1, 2 * len(exports)))  # no export waits for a thread
 
     def statistics(self) -> list[ServiceStatistics]:
         """A snapshot of each service."""
@@ -440,37 +461,51 @@ class Server:
         for each in (export,) if export is not None else tuple(self.exports.values()):
             answer = each.handle_untrusted(frame, mac=socket.mac, max_sectors=socket.max_sectors)
             if isinstance(answer, FlushRequest):
-                self._queue_flush(each, service, answer)
+                self._queue(each, self._syncs[each.address], service, answer)
+            elif answer is not None and answer[_COMMAND_OFFSET] == AoeCommand.CONFIG and not self._is_kept(each):
+                self._queue(each, self._saves[each.address], service, answer)
             elif answer is not None and not socket.send_frame(answer):
                 service.dropped += 1
 
-    # ── flush ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── work in threads ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _queue_flush(self, export: Export, service: _Service, request: FlushRequest) -> None:
-        flushes = self._flushes[export.address]
-        if len(flushes.waiting) >= _MAX_WAITING_FLUSHES:
+    def _is_kept(self, export: Export) -> bool:
+        file = self._config_files.get(export.address)
+        return file is None or file.string == export.config_string
+
+    def _queue(self, export: Export, work: _Work, service: _Service, answer: FlushRequest | bytes) -> None:
+        if len(work.waiting) >= _MAX_WAITING:
             service.dropped += 1
             return
-        flushes.waiting.append((service, request))
-        if not flushes.active:
-            flushes.active = True
-            self._nursery.start_soon(self._sync, export, flushes, name=f"sync {export.address}")
+        work.waiting.append((service, answer))
+        if not work.active:
+            work.active = True
+            self._nursery.start_soon(self._carry_out, export, work, name=f"{work.name} {export.address}")
 
-    async def _sync(self, export: Export, flushes: _Flushes) -> None:
-        """Sync until no FLUSH waits.  One that comes during a sync waits for the next: the writes before it may have
-        come too late for this one.
+    async def _carry_out(self, export: Export, work: _Work) -> None:
+        """Do the work until no answer waits for it.  One that comes meanwhile waits for the next time: what happened
+        before it may have come too late for this one.
         """
-        while flushes.waiting:
-            served, flushes.waiting = flushes.waiting, []
+        while work.waiting:
+            served, work.waiting = work.waiting, []
             failure = None
             try:
-                await trio.to_thread.run_sync(export.store.sync, limiter=self._limiter)
+                await trio.to_thread.run_sync(work.begin, limiter=self._limiter)
             except OSError as error:
                 failure = error
-            for service, request in served:
-                if not service.socket.send_frame(export.finish_flush(request, failure)):
+            for service, answer in served:
+                frame = export.finish_flush(answer, failure) if isinstance(answer, FlushRequest) else answer
+                if not service.socket.send_frame(frame):
                     service.dropped += 1
-        flushes.active = False  # no await since the list was found empty
+        work.active = False  # no await since the list was found empty
+
+
+def keep_config(export: Export, file: ConfigFile) -> None:
+    """Keep the config string of an export.  If that fails it is reported, and the string is good while we run."""
+    try:
+        file.save(export.config_string)
+    except OSError as error:
+        export.report(f"{export.address}: its config string cannot be kept in {file.path}: {error.strerror}")
 
 
 def _address_word(address: Address) -> int:

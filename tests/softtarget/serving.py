@@ -16,6 +16,7 @@ import trio
 from aoefs.net.packetsocket import PacketSocket
 from aoefs.protocol.ata import Opcode, flush_registers, transfer_registers
 from aoefs.protocol.wire import Address, AoeCommand, AtaArgument, Header, encode_ata
+from aoefs.softtarget.configfile import ConfigFile
 from aoefs.softtarget.export import Export
 from aoefs.softtarget.server import Server
 from aoefs.softtarget.store import MemoryStore
@@ -121,12 +122,16 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def serving(
-    *exports: Export, mtu: int = 1500, family: socket.AddressFamily = socket.AF_INET
+    *exports: Export,
+    mtu: int = 1500,
+    family: socket.AddressFamily = socket.AF_INET,
+    config_file: ConfigFile | None = None,
 ) -> AsyncIterator[tuple[Server, Client]]:
-    """A server over one wire, whose announcements were already received."""
+    """A server over one wire, whose announcements were already received; ``config_file`` is the first export's."""
+    config_files = {} if config_file is None else {exports[0].address: config_file}
     theirs, ours = datagram_pair(family)
     with theirs:
-        server = Server(exports, [WireSocket(ours, mtu)])
+        server = Server(exports, [WireSocket(ours, mtu)], config_files)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             client = Client(theirs)

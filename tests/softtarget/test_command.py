@@ -97,6 +97,58 @@ def test_it_says_what_it_exports_and_a_signal_ends_it_well(lab: Lab, number: sig
     assert "the last 488 bytes are not exported" in process.output
 
 
+# ── config strings ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def config_string(lab: Lab, *arguments: str) -> str:
+    """The config string of e7.0 after ``aoefs config`` has done what the arguments say."""
+    if arguments:
+        lab.aoefs("config", "-i", "aoe0", "7.0", "set", *arguments)
+    return lab.aoefs("config", "-i", "aoe0", "7.0").stdout
+
+
+def test_a_config_string_that_was_set_outlives_the_target(lab: Lab) -> None:
+    disk = lab.image("disk", 4096)
+    link = lab.directory / "link"
+    link.symlink_to(disk)
+    kept = lab.directory / "disk.aoe"
+    process = lab.target(f"7.0={link}")
+    assert not kept.exists()
+    assert config_string(lab, "who") == "who\n"
+    assert kept.read_bytes() == b"who\n"  # and not beside the link
+    process.stop(signal.SIGKILL)
+    process = lab.target("--read-only", f"7.0={disk}")
+    assert config_string(lab) == "who\n"
+    assert config_string(lab, "else", "--force") == "else\n"
+    process.stop()
+    assert kept.read_bytes() == b"who\n"  # a read-only export writes nothing
+    process = lab.target("--config-string", "given", f"7.0={disk}")
+    assert config_string(lab) == "given\n"
+    process.stop()
+    assert kept.read_bytes() == b"given\n"
+    kept.write_bytes(b"")
+    process = lab.target(f"7.0={disk}")
+    assert config_string(lab, "other") == "other\n"
+    process.stop()
+    assert process.output.count(str(kept)) == 1
+    assert f"{kept} is no config string" in process.output
+    assert kept.read_bytes() == b""
+
+
+def test_a_state_directory_keeps_what_cannot_be_beside_the_image(lab: Lab) -> None:
+    disk, state = lab.image("disk", 4096), lab.directory / "state"
+    line = complaint(lab, "-i", "aoe0", "--state-dir", state, f"7.0={disk}", code=1)
+    assert line == f"aoefs: --state-dir {state} is not a directory\n"
+    state.mkdir()
+    for device in (disk, lab.losetup(disk, side=TARGET)):
+        for options, answer in ((("who",), "who\n"), ((), "who\n")):
+            process = lab.target("--state-dir", state, f"7.0={device}")
+            assert config_string(lab, *options) == answer
+            process.stop()
+    assert [file.suffix for file in state.iterdir()] == [".aoe", ".aoe"]
+    assert sorted(file.name for file in lab.directory.glob("disk*")) == ["disk"]
+
+
 # ── what is served or exported already ────────────────────────────────────────────────────────────────────────────
 
 

@@ -244,9 +244,9 @@ def test_a_wildcard_address_may_ask_for_the_config_string_and_not_set_it(address
     head = header(AoeCommand.CONFIG, address=address, destination=destination)
     for command, string in ((ConfigCommand.READ, b""), (ConfigCommand.TEST, b"kept"), (ConfigCommand.PREFIX, b"k")):
         assert decode_config_untrusted(ask(export, encode_config(head, ConfigArgument(command, string)))).string
-    for command in (ConfigCommand.SET, ConfigCommand.FORCE_SET, 5, 15):
+    for setting in (int(ConfigCommand.SET), int(ConfigCommand.FORCE_SET), 5, 15):
         for string in (b"", b"kept", b"theirs"):
-            assert is_silent(export, encode_config(head, ConfigArgument(command, string)))
+            assert is_silent(export, encode_config(head, ConfigArgument(setting, string)))
     assert export.config_string == b"kept"
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import trio
@@ -21,16 +22,19 @@ from aoefs.protocol.wire import (
     AoeCommand,
     AtaArgument,
     ConfigArgument,
+    ConfigCommand,
     ErrorCode,
     Header,
     MaskDirective,
     ReserveArgument,
     ReserveCommand,
     decode_ata_untrusted,
+    decode_config_untrusted,
     decode_header_untrusted,
     encode_config,
     encode_reserve,
 )
+from aoefs.softtarget.configfile import ConfigFile
 from aoefs.softtarget.server import Server
 from aoefs.softtarget.store import MemoryStore
 from tests.softtarget.serving import (
@@ -323,6 +327,62 @@ async def test_the_end_waits_for_a_running_sync() -> None:
         await until(lambda: slow.begun == 1)
         threading.Timer(0.05, slow.go.release).start()
     assert slow.syncs == 1
+
+
+# ── config strings ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SlowFile(ConfigFile):
+    """Each save begins at once and ends when the test lets it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.begun = 0
+        self.go = threading.Semaphore(0)
+
+    def save(self, string: bytes) -> None:
+        self.string = None
+        self.begun += 1
+        assert self.go.acquire(timeout=10)
+        super().save(string)
+
+
+def ask_config(tag: int, string: bytes | None = None, address: Address = ADDRESSES[0]) -> bytes:
+    head = Header(OURS, THEIRS, address, AoeCommand.CONFIG, tag)
+    return encode_config(head, ConfigArgument() if string is None else ConfigArgument(ConfigCommand.FORCE_SET, string))
+
+
+async def test_no_answer_has_a_config_string_that_is_not_kept(tmp_path: Path) -> None:
+    file = SlowFile(str(tmp_path / "kept"))
+    async with serving(make_export(), make_export(ADDRESSES[1]), config_file=file) as (_, client):
+        assert decode_config_untrusted(await client.ask(ask_config(1))).string == b""
+        client.send(ask_config(2, b"one"))
+        await until(lambda: file.begun == 1)
+        client.send(ask_config(3, b"two"), ask_config(4))
+        for waits_for_nothing in (read(8, 0), ask_config(9, b"else", ADDRESSES[1])):
+            assert decode_header_untrusted(await client.ask(waits_for_nothing)).tag in (8, 9)
+        file.go.release()
+        first = (await client.receive())[0]
+        assert (decode_header_untrusted(first).tag, decode_config_untrusted(first).string) == (2, b"one")
+        await until(lambda: file.begun == 2)
+        with pytest.raises(BlockingIOError):
+            client.socket.recv(1)
+        file.go.release()
+        assert {decode_header_untrusted(answer).tag for answer in await client.receive(2)} == {3, 4}
+        assert decode_config_untrusted(await client.ask(ask_config(5, b"two"))).string == b"two"
+    assert file.begun == 2
+    assert ConfigFile(file.path).string == b"two"
+
+
+async def test_a_config_string_that_cannot_be_kept_is_reported_once_and_good_while_we_run(tmp_path: Path) -> None:
+    lines: list[str] = []
+    export = make_export()
+    export.report = lines.append
+    path = tmp_path / "missing" / "kept"
+    async with serving(export, config_file=ConfigFile(str(path))) as (_, client):
+        for _ in range(3):
+            assert decode_config_untrusted(await client.ask(ask_config(1, b"who"))).string == b"who"
+    assert lines == [f"e0.0: its config string cannot be kept in {path}: No such file or directory"]
 
 
 def test_one_address_twice_is_our_own_mistake() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
 import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
 
 if TYPE_CHECKING:
     from aoefs.net.packetsocket import PacketSocket, Role
+    from aoefs.softtarget.configfile import ConfigFile
     from aoefs.softtarget.server import Server
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bufcnt", type=int, default=None, metavar="N", help="messages that initiators may have on their way (64)"
     )
-    parser.add_argument("--config-string", default="", metavar="TEXT", help="config string of every export")
+    parser.add_argument(
+        "--config-string",
+        metavar="TEXT",
+        help="config string of every export, in place of the one that was kept of an earlier run",
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="where to keep config strings (default: in PATH.aoe, which a read-only export only reads; those of block "
+        "devices are not kept)",
+    )
     parser.add_argument(
         "--allow-mac",
         action="append",
@@ -83,27 +95,36 @@ def run(arguments: argparse.Namespace) -> int:
     buffer_count = arguments.bufcnt
     if buffer_count is not None and not 1 <= buffer_count <= 0xFFFF:
         raise UserError(f"--bufcnt {buffer_count} is out of range: 1 to 65535", exit_code=2)
-    config_string = arguments.config_string.encode("utf-8", "surrogateescape")
-    if len(config_string) > MAX_CONFIG_BYTES:
+    given = arguments.config_string
+    config_string = None if given is None else given.encode("utf-8", "surrogateescape")
+    if config_string is not None and len(config_string) > MAX_CONFIG_BYTES:
         raise UserError(
             f"--config-string has {len(config_string)} bytes; the protocol allows {MAX_CONFIG_BYTES}", exit_code=2
         )
+    if arguments.state_dir is not None and not os.path.isdir(arguments.state_dir):
+        raise UserError(f"--state-dir {arguments.state_dir} is not a directory")
     require_packet_socket()
     interfaces = [interface.name for interface in choose(arguments.interface)]
 
     from aoefs.host.claims import Inquiry, claim
     from aoefs.net.packetsocket import Role
+    from aoefs.softtarget.configfile import config_file
     from aoefs.softtarget.store import FileStore
 
     with contextlib.ExitStack() as stack:
         for interface, address in itertools.product(interfaces, exports):
             stack.enter_context(claim(address, interface))
-        stores = {}
+        stores: dict[Address, FileStore] = {}
+        config_files: dict[Address, ConfigFile] = {}
         for address, path in exports.items():
             store = FileStore(path, read_only=arguments.read_only, synchronous=arguments.sync)
             stores[address] = stack.enter_context(store)
-            if store.warning:
-                log.warning("%s", store.warning)
+            file = config_file(store, arguments.state_dir)
+            if file is not None:
+                config_files[address] = file
+            for warning in (store.warning, "" if file is None else file.warning):
+                if warning:
+                    log.warning("%s", warning)
         with contextlib.ExitStack() as asking:
             sockets = [asking.enter_context(_open_link(interface, Role.INITIATOR)) for interface in interfaces]
             inquiry = Inquiry(exports, sockets)
@@ -114,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             from aoefs import __version__
             from aoefs.softtarget.access import Access
             from aoefs.softtarget.export import DEFAULT_BUFFER_COUNT, Export
-            from aoefs.softtarget.server import Server
+            from aoefs.softtarget.server import Server, keep_config
 
             inquiry.require_silence()
         sockets = [stack.enter_context(_open_link(interface, Role.TARGET)) for interface in interfaces]
@@ -125,18 +146,26 @@ def run(arguments: argparse.Namespace) -> int:
                 serial=store.serial,
                 firmware=__version__,
                 buffer_count=DEFAULT_BUFFER_COUNT if buffer_count is None else buffer_count,
-                config_string=config_string,
+                config_string=config_string if config_string is not None else _kept_string(config_files.get(address)),
                 access=Access(arguments.allow_mac),
                 report=functools.partial(log.error, "%s"),
             )
             for address, store in stores.items()
         ]
+        writable = {address: file for address, file in config_files.items() if file.writable}
+        for export in served:
+            if export.address in writable:
+                keep_config(export, writable[export.address])
         mode = "read-only" if arguments.read_only else "read-write"
         where = ", ".join(interfaces)
         lines = [
             f"{address} {store.path} {store.sectors} sectors {mode} on {where}" for address, store in stores.items()
         ]
-        return trio.run(_serve, Server(served, sockets), lines)
+        return trio.run(_serve, Server(served, sockets, writable), lines)
+
+
+def _kept_string(file: ConfigFile | None) -> bytes:
+    return (file and file.string) or b""
 
 
 async def _serve(server: Server, lines: Sequence[str]) -> int:
