@@ -176,9 +176,10 @@ def _guarded(argv: Sequence[str], command: str | None) -> int:
         return 141
     except Exception as error:
         if any(word in ("-v", "-vv", "--verbose") for word in argv):
-            import traceback
+            from aoefs.host.systemlog import log, log_to_stderr
 
-            traceback.print_exc()
+            log_to_stderr(1)
+            log.info("where it happened:", exc_info=True)
         return _fail(f"unexpected {type(error).__name__}: {error} (-v says where)", 1)
 
 

@@ -1,7 +1,7 @@
 """Where the log goes: to stderr while a person watches, to the system log of this host when the mount is a daemon.
 
 What always holds: logging never blocks and never raises, since a log that is stuck must not stop a disk.  Text is made
-printable here, because much of it comes from the network.
+printable here (:class:`PrintableFormatter`), because much of it comes from the network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from aoefs.status.events import EventRing
-from aoefs.status.text import one_line, printable
+from aoefs.status.text import one_line, printable_lines
 
 LOG_SOCKETS = ("/dev/log", "/run/systemd/journal/dev-log")
 LINES_PER_SECOND = 20  # of one kind; more are counted and left out
@@ -25,6 +25,13 @@ _FACILITY_DAEMON = 3
 _SEVERITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # RFC 5424; everything else is 7, debug
 
 log = logging.getLogger("aoefs")
+
+
+class PrintableFormatter(logging.Formatter):
+    """What a record says, as a terminal may show it; a traceback has several lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 class SyslogHandler(logging.Handler):
@@ -41,8 +48,7 @@ class SyslogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         severity = next((code for level, code in _SEVERITIES if record.levelno >= level), 7)
-        text = printable(one_line(self.format(record)))
-        line = f"<{_FACILITY_DAEMON << 3 | severity}>aoefs[{os.getpid()}]: {text}"
+        line = f"<{_FACILITY_DAEMON << 3 | severity}>aoefs[{os.getpid()}]: {one_line(self.format(record))}"
         for path in self._paths:
             with contextlib.suppress(OSError):
                 self._socket.sendto(line.encode(errors="replace"), path)
@@ -58,8 +64,7 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):
-            text = "\n".join(map(printable, self.format(record).split("\n")))  # a traceback has several lines
-            print(f"aoefs: {text}", file=sys.stderr, flush=True)
+            print(f"aoefs: {self.format(record)}", file=sys.stderr, flush=True)
 
 
 class LogLimit(logging.Filter):
@@ -95,6 +100,7 @@ class LogLimit(logging.Filter):
 def log_to(handler: logging.Handler) -> None:
     """Make this the one place where the log goes.  A ring of events stays beside it."""
     handler.addFilter(LogLimit())
+    handler.setFormatter(PrintableFormatter())
     for old in log.handlers[:]:
         if not isinstance(old, EventRing):
             log.removeHandler(old)

@@ -1,8 +1,9 @@
 """Text for people: what may reach a terminal or a log, and figures of a fixed width.
 
 What always holds: text of the network or the system (config strings, models, names of interfaces and processes) is
-shown only as :func:`printable` returns it.  Lines (:func:`to_stderr`), tables (``status.tables``), the console
-(``status.layout``) and the log (``host.systemlog``) see to that themselves; nothing else prints such text.
+shown only as :func:`printable` returns it.  The last step sees to that, and nothing before it: lines
+(:func:`to_stdout`, :func:`to_stderr`), tables (``status.tables``), the console (``status.layout``) and the log
+(``host.systemlog``).
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ def printable(value: object) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same with line ends as they are."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def one_line(text: str) -> str:
     """The text with every run of white space as one blank."""
     return " ".join(text.split())
+
+
+def to_stdout(text: str) -> None:
+    """Print lines that were asked for, at once."""
+    print(printable_lines(text), flush=True)
 
 
 def to_stderr(message: str) -> None:

@@ -201,6 +201,16 @@ def test_with_verbose_a_defect_shows_where(monkeypatch: pytest.MonkeyPatch, caps
     assert error.endswith("aoefs: unexpected ZeroDivisionError: a (-v says where)\n")
 
 
+def test_nothing_in_a_traceback_commands_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_instead(monkeypatch, ZeroDivisionError("model \x1b[2J"))
+    assert cli.main(["status", "/mnt", "-v"]) == 1
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError: model \\x1b[2J\n" in error
+    assert "\x1b" not in error
+
+
 def test_a_reader_that_goes_away_is_no_defect() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from aoefs.cli.commands.ping import Tally
+from tests.cli.inprocess import RunAt
+from tests.lab import INITIATOR, Lab
 
 
 def test_the_summary_counts_what_was_decided() -> None:
@@ -42,3 +44,14 @@ def test_one_answer_has_no_deviation() -> None:
     tally = Tally(sent=1)
     tally.add(0.0125)
     assert tally.summary("e0.0").endswith("min/avg/max/stddev = 12.500/12.500/12.500/0.000 ms")
+
+
+def test_the_name_of_an_interface_does_not_command_the_terminal(lab: Lab, run_at: RunAt) -> None:
+    lab.target(f"0.0={lab.image('disk', 1 << 20)}")
+    lab.ip(INITIATOR, "link", "set", "aoe0", "down")
+    lab.ip(INITIATOR, "link", "set", "aoe0", "name", "a\x1b[2J")
+    lab.ip(INITIATOR, "link", "set", "a\x1b[2J", "up")
+    answer = run_at(lab)("ping", "0.0", "-c", "1", "-i", "a\x1b[2J")
+    assert answer.code == 0
+    assert answer.out.splitlines()[0] == "PING e0.0 on a\\x1b[2J: config queries"
+    assert "\x1b" not in answer.out + answer.err

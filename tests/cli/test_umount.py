@@ -44,6 +44,18 @@ def test_umount_of_a_busy_mount_names_the_holders_and_changes_nothing(tmp_path: 
         assert process.wait(10) == 0
 
 
+def test_the_name_of_a_process_does_not_command_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "mnt"
+    rename = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'\\x1b[2J\\n'); print(flush=True); time.sleep(60)"
+    with standin(path), subprocess.Popen([sys.executable, "-c", rename], cwd=path, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        answer = aoefs("umount", path)
+        holder.kill()
+        says = f"aoefs: {path} is busy: used by \\x1b[2J (pid {holder.pid}); end that, or see --lazy\n"
+        assert (answer.returncode, answer.stderr) == (1, says)
+
+
 def test_umount_reports_a_target_that_could_not_be_flushed(tmp_path: Path) -> None:
     path = tmp_path / "mnt"
     with standin(path, "flush-fails") as process:

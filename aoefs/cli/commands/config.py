@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
@@ -63,7 +62,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     found = await companion.find(engine, address, arguments.timeout)
     if arguments.action == "get":
         text = _text(found.config.string)
-        print(json.dumps({"name": str(address), "config": text}) if arguments.json else printable(text))
+        print(json.dumps({"name": str(address), "config": text}) if arguments.json else printable(text))  # one line
         return 0
     string = arguments.string.encode("utf-8", "surrogateescape")
     kind = ConfigCommand.FORCE_SET if arguments.force else _COMMANDS[arguments.action]
@@ -76,15 +75,14 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         present = found.config.string
         if not (present.startswith(string) if kind is ConfigCommand.PREFIX else present == string):
             verb = "begins otherwise" if kind is ConfigCommand.PREFIX else "is another one"
-            print(f"aoefs: the config string of {address} {verb}: '{printable(_text(present))}'", file=sys.stderr)
-            return 1
+            raise UserError(f"the config string of {address} {verb}: '{_text(present)}'")
     answer = await companion.command(engine, found.endpoint, AoeCommand.CONFIG, encode, arguments.timeout)
     if isinstance(answer.error, TargetError) and answer.error.code == ErrorCode.CONFIG_STRING_PRESENT:
-        there = printable(_text(found.config.string))
+        there = _text(found.config.string)
         raise UserError(f"{address} has a config string already, '{there}': --force replaces it")
     companion.require_success(answer, "the config string")
     assert isinstance(answer.argument, ConfigArgument)
     stored = answer.argument.string
     if kind in (ConfigCommand.SET, ConfigCommand.FORCE_SET) and stored != string:
-        raise UserError(f"{address} accepted the config string, but has '{printable(_text(stored))}' now")
+        raise UserError(f"{address} accepted the config string, but has '{_text(stored)}' now")
     return 0

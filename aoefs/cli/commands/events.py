@@ -7,7 +7,6 @@ its lines with those of the last time.  A child process reads it (``host.mountre
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.host.mountreader import MountReader
-from aoefs.status.text import printable, to_stderr
+from aoefs.status.text import to_stderr, to_stdout
 
 EVENTS_FILE = ".aoefs/events"
 
@@ -47,8 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
                     raise UserError(f"{path} does not tell its events: {error.strerror}") from None
                 before, lines = lines, text.splitlines()
                 for line in news(before, lines):
-                    print(printable(line))
-                sys.stdout.flush()
+                    to_stdout(line)
                 if not arguments.follow:
                     return 0
                 time.sleep(_POLL_SECONDS)

@@ -12,7 +12,7 @@ from aoefs.cli import companion
 from aoefs.errors import AtaError, FrameError, TargetError, UserError
 from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument
 from aoefs.status.tables import print_table
-from aoefs.status.text import format_size, printable
+from aoefs.status.text import format_size, to_stdout
 
 if TYPE_CHECKING:
     from aoefs.core.link import Endpoint
@@ -85,8 +85,7 @@ def _print_identity(report: dict[str, Any], identity: Identity) -> None:
         "flush": "none: what it acknowledges cannot be made durable" if flush is None else flush.name.replace("_", " "),
         **{name: "yes" if there else "no" for name, there in features.items()},
     }
-    for name, value in lines.items():
-        print(f"{name + ':':<17}{printable(value)}")
+    to_stdout("\n".join(f"{name + ':':<17}{value}" for name, value in lines.items()))
 
 
 async def _smart(

@@ -30,6 +30,7 @@ from aoefs.protocol.wire import (
     payload_sectors,
 )
 from aoefs.status.tables import print_table
+from aoefs.status.text import to_stdout
 
 if TYPE_CHECKING:
     from aoefs.core.lonecommand import Answer
@@ -106,7 +107,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         print_table(_COLUMNS, [_row(result) for result in results])
         for result in results:
             for line in told[result]:
-                print(f"{result.name} on {result.interface}: {line}")
+                to_stdout(f"{result.name} on {result.interface}: {line}")
     return 0 if all(result.passes for result in results) else 1
 
 

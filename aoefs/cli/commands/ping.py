@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from aoefs.cli import companion
 from aoefs.cli.options import seconds, whole
 from aoefs.protocol.wire import SECTOR_BYTES, AoeCommand
+from aoefs.status.text import to_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     import trio
 
     what = "reads of a sector" if arguments.read else "config queries"
-    print(f"PING {arguments.target} on {', '.join(engine.links)}: {what}", flush=True)
+    to_stdout(f"PING {arguments.target} on {', '.join(engine.links)}: {what}")
     pinger = _Pinger(engine, arguments)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
@@ -58,7 +59,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             nursery.start_soon(until_signal)
             await pinger.rounds()
             nursery.cancel_scope.cancel()
-    print(pinger.tally.summary(str(arguments.target)))
+    to_stdout(pinger.tally.summary(str(arguments.target)))
     return 0 if pinger.tally.answered else 1
 
 
@@ -175,4 +176,4 @@ class _Pinger:
                 tally.add(answer.seconds)
             end = f"time={1000 * answer.seconds:.3f} ms" if failure is None else str(failure)
             where = f"{answer.header.address} from {companion.place(answer.endpoint)}"
-            print(f"{where}: seq={number} {end}{' (DUP!)' if index else ''}", flush=True)
+            to_stdout(f"{where}: seq={number} {end}{' (DUP!)' if index else ''}")
