@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -133,7 +134,7 @@ class Pair:
         self.now = 0.0
         self.shard_delay = shard_delay
         self.quarantine = quarantine
-        self.tags: TagTable[Run | LoneCommand] = TagTable(0x1234)
+        self.tags: TagTable[Run | LoneCommand] = TagTable(random.Random(4).randbytes)
         self.wires = [
             Wire(f"eth{number}", segment, number)
             for number, segment in enumerate(segments or (Segment(latency=LATENCY),))
@@ -238,10 +239,10 @@ class Pair:
         for index in range(run.count):
             start, sectors = run.sectors_of(index, 1)
             lba = request.lba + start
-            header = Header(run.path.mac, wire.mac, address, AoeCommand.ATA, run.tag + index)
+            header = Header(run.path.mac, wire.mac, address, AoeCommand.ATA, run.tag ^ index)
             registers = transfer_registers(lba, sectors, write=request.write, lba48=run.path.lba48)
             data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
-            self.sent.append(Sent(self.now, run.tag + index, wire, lba, sectors, write=request.write))
+            self.sent.append(Sent(self.now, run.tag ^ index, wire, lba, sectors, write=request.write))
             wire.segment.send(encode_ata(header, registers, data), self.now)
 
     def next_event(self) -> float | None:
@@ -342,7 +343,7 @@ class Pair:
             run.receive_untrusted(as_link(wire), frame, self.now)
             return
         target = next(target for target in self.targets if target.address == run_address(run))
-        index = header.tag - run.tag
+        index = header.tag ^ run.tag
         endpoint = Endpoint(as_link(wire), header.source, header.address)
         is_ata = header.version == VERSION and header.command == AoeCommand.ATA
         if not is_ata or index >= run.count or not target.answers_from(endpoint):

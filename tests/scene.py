@@ -114,7 +114,7 @@ def run_frames(run: Run, ours: bytes) -> list[bytes]:
     address = decode_header_untrusted(path.request_head + bytes(16)).address
     for index in range(run.count):
         start, sectors = run.sectors_of(index, 1)
-        header = Header(path.mac, ours, address, AoeCommand.ATA, run.tag + index)
+        header = Header(path.mac, ours, address, AoeCommand.ATA, run.tag ^ index)
         registers = transfer_registers(request.lba + start, sectors, write=request.write, lba48=path.lba48)
         data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
         frames.append(encode_ata(header, registers, data))
@@ -207,13 +207,13 @@ class SegmentLink:
             return None
         header, ata = decode_header_untrusted(frame), decode_ata_untrusted(frame)
         run = self._tags.find(header.tag)
-        if not isinstance(run, Run) or ata.command & FAILED or header.tag - run.tag >= run.count:
+        if not isinstance(run, Run) or ata.command & FAILED or header.tag ^ run.tag >= run.count:
             return None
         address = decode_header_untrusted(run.path.request_head + bytes(16)).address
         expected = Header(self.mac, run.path.mac, address, AoeCommand.ATA, header.tag, Flag.RESPONSE, 0, VERSION)
         if header != expected or run.path.link is not self:
             return None
-        index, request = header.tag - run.tag, run.request
+        index, request = header.tag ^ run.tag, run.request
         start, sectors = run.sectors_of(index, 1)
         if not request.write:
             data = frame[ATA_BYTES : ATA_BYTES + sectors * SECTOR_BYTES]

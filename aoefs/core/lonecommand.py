@@ -104,13 +104,13 @@ class LoneCommand:
         index = self.sendings % BLOCK_TAGS
         self.sendings += 1
         self._sent_at[index : index + 1] = [now]
-        command, tag = self.command, self.tag + index
+        command, tag = self.command, self.tag ^ index
         return [self.encode(Header(mac, link.mac, address, command, tag)) for link, mac, address in endpoints]
 
     def receive_untrusted(self, link: Link, frame: bytes, now: float) -> None:
         """A frame with a tag of this block came; FrameError if it does not answer the command."""
         header = decode_header_untrusted(frame)
-        index = header.tag - self.tag
+        index = header.tag ^ self.tag
         if not header.is_response or header.version != VERSION or header.command != self.command:
             raise FrameError("not the answer to this command")
         endpoint = Endpoint(link, header.source, header.address)

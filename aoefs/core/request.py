@@ -1,8 +1,8 @@
 """A Request is a range of sectors to read or write; a Run is a batch of its ATA commands.
 
 Three nouns nest.  A :class:`Request` is carried by Runs.  A :class:`Run` is one batch of commands, sent together on
-one path under consecutive tags.  A *transmission* is one tag of a run.  A command that is retransmitted belongs to a
-new Run, so an answer is never ambiguous, and a late one is still understood.
+one path under the tags of one block.  A *transmission* is one tag of a run.  A command that is retransmitted belongs
+to a new Run, so an answer is never ambiguous, and a late one is still understood.
 
 State is a bit, never an object, in Python integers: to take the answers to sixteen commands is a handful of integer
 operations, and what is missing can be cut into commands of another size for a path with another payload.
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from aoefs.core.tags import LATE
 from aoefs.errors import RequestError
 from aoefs.protocol.wire import SECTOR_BYTES
 
@@ -138,7 +139,7 @@ class Request:
 
 
 class Run:
-    """``count`` commands of ``step`` sectors (the last one may be shorter) under the tags ``tag`` to ``tag + count``.
+    """``count`` commands of ``step`` sectors (the last one may be shorter); command ``index`` has ``tag ^ index``.
 
     ``flying`` and ``lost`` have a bit per command: unanswered and still counted in the windows; unanswered and given
     up (their sectors go out again in another run).
@@ -163,6 +164,11 @@ class Run:
     def gone_at(self) -> float:
         """When a copy of a command can no longer arrive anywhere (seconds)."""
         return self.sent_at + self.path.frame_lifetime()
+
+    @property
+    def recognised_until(self) -> float:
+        """Until when a late answer is known as such, and not taken for that of a second disk (seconds)."""
+        return max(self.gone_at, self.sent_at + LATE)
 
     def sectors_of(self, first: int, count: int) -> tuple[int, int]:
         """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""

@@ -1,29 +1,37 @@
 """Tags: the number by which an answer is recognised.
 
-Tags are issued in blocks of 64, from a counter that starts at random and skips blocks that are still known.  So the
-commands of a run have consecutive tags, and a whole batch of answers is matched with one comparison.  Bit 31 is set:
-the Linux driver ignores such answers.  ``tag >> 6`` names the owner of a block, ``tag & 63`` the transmission in it.
+A tag is *drawn at random* for each owner (a run, a lone command): a host that sees none of our other frames learns
+nothing from the tag of one.  n blind answers hit k live tags n·k/2^31 times.  The owner has the whole block of 64 tags
+that differ in the lowest six bits: its transmission ``index`` has the tag ``owner.tag ^ index``.  So a whole batch of
+answers is matched with one comparison.  Bit 31 is set: the Linux driver ignores such answers.
 
 What always holds: a transmission has its own tag, so an answer is never ambiguous (except for a 65th sending of one
-lone command); a tag is issued again only when it is no longer remembered.
+lone command).  The tags 0x8000_0000 to 0x8000_FFFF have no owner: broadcast queries take them, whose answers are hints
+(``engine.discovery``; the filter of ``net.packetsocket`` tells them apart).
 
-Rejected: one dict entry per tag (it costs more than all other bookkeeping of a frame).
+Rejected: one dict entry per tag (it costs more than all other bookkeeping of a frame); blocks in sequence (a host
+that is sent a query knows the tags of the next reads).
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
 from aoefs.protocol.wire import CLIENT_TAG_BIT
 
 BLOCK_TAGS: Final = 64  # tags of one block: the most commands of a run
 _BLOCK_BITS: Final = 6
-_BLOCK_MASK: Final = (CLIENT_TAG_BIT - 1) >> _BLOCK_BITS
+HINT_TAGS: Final = 0x8000  # the upper half of the tags of broadcast queries
+_FIRST: Final = (HINT_TAGS + 1) << 16
+LATE: Final = 60.0  # seconds; a target that was away for less answers all that waited there
 MAX_REMEMBERED: Final = 4096  # blocks kept for late answers only
+_BULK: Final = struct.Struct("256I")  # numbers drawn at once: a draw of its own would cost more than the rest
 
 
 class TagOwner(Protocol):
-    """Anything that sends under the tags of a block; ``tag`` is the first of them."""
+    """Anything that sends under the tags of a block; ``tag`` is that of its first transmission."""
 
     tag: int
 
@@ -32,19 +40,15 @@ OwnerT = TypeVar("OwnerT", bound=TagOwner)
 
 
 class TagTable(Generic[OwnerT]):
-    """All tags that we would know in an answer: a block of 64 per owner (a run, a lone command).
+    """All tags that we would know in an answer.  ``draw(n)`` gives n bytes that nobody can guess."""
 
-    ``first`` is the first block number; the caller draws it at random, so that a host that sees no frame of
-    ours cannot guess a tag.
-    """
+    __slots__ = ("_draw", "_drawn", "_owners", "_remembered")
 
-    __slots__ = ("_old", "_owners", "_remembered", "next_block")
-
-    def __init__(self, first: int) -> None:
-        self.next_block = first & _BLOCK_MASK
-        self._owners: dict[int, OwnerT] = {}
-        self._remembered: dict[int, OwnerT] = {}
-        self._old: list[int] = []  # of these, those that were at the last call of forget_old
+    def __init__(self, draw: Callable[[int], bytes]) -> None:
+        self._draw = draw
+        self._drawn: list[int] = []
+        self._owners: dict[int, OwnerT] = {}  # by the upper bits of its tags
+        self._remembered: dict[OwnerT, float] = {}  # until when, the oldest first
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -52,44 +56,44 @@ class TagTable(Generic[OwnerT]):
     @property
     def live(self) -> list[OwnerT]:
         """The owners that still wait for something: not those that are kept for late answers only."""
-        return [owner for block, owner in self._owners.items() if block not in self._remembered]
+        return [owner for owner in self._owners.values() if owner not in self._remembered]
+
+    def _next(self) -> int:
+        if not self._drawn:
+            self._drawn = list(_BULK.unpack(self._draw(_BULK.size)))
+        return self._drawn.pop() | CLIENT_TAG_BIT
 
     def open(self, owner: OwnerT) -> None:
-        """Give ``owner`` a block of tags; skips blocks that are still known."""
-        owners = self._owners
-        block = self.next_block
-        while block in owners:
-            block = block + 1 & _BLOCK_MASK
-        owners[block] = owner
-        owner.tag = CLIENT_TAG_BIT | block << _BLOCK_BITS
-        self.next_block = block + 1 & _BLOCK_MASK
+        """Give ``owner`` a tag, the first of a block that nobody else has."""
+        tag = self._next()
+        while tag < _FIRST or tag >> _BLOCK_BITS in self._owners:
+            tag = self._next()
+        owner.tag = tag
+        self._owners[tag >> _BLOCK_BITS] = owner
+
+    def hint_tag(self) -> int:
+        """The tag of a broadcast query: what answers it is a hint."""
+        return HINT_TAGS << 16 | self._next() & 0xFFFF
 
     def find(self, tag: int) -> OwnerT | None:
         """Whose tag this is; None for one that we never sent or no longer know."""
-        if not tag & CLIENT_TAG_BIT:
-            return None
-        return self._owners.get((tag & ~CLIENT_TAG_BIT) >> _BLOCK_BITS)
+        return self._owners.get(tag >> _BLOCK_BITS)
 
     def close(self, owner: OwnerT) -> None:
         """Forget the tags of ``owner``."""
-        block = (owner.tag & ~CLIENT_TAG_BIT) >> _BLOCK_BITS
-        if self._owners.get(block) is owner:
-            del self._owners[block]
-            self._remembered.pop(block, None)
+        if self._owners.get(owner.tag >> _BLOCK_BITS) is owner:
+            del self._owners[owner.tag >> _BLOCK_BITS]
+            self._remembered.pop(owner, None)
 
-    def forget_old(self) -> None:
-        """To be called about once a minute: forget what is remembered since before the last call."""
-        for block in self._old:
-            owner = self._remembered.get(block)
-            if owner is not None:
-                self.close(owner)
-        self._old = list(self._remembered)
-
-    def remember(self, owner: OwnerT) -> None:
-        """Keep an owner for late answers only; beyond a bound the oldest one goes."""
-        block = (owner.tag & ~CLIENT_TAG_BIT) >> _BLOCK_BITS
-        if self._owners.get(block) is not owner:
+    def remember(self, owner: OwnerT, until: float) -> None:
+        """Keep an owner for late answers only, ``until`` then (seconds); beyond a bound the oldest one goes."""
+        if self._owners.get(owner.tag >> _BLOCK_BITS) is not owner:
             return
-        self._remembered[block] = owner
+        self._remembered[owner] = until
         if len(self._remembered) > MAX_REMEMBERED:
-            self.close(next(iter(self._remembered.values())))
+            self.close(next(iter(self._remembered)))
+
+    def forget_old(self, now: float) -> None:
+        """Forget the owners whose time is over."""
+        for owner in [owner for owner, until in self._remembered.items() if until <= now]:
+            self.close(owner)

@@ -343,7 +343,7 @@ class Target:
         """Nothing of the run flies any more: forget its tags, or keep them for late answers only."""
         if not run.flying:
             if run.lost:
-                self._tags.remember(run)
+                self._tags.remember(run, run.recognised_until)
             else:
                 self._tags.close(run)
 

@@ -49,8 +49,6 @@ from aoefs.net.link import EthernetLink
 
 log = logging.getLogger("aoefs")
 
-LATE = 60.0  # seconds for which a late answer is still recognised, at least
-
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
@@ -178,15 +176,12 @@ class Engine:
         self.driver.pump(target)
 
     async def _beat(self) -> None:
-        forget_at = self.now() + LATE
         while True:
             await trio.sleep(PERIOD)
             now = self.now()
             self._clock.beat()
             self.lookout.look(now)
-            if now >= forget_at:
-                self.driver.tags.forget_old()
-                forget_at = now + LATE
+            self.driver.tags.forget_old(now)
 
     # ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,7 +228,7 @@ async def open_engine(
     OSError as ``net.packetsocket.PacketSocket`` for the first interface that cannot be used.  An exception of the
     block's own leaves it as it is, not wrapped in a group.
     """
-    tags: TagTable[Run | LoneCommand] = TagTable(secrets.randbits(31))
+    tags: TagTable[Run | LoneCommand] = TagTable(secrets.token_bytes)
     links: list[Link] = []
     try:
         links.extend(EthernetLink(interface, tags) for interface in interfaces)

@@ -142,7 +142,7 @@ class Receiver:
                 return None
             if isinstance(owner, Run):
                 error = self._judge_answer(link, frame, header, owner)
-                return self._take(link, (owner, header.tag - owner.tag, 1), now, wake, error)
+                return self._take(link, (owner, header.tag ^ owner.tag, 1), now, wake, error)
         except FrameError:
             link.rx_unknown += 1
             return None
@@ -172,7 +172,7 @@ class Receiver:
 
     def _judge_answer(self, link: Link, frame: bytes, header: Header, run: Run) -> RequestError | None:
         """An answer with the tag of a data command: its error, or None for a good one from another verified path."""
-        index = header.tag - run.tag
+        index = header.tag ^ run.tag
         target = run.path.target
         is_answer = header.is_response and header.version == VERSION and header.command == AoeCommand.ATA
         if not is_answer or target is None or index >= run.count:

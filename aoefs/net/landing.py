@@ -50,7 +50,7 @@ _WORTH_PREDICTING: Final = 3  # commands of a run; below, a copy is cheaper than
 _COMPARED: Final = 7  # words of the header: up to the tag (6), then flags, error, count and status
 _TAG: Final = struct.Struct("!I")
 _OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uintp)
-# As on the wire, to be or'ed to the first tag of a block.
+# As on the wire: what the tags of a run differ in from its first one.
 _TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
 
 Entry = tuple[Run, int, int]  # run, first command, number of commands
@@ -208,7 +208,7 @@ class Landing:
         if end > self._alike_end:
             self._lay_out(run, self._alike_end, end)
             self._alike_end = end
-        np.bitwise_or(_TAG_OFFSETS[first : first + count], swapped(run.tag), out=self._wanted_tags[slot:end])
+        np.bitwise_xor(_TAG_OFFSETS[first : first + count], swapped(run.tag), out=self._wanted_tags[slot:end])
         if request.write:
             return
         if not request.address:
@@ -315,7 +315,7 @@ class Landing:
         run = self._tags.find(tag)
         if run.__class__ is not Run:
             return None
-        index = tag - run.tag
+        index = tag ^ run.tag
         if index >= run.count or head[:20] != run.path.answer_head or run.path.interface != self._socket.interface:
             return None
         request = run.request

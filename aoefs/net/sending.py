@@ -28,7 +28,7 @@ _TAIL: Final = struct.Struct("!I4B")  # tag, AFlags, feature, count, command; th
 _LBA: Final = struct.Struct("<Q")
 _PADDING: Final = bytes(MIN_FRAME_BYTES - ATA_BYTES)
 _OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=np.uint64)
-# As on the wire, to be or'ed to the first tag of a block.
+# As on the wire: what the tags of a run differ in from its first one.
 _TAG_OFFSETS: Final = np.arange(BLOCK_TAGS, dtype=">u4").view(np.uint32)
 
 
@@ -66,7 +66,7 @@ class Sending:
         device = 0 if path.lba48 else DEVICE_LBA
         for index in range(run.count):
             start, sectors = run.sectors_of(index, 1)
-            tail = _TAIL.pack(run.tag + index, flags, 0, sectors, opcode)
+            tail = _TAIL.pack(run.tag ^ index, flags, 0, sectors, opcode)
             head = path.request_head + tail + _LBA.pack(request.lba + start | device)
             try:
                 if request.write:
@@ -86,7 +86,7 @@ class Sending:
         shape = (run.path, request.write, step, run.path.lba48)
         if shape != self._shape:
             self._lay_out(*shape)
-        np.bitwise_or(_TAG_OFFSETS[:count], swapped(run.tag), out=self._tags[:count])
+        np.bitwise_xor(_TAG_OFFSETS[:count], swapped(run.tag), out=self._tags[:count])
         lba = request.lba + run.sector
         if not run.path.lba48:
             lba |= DEVICE_LBA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
@@ -45,7 +46,7 @@ def from_endpoint(answering: Endpoint) -> bool:
 
 def config_query(expects: Callable[[Endpoint], bool] = from_endpoint) -> LoneCommand:
     command = LoneCommand(AoeCommand.CONFIG, lambda header: encode_config(header, ConfigArgument()), expects)
-    TagTable[Run | LoneCommand](5).open(command)
+    TagTable[Run | LoneCommand](random.Random(5).randbytes).open(command)
     return command
 
 
@@ -60,14 +61,14 @@ def identify(
         good_only=good_only,
         on_answer=on_answer,
     )
-    TagTable[Run | LoneCommand](5).open(command)
+    TagTable[Run | LoneCommand](random.Random(5).randbytes).open(command)
     command.frames([ENDPOINT], 0.0)
     return command
 
 
 def answer_head(command: LoneCommand, sending: int = 0) -> Header:
     """The header of a good answer."""
-    return Header(OURS, THEIRS, ENDPOINT.address, command.command, command.tag + sending, Flag.RESPONSE)
+    return Header(OURS, THEIRS, ENDPOINT.address, command.command, command.tag ^ sending, Flag.RESPONSE)
 
 
 def config_answer(head: Header) -> bytes:
@@ -86,7 +87,7 @@ def test_a_sending_has_a_frame_for_each_endpoint_and_a_tag_of_its_own() -> None:
             (THEIRS, OURS, ENDPOINT.address),
             (BROADCAST_MAC, OURS, Address(5, 6)),
         ]
-        assert {(header.command, header.tag) for header in headers} == {(AoeCommand.CONFIG, command.tag + sending)}
+        assert {(header.command, header.tag) for header in headers} == {(AoeCommand.CONFIG, command.tag ^ sending)}
 
 
 def test_the_65th_sending_takes_the_first_tag_again() -> None:
@@ -96,7 +97,7 @@ def test_the_65th_sending_takes_the_first_tag_again() -> None:
         for sending in range(BLOCK_TAGS + 1)
         for frame in command.frames([ENDPOINT], float(sending))
     ]
-    assert tags == [*range(command.tag, command.tag + BLOCK_TAGS), command.tag]
+    assert tags == [command.tag ^ index for index in (*range(BLOCK_TAGS), 0)]
     command.receive_untrusted(LINK, config_answer(answer_head(command)), BLOCK_TAGS + 0.5)
     command.receive_untrusted(LINK, config_answer(answer_head(command, sending=1)), BLOCK_TAGS + 0.5)
     assert [answer.seconds for answer in command.answers] == [0.5, BLOCK_TAGS - 0.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import weakref
 from typing import cast
 
@@ -69,7 +70,7 @@ def test_a_request_that_ended_keeps_no_memory_however_long_late_answers_to_it_ma
 
 def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
     memory = Memory(3 * 8 * 512)
-    tags: TagTable[Run | LoneCommand] = TagTable(7)
+    tags: TagTable[Run | LoneCommand] = TagTable(random.Random(7).randbytes)
     identity = Identity(sectors=64, serial="S", model="M", firmware="F")
     targets = []
     ended: list[Request] = []

@@ -14,7 +14,7 @@ def test_a_request_is_cut_into_commands_of_the_payload_with_consecutive_tags() -
     made = pair()
     made.finish(made.read(3, 7))
     assert [(sent.lba, sent.sectors) for sent in made.sent] == [(3, 2), (5, 2), (7, 2), (9, 1)]
-    assert [sent.tag - made.sent[0].tag for sent in made.sent] == [0, 1, 2, 3]
+    assert [sent.tag ^ made.sent[0].tag for sent in made.sent] == [0, 1, 2, 3]
     assert {sent.at for sent in made.sent} == {1.0}
     assert made.now == 1.0 + RTT
 

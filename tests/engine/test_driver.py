@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import pairwise
 from typing import cast
 
@@ -50,7 +51,7 @@ class Bench:
     """A driver with one link, and targets behind it."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.driver = Driver(nursery, RunningClock(trio.current_time), TagTable(7))
+        self.driver = Driver(nursery, RunningClock(trio.current_time), TagTable(random.Random(7).randbytes))
         self.link = NarrowLink()
         self.driver.links["seg0"] = cast(Link, self.link)
 
@@ -67,7 +68,7 @@ class Bench:
 
 
 def test_it_knows_our_addresses_on_all_links() -> None:
-    driver = Driver(cast(trio.Nursery, None), RunningClock(lambda: 0.0), TagTable(7))
+    driver = Driver(cast(trio.Nursery, None), RunningClock(lambda: 0.0), TagTable(random.Random(7).randbytes))
     assert driver.macs() == ()
     for number, interface in enumerate(("seg0", "seg1")):
         link = NarrowLink(interface)

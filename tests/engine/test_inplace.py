@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -48,7 +49,9 @@ class Pipe:
 
 def make_target(*, soon: bool = True, in_flight: int = 1) -> Target:
     """A target that answers ``soon``, with so many commands in flight."""
-    target = Target(Address(0, 0), Identity(sectors=64, serial="S", model="M", firmware="F"), TagTable(7))
+    target = Target(
+        Address(0, 0), Identity(sectors=64, serial="S", model="M", firmware="F"), TagTable(random.Random(7).randbytes)
+    )
     path = target.add_path(cast(Link, object()), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2)
     path.rtt.srtt = PATIENCE / 2 if soon else 2 * PATIENCE
     target.in_flight = in_flight

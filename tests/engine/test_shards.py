@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import cast
 
@@ -40,7 +41,7 @@ class Machines:
     """Initiators whose runs are answered by hand."""
 
     def __init__(self) -> None:
-        self.tags: TagTable[Run | LoneCommand] = TagTable(0)
+        self.tags: TagTable[Run | LoneCommand] = TagTable(random.Random(0).randbytes)
         self.ended: list[tuple[Address, RequestError | None]] = []
         self.pumped: list[Address] = []
 

@@ -121,7 +121,7 @@ class Bench:
             "source": run.path.mac,
             "address": target.address,
             "command": AoeCommand.ATA,
-            "tag": run.tag + index,
+            "tag": run.tag ^ index,
             "flags": Flag.RESPONSE,
         }
         return encode_ata(Header(**(fields | changes)), AtaArgument(0x40, 0, 0, status, lba), data)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ class Bench:
 @contextmanager
 def open_bench(mtu: int = 1500) -> Iterator[Bench]:
     with socket_and_wire(mtu) as (ours, wire):
-        tags: TagTable[Run | LoneCommand] = TagTable(random.Random(7).getrandbits(31))
+        tags: TagTable[Run | LoneCommand] = TagTable(random.Random(7).randbytes)
         yield Bench(ours, wire, Landing(ours.as_packet_socket, tags), tags)
 
 

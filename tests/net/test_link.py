@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 
 import pytest
@@ -36,7 +37,7 @@ class Wire:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.tags: TagTable[Run | LoneCommand] = TagTable(0x155_5555)
+        self.tags: TagTable[Run | LoneCommand] = TagTable(random.Random(5).randbytes)
         with lab.inside(INITIATOR):
             self.link = EthernetLink("aoe0", self.tags)
         self.far = open_packet_socket(lab, TARGET)

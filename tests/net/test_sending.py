@@ -35,7 +35,7 @@ class Sender:
         self.ours = ours
         self.wire = wire
         self.sending = Sending(ours.as_packet_socket)
-        self.tags: TagTable[Run | LoneCommand] = TagTable(0x155_5555)
+        self.tags: TagTable[Run | LoneCommand] = TagTable(random.Random(5).randbytes)
 
     def run(
         self,
@@ -75,7 +75,7 @@ def encoded(run: Run) -> list[bytes]:
     for index in range(run.count):
         start = run.sector + index * run.step
         sectors = min(run.step, run.sector + run.sectors - start)
-        header = Header(THEIRS, OURS, Address(3, 4), AoeCommand.ATA, run.tag + index)
+        header = Header(THEIRS, OURS, Address(3, 4), AoeCommand.ATA, run.tag ^ index)
         registers = transfer_registers(request.lba + start, sectors, write=request.write, lba48=run.path.lba48)
         data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
         frames.append(encode_ata(header, registers, data))

@@ -105,8 +105,10 @@ class Requests:
 
     async def wait_readable(self, descriptor: int) -> None:
         """What ``trio.lowlevel.wait_readable`` does with the epoll set."""
-        assert descriptor == EPOLL
         await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise trio.ClosedResourceError
+        assert descriptor == EPOLL
         while not self._ready and not self._closed:
             await self._changed.park()
         if self._closed:

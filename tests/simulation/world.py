@@ -42,7 +42,7 @@ from tests.simulation.drive import Drive
 
 _DESTINATION, _FLAGS, _COMMAND, _OPCODE = slice(0, 6), 14, 19, 27  # in a frame, see protocol.wire
 TURN = 1e-7  # seconds that a turn of the loop takes at least
-MOST_TURNS = 100_000  # of the loop in one second
+MOST_TURNS = 20_000  # of the loop in one second
 MOST_FRAMES = 200_000  # of a run that ends
 MOST_LOOKS = 300  # at the clock, until it moves by itself
 
