@@ -455,7 +455,7 @@ class _Demo:
             while True:
                 signal.pause()
         with contextlib.suppress(KeyboardInterrupt):
-            said = ""
+            path, said = self._path, ""
             while (mount := mountpoint.find_mount(path)) is not None and (users := mountpoint.holders(mount)):
                 names = ", ".join(map(str, users))
                 if names != said:
