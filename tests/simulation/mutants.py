@@ -1,6 +1,7 @@
-"""aoefs broken on purpose: each mutant must be found by some run.
+"""aoefs broken on purpose: each mutant must be found by the seeds that are named with it.
 
-    python -m tests.simulation.mutants NAME SEEDS      how many seeds it takes, at most so many
+    python -m tests.simulation.mutants              all of them
+    python -m tests.simulation.mutants NAME 150     which of the first 150 seeds find this one
 
 They patch Python classes, so the package must not be compiled: ``test_mutants`` runs them on a copy of its sources.
 """
@@ -8,8 +9,8 @@ They patch Python classes, so the package must not be compiled: ``test_mutants``
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
@@ -17,6 +18,7 @@ import trio
 from aoefs.core import life
 from aoefs.core.life import Input
 from aoefs.core.overlap import Claim, OverlapGuard
+from aoefs.core.path import Path
 from aoefs.core.quarantine import Quarantine
 from aoefs.core.request import Memory, Request
 from aoefs.core.target import Target
@@ -30,26 +32,47 @@ from aoefs.protocol.wire import SECTOR_BYTES
 from tests.simulation.plan import draw
 from tests.simulation.run import run
 
-MUTANTS: dict[str, Callable[[], None]] = {}
+MUTANTS: dict[str, tuple[Callable[[], None], tuple[int, ...]]] = {}  # what breaks it, and seeds that find it
+_replaced: list[tuple[Any, str, Any]] = []
+_ABSENT = object()
 
 
-def mutant(change: Callable[[], None]) -> Callable[[], None]:
-    MUTANTS[change.__name__] = change
-    return change
+def mutant(*seeds: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def register(change: Callable[[], None]) -> Callable[[], None]:
+        MUTANTS[change.__name__] = change, seeds
+        return change
+
+    return register
 
 
 def put(owner: Any, name: str, value: Any) -> None:
     """Replace an attribute of a class or module."""
+    _replaced.append((owner, name, vars(owner).get(name, _ABSENT)))
     setattr(owner, name, value)
 
 
-@mutant
+@contextmanager
+def broken(name: str) -> Iterator[None]:
+    change, _ = MUTANTS[name]
+    change()
+    try:
+        yield
+    finally:
+        while _replaced:
+            owner, attribute, value = _replaced.pop()
+            if value is _ABSENT:
+                delattr(owner, attribute)
+            else:
+                setattr(owner, attribute, value)
+
+
+@mutant(42, 98, 79, 32)
 def late_copies_are_not_waited_for() -> None:
     """The range of a write is given back at once, though a copy of it may still travel."""
     put(Quarantine, "release", lambda quarantine, claim, _requests: quarantine._order.release(claim))
 
 
-@mutant
+@mutant(10, 3, 2, 11)
 def fsync_is_answered_early() -> None:
     """It sends its FLUSH, and waits for nothing."""
     flush = Disk.flush
@@ -64,7 +87,7 @@ def fsync_is_answered_early() -> None:
     put(Disk, "flush", answer)
 
 
-@mutant
+@mutant(5, 3, 6, 8)
 def a_flush_only_says_that_all_is_clean() -> None:
     async def flush(disk: Disk) -> None:
         await disk.write_behind.wait_acknowledged()
@@ -73,13 +96,13 @@ def a_flush_only_says_that_all_is_clean() -> None:
     put(Disk, "flush", flush)
 
 
-@mutant
+@mutant(5, 3, 9, 10)
 def a_write_does_not_make_its_target_dirty() -> None:
     """So close and the last flush have nothing to do."""
     put(Target, "dirty", property(lambda _target: False, lambda _target, _dirty: None))
 
 
-@mutant
+@mutant(15, 55, 49, 41)
 def a_wait_for_a_claim_is_forgotten() -> None:
     def grant_waiting(guard: OverlapGuard) -> None:
         for claim in [claim for claim in guard._waiting if guard._is_free(claim)][:1]:
@@ -89,7 +112,7 @@ def a_wait_for_a_claim_is_forgotten() -> None:
     put(OverlapGuard, "_grant_waiting", grant_waiting)
 
 
-@mutant
+@mutant(23, 74, 61, 96)
 def the_stop_forgets_a_waiter() -> None:
     """All waits of a disk end but the first one."""
 
@@ -101,7 +124,7 @@ def the_stop_forgets_a_waiter() -> None:
     put(WaitGroup, "interrupt", interrupt)
 
 
-@mutant
+@mutant(6, 24, 37, 25)
 def the_stop_forgets_what_was_never_sent() -> None:
     def fail_all(target: Target, error: RequestError, spared: Any = ()) -> None:
         for request in list(target._waiting):
@@ -111,7 +134,7 @@ def the_stop_forgets_what_was_never_sent() -> None:
     put(Target, "_fail_all", fail_all)
 
 
-@mutant
+@mutant(68, 21, 13)
 def a_late_answer_lands_in_a_buffer_that_is_used_again() -> None:
     """An ended read keeps its buffer."""
 
@@ -128,7 +151,7 @@ def a_late_answer_lands_in_a_buffer_that_is_used_again() -> None:
     put(Request, "land", land)
 
 
-@mutant
+@mutant(32, 27, 34, 29)
 def overlapping_writes_fly_together() -> None:
     def acquire(_guard: OverlapGuard, claim: Claim) -> bool:
         claim.is_granted = True
@@ -138,22 +161,22 @@ def overlapping_writes_fly_together() -> None:
     put(OverlapGuard, "release", lambda _guard, _claim: None)
 
 
-@mutant
+@mutant(24, 25, 44, 53)
 def another_disk_is_taken_for_the_first_one() -> None:
     put(Identity, "same_disk", lambda _identity, _other: True)
 
 
-@mutant
+@mutant(6, 8, 7)
 def a_silent_target_is_not_identified_again() -> None:
     put(life, "TRANSITIONS", life.TRANSITIONS | {Input.SILENT: {}})
 
 
-@mutant
+@mutant(51, 18)
 def a_lost_write_is_not_reported() -> None:
     put(WriteStream, "report", lambda _stream, **_once: None)
 
 
-@mutant
+@mutant(18, 51)
 def a_lost_write_is_not_noticed() -> None:
     def end(behind: WriteBehind, request: Request) -> None:
         del behind.pending[request]
@@ -163,7 +186,7 @@ def a_lost_write_is_not_noticed() -> None:
     put(WriteBehind, "end", end)
 
 
-@mutant
+@mutant(68, 48, 67)
 def a_read_does_not_wait_for_a_write_that_was_answered_early() -> None:
     wait = WriteBehind.wait_acknowledged
 
@@ -174,7 +197,7 @@ def a_read_does_not_wait_for_a_write_that_was_answered_early() -> None:
     put(WriteBehind, "wait_acknowledged", wait_for_all)
 
 
-@mutant
+@mutant(5, 13, 16, 12)
 def what_was_read_ahead_is_never_old() -> None:
     let_go = ReadAhead._let_go_before
 
@@ -186,7 +209,7 @@ def what_was_read_ahead_is_never_old() -> None:
     put(ReadAhead, "_let_go_before", let_go_before)
 
 
-@mutant
+@mutant(17, 27, 2, 12)
 def a_partial_sector_is_read_before_its_turn() -> None:
     """What others write into it meanwhile is lost."""
     write = Disk.write
@@ -201,13 +224,13 @@ def a_partial_sector_is_read_before_its_turn() -> None:
     put(Disk, "write", write_whole)
 
 
-@mutant
+@mutant(53, 44, 19, 65)
 def the_end_of_a_quarantine_is_not_waited_for() -> None:
     """No timer is set for it."""
     put(Quarantine, "timeouts", lambda _quarantine: [])
 
 
-@mutant
+@mutant(4, 6, 2, 0)
 def a_wait_that_is_woken_early_sleeps_for_ever() -> None:
     wake = Wait.wake
 
@@ -218,25 +241,63 @@ def a_wait_that_is_woken_early_sleeps_for_ever() -> None:
     put(Wait, "wake", wake_sleeper)
 
 
-@mutant
+@mutant(0, 4, 2)
 def deadsecs_are_forgotten() -> None:
     put(Target, "_expire", lambda _target, _now: None)
 
 
-def seeds_until_found(name: str, most: int) -> tuple[int, str]:
-    """How many seeds it takes to find a mutant, and what is found; 0 if none of ``most`` does."""
-    MUTANTS[name]()
-    for seed in range(most):
-        if complaint := run(draw(seed)).complaint:
-            return seed + 1, complaint
-    return 0, ""
+@mutant(0, 52, 70, 66)
+def a_path_that_goes_keeps_its_credit() -> None:
+    """What flew there counts as in flight for ever."""
+
+    def leave(target: Target, path: Path) -> None:
+        path.degraded = True
+        for lost, mask in path.give_up_all():
+            target._queue_retransmit(lost, mask)
+
+    put(Target, "_leave", leave)
+
+
+@mutant(0, 10, 1, 7)
+def the_last_flush_flushes_nothing() -> None:
+    flush = Disk.flush
+
+    async def flush_until_the_end(disk: Disk) -> None:
+        if not disk.target.life.ending:
+            await flush(disk)
+
+    put(Disk, "flush", flush_until_the_end)
+
+
+def complaint_of(name: str, seed: int) -> str:
+    """What a run of the mutant complains about first."""
+    with broken(name):
+        return run(draw(seed)).complaint.partition("\n")[0]
+
+
+def find(name: str) -> tuple[bool, str]:
+    """Whether one of its seeds finds a mutant, and finds nothing without it; and what was found."""
+    _, seeds = MUTANTS[name]
+    for seed in seeds:
+        if complaint := complaint_of(name, seed):
+            without = run(draw(seed)).complaint
+            return not without, f"seed {seed}: {complaint}" + (f"; without it: {without}" if without else "")
+    return False, f"none of {seeds} finds it"
 
 
 def main(arguments: Sequence[str]) -> int:
-    name, most = arguments
-    seeds, complaint = seeds_until_found(name, int(most))
-    print(f"{name}: {seeds} seeds: {complaint}")
-    return int(not seeds)
+    if not arguments:
+        found = True
+        for name in MUTANTS:
+            is_found, what = find(name)
+            found &= is_found
+            print(f"{name}: {'found by' if is_found else 'NOT FOUND,'} {what}", flush=True)
+        return not found
+    name, count = arguments
+    for seed in range(int(count)):
+        if complaint := complaint_of(name, seed):
+            print(f"{seed}: {complaint}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def run(plan: Plan, *, verbose: bool = False) -> Outcome:
             trio.run(simulation.run, clock=world, instruments=[turns])
         except Exception as error:
             world.on_complaint = lambda: None
-            world.complain("".join(traceback.format_exception(error)))
+            world.complain(failure_of(error))
     users = simulation.users
     return Outcome(
         complaint=world.complaint,
@@ -73,6 +73,13 @@ def run(plan: Plan, *, verbose: bool = False) -> Outcome:
         calls=users.all_calls if users else 0,
         good=users.good_calls if users else 0,
     )
+
+
+def failure_of(error: Exception) -> str:
+    """The exception in one line, and its traceback."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return f"{error!r}\n{''.join(traceback.format_exception(error))}"
 
 
 class Simulation:
