@@ -18,6 +18,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
+from aoefs.core.health import Sign
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import Answer, LoneCommand
 from aoefs.core.overlap import Claim
@@ -299,8 +300,12 @@ class Pair:
         """IDENTIFY on all paths of a silent target, until it is not silent any more."""
 
         def on_answer(answer: Answer) -> None:
-            if target.identity.same_disk(decode_identify_untrusted(answer.data)) and target.is_silent:
-                target.come_up(self.now)
+            if target.identity.same_disk(decode_identify_untrusted(answer.data)):
+                path = target.find_path(answer.endpoint.link, answer.endpoint.mac)
+                if path is not None:
+                    path.take(Sign.IDENTITY)
+                if target.is_silent:
+                    target.come_up(self.now)
 
         def encode(header: Header) -> bytes:
             return encode_ata(header, IDENTIFY_REGISTERS)

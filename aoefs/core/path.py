@@ -1,7 +1,7 @@
 """One way to a target: a local link and the remote MAC that answers there.
 
-A :class:`Path` owns the round-trip estimate, the congestion window, the order of sending and the losses of this one
-(target, path).  Pure.
+A :class:`Path` owns the round-trip estimate, the congestion window, the order of sending, the losses and the health
+(``core.health``) of this one (target, path).  Pure.
 
 **How a loss is seen** (RACK, RFC 8985, in the unit of runs).  Runs are kept in the order of sending.  The youngest
 transmission that was answered is the *witness*; every older one that is unanswered is suspect, and given up when the
@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from aoefs.core.health import TRANSITIONS, Health, Sign
 from aoefs.core.link import Link
 from aoefs.core.recovery import IDLE, CongestionWindow, ReorderWindow, RttEstimator
 from aoefs.core.request import Run, bits
@@ -57,8 +58,9 @@ class Path:
     __slots__ = (
         "answer_head",
         "answered",
-        "degraded",
+        "cuts",
         "full_sectors",
+        "health",
         "in_flight",
         "interface",
         "last_answer_at",
@@ -105,11 +107,18 @@ class Path:
         self.witness_order = -1
         self.witness_index = 0
         self.witness_rtt = 0.0
-        self.degraded = False
+        self.health = Health.GOOD
+        self.cuts = 0  # how often what was sent here was lost at once
         self.sent = 0
         self.answered = 0
         self.retransmits = 0
         self.late = 0
+
+    def take(self, sign: Sign) -> None:
+        """Follow the table of its health."""
+        self.health = TRANSITIONS[sign].get(self.health, self.health)
+        if sign is Sign.CUT:
+            self.cuts += 1
 
     @property
     def room(self) -> int:
@@ -148,7 +157,8 @@ class Path:
         self.rtt.sample(delay)
         self.window.on_answered(count)
         self.last_answer_at = now
-        self.degraded = False
+        if self.health is not Health.GOOD:
+            self.take(Sign.ANSWER)
         if run.order > self.witness_order:
             self.witness_order, self.witness_index, self.witness_rtt = run.order, last, delay
         elif run.order == self.witness_order and last > self.witness_index:
@@ -166,7 +176,7 @@ class Path:
         self.reorder.widen(now)
         self.window.undo(run.sent_at)
         self.last_answer_at = now
-        self.degraded = False
+        self.take(Sign.ANSWER)
 
     def suspects(self, run: Run) -> int:
         """The commands of ``run`` that are unanswered although a younger transmission was answered."""
@@ -233,7 +243,8 @@ class Path:
         return lost
 
     def give_up_all(self) -> list[tuple[Run, int]]:
-        """The link is down: everything that flies here is lost."""
+        """Its link is down, or it was dropped: everything that flies here is lost."""
+        self.take(Sign.CUT)
         lost = [(run, run.flying) for run in self.runs]
         self._note_lost(lost)
         return lost
@@ -274,5 +285,5 @@ class Path:
             retransmits=self.retransmits,
             late=self.late,
             reductions=self.window.reductions,
-            healthy=not self.degraded,
+            healthy=self.health is Health.GOOD,
         )

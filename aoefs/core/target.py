@@ -36,6 +36,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
+from aoefs.core.health import Health, Sign
 from aoefs.core.latency import BUCKETS, bucket_of
 from aoefs.core.life import NOT_ANSWERING, SERVED, Input, Life, State
 from aoefs.core.link import Endpoint, Link
@@ -155,6 +156,11 @@ class Target:
         for path in self.paths:
             path.window.set_limit(self._limit)
 
+    def usable_paths(self) -> list[Path]:
+        """The good ones; if there is none, those that may answer; all, if there is none of these either."""
+        good = [path for path in self.paths if path.health is Health.GOOD]
+        return good or [path for path in self.paths if path.health is not Health.CUT] or self.paths
+
     def find_path(self, link: Link, mac: bytes) -> Path | None:
         for path in self.paths:
             if path.mac == mac and path.link is link:
@@ -172,7 +178,6 @@ class Target:
                 self._leave(path)
 
     def _leave(self, path: Path) -> None:
-        path.degraded = True
         for run, mask in path.give_up_all():
             self.in_flight -= mask.bit_count()
             self._queue_retransmit(run, mask)
@@ -234,7 +239,7 @@ class Target:
     def doubt(self, now: float) -> None:
         """Its FLUSH is to be sent once more: not before it is identified, if all is silent."""
         if now >= self._silent_since + self._patience:
-            self.life.take(Input.SILENT_IN_FLUSH)
+            self._fall_silent(Input.SILENT_IN_FLUSH)
 
     def end_flush(self) -> None:
         self._flushes -= 1
@@ -317,11 +322,11 @@ class Target:
         return None
 
     def _choose_path(self) -> Path | None:
-        """Round robin over the paths that have room; a degraded one only if all are degraded."""
+        """Round robin over the usable ones that have room."""
         paths = self.paths
         if len(paths) == 1:
             return paths[0] if paths[0].room > 0 else None
-        usable = [path for path in paths if not path.degraded] or paths
+        usable = self.usable_paths()
         for _ in usable:
             path = usable[self._next_path % len(usable)]
             self._next_path += 1
@@ -477,7 +482,7 @@ class Target:
         """
         if request.cursor < request.sectors or self._retransmit or any(path.rtt.backoff for path in self.paths):
             return False
-        return not all(path.degraded for path in self.paths)
+        return any(path.health is Health.GOOD for path in self.paths)
 
     def answers_within(self, seconds: float) -> bool:
         """Its answers usually come that soon."""
@@ -508,18 +513,18 @@ class Target:
                 self.in_flight -= mask.bit_count()
                 self._queue_retransmit(run, mask)
             if path.rtt.backoff >= DEGRADED_BACKOFF and len(self.paths) > 1:
-                path.degraded = True
+                path.take(Sign.TIMEOUTS)
         if self._quarantine.held:
             self._quarantine.end(now)
         if self._answer_is_due:
-            timeouts = min((path.rtt.backoff for path in self.paths if not path.degraded), default=0)
+            timeouts = min((path.rtt.backoff for path in self.paths if path.health is Health.GOOD), default=0)
             silent = now >= self._silent_from()
             if self._flushes and (silent or timeouts >= SUSPEND_BACKOFF):
-                self.life.take(Input.SILENT_IN_FLUSH)
+                self._fall_silent(Input.SILENT_IN_FLUSH)
             elif silent:
-                self.life.take(Input.SILENT)
+                self._fall_silent(Input.SILENT)
             elif timeouts >= SUSPEND_BACKOFF:
-                self.life.take(Input.TIMEOUTS)
+                self._fall_silent(Input.TIMEOUTS)
         if self.deadsecs and self.life.state in SERVED and (self._flushes or self._answer_is_due):
             self._expire(now)
 
@@ -569,9 +574,15 @@ class Target:
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _fall_silent(self, happened: Input) -> None:
+        """The target does not answer: each of its paths must be identified again before it is good."""
+        if self.life.take(happened):
+            for path in self.paths:
+                path.take(Sign.SILENCE)
+
     def give_up(self, error: RequestError) -> None:
         """It was silent for deadsecs: all that waits fails, until it is identified again."""
-        self.life.take(Input.UNANSWERED)
+        self._fall_silent(Input.UNANSWERED)
         self._fail_all(error)
 
     def go(self, error: RequestError) -> None:
@@ -599,7 +610,9 @@ class Target:
 
     def reservation_was_renewed(self, now: float, *, answered: bool) -> None:
         """The end of :meth:`await_reservation`; if the target did not answer, it stays suspended."""
-        if self.life.take(Input.RENEWED if answered else Input.NOT_RENEWED) and answered:
+        if not answered:
+            self._fall_silent(Input.NOT_RENEWED)
+        elif self.life.take(Input.RENEWED):
             self._begin_again(now)
 
     def come_up(self, now: float) -> None:

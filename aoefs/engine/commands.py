@@ -123,7 +123,7 @@ class Commands:
         renews = target.life.state is State.HELD and lone.command is AoeCommand.RESERVE
         if target.life.state is not State.UP and not renews:
             return ()
-        paths = [path for path in target.paths if not path.degraded] or target.paths
+        paths = target.usable_paths()
         if not paths:
             return ()
         path = paths[lone.sendings % len(paths)]

@@ -11,6 +11,7 @@ import math
 
 import trio
 
+from aoefs.core.health import Health
 from aoefs.core.life import State
 from aoefs.core.link import Endpoint
 from aoefs.core.path import Path
@@ -160,5 +161,5 @@ class Lookout:
             else:
                 narrow[path] = (at, pause)
             mixed = self._roster.is_mixed(Endpoint(path.link, path.mac, target.address))
-            if stuck or path.degraded or (path in narrow and at <= now) or mixed:
+            if stuck or path.health is not Health.GOOD or (path in narrow and at <= now) or mixed:
                 self._ask_on(path, target)

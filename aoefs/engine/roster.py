@@ -25,6 +25,7 @@ from functools import partial
 
 import trio
 
+from aoefs.core.health import Health, Sign
 from aoefs.core.life import SERVED, UNANSWERING, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.path import Path
@@ -93,7 +94,7 @@ class Roster:
     def trusted_payload(self, endpoint: Endpoint) -> int:
         """Sectors per frame that are known to pass there and need no measuring; 0 if they are not known."""
         path = self.find_path(endpoint)
-        if path is None or path.degraded or path.target is None:
+        if path is None or path.health is not Health.GOOD or path.target is None:
             return 0
         return 0 if path.target.is_silent or path.target.is_stuck(self._driver.now()) else path.sectors
 
@@ -233,7 +234,7 @@ class Roster:
         if path is None:
             if len(target.paths) >= MAX_PATHS:
                 oldest = min(target.paths, key=lambda path: path.last_answer_at)
-                if not (oldest.degraded or target.is_silent):
+                if not (oldest.health is not Health.GOOD or target.is_silent):
                     self._reject(sighting, f"{MAX_PATHS} paths are the most")
                     return
                 self.drop_path(oldest)
@@ -242,7 +243,7 @@ class Roster:
         if path.sectors != sighting.sectors:
             log.info("%s: %d sectors per frame on %s", target.name, sighting.sectors, path.interface)
         path.sectors, path.full_sectors = sighting.sectors, sighting.full_sectors
-        path.degraded = False
+        path.take(Sign.IDENTITY)
         if state is State.DOWN or state in UNANSWERING:
             if target.silence(self._driver.now()) > LONG_SILENCE:  # else it may just be slow over what it was asked
                 disk.interrupt()

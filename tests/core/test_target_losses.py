@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from aoefs.core.health import Health
 from aoefs.core.life import State
 from aoefs.core.recovery import INITIAL_RTO, MIN_REORDER, MIN_RTO
 from aoefs.core.target import SILENCE, SUSPEND_BACKOFF
@@ -173,7 +174,7 @@ def test_a_resent_piece_is_cut_to_the_payload_of_its_new_path() -> None:
     slow, fast = made.target.paths
     fast.sectors = 3
     made.wires[0].segment.lose = lambda frame: True
-    slow.degraded = False
+    assert slow.health is Health.GOOD
     read = made.read(0, 8)
     if made.sent[0].wire is made.wires[1]:
         read = made.read(8, 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from aoefs.core.health import Health, Sign
+from aoefs.core.life import State
 from aoefs.core.link import Endpoint
 from aoefs.core.recovery import MIN_RTO
 from aoefs.protocol.wire import Address
@@ -59,7 +61,7 @@ def test_a_degraded_path_is_left_alone_and_costs_no_error() -> None:
     made.wires[0].segment.lose = lambda frame: True
     for _ in range(20):
         made.finish(*(made.read(number * 8, 8) for number in range(8)))
-    assert made.target.paths[0].degraded
+    assert made.target.paths[0].health is Health.DEGRADED
     made.sent.clear()
     made.finish(*(made.read(number * 8, 8) for number in range(8)))
     assert {sent.wire.name for sent in made.sent} == {"eth1"}
@@ -68,9 +70,37 @@ def test_a_degraded_path_is_left_alone_and_costs_no_error() -> None:
 def test_a_degraded_path_is_used_when_no_other_one_is_left() -> None:
     made = pair(*segments(2))
     for path in made.target.paths:
-        path.degraded = True
+        path.take(Sign.TIMEOUTS)
     made.finish(made.read(0, 8))
-    assert not all(path.degraded for path in made.target.paths)
+    assert any(path.health is Health.GOOD for path in made.target.paths)
+
+
+def test_when_a_target_was_silent_each_of_its_paths_is_good_again_only_when_it_was_identified_there() -> None:
+    made = pair(*segments(2))
+    first, second = made.wires
+    first.segment.lose = second.segment.lose = lambda frame: True
+    read = made.read(0, 8)
+    made.run(4.0)
+    assert made.target.life.state is State.STALLED
+    assert [path.health for path in made.target.paths] == [Health.DEGRADED] * 2
+    first.segment.lose = None
+    made.finish(read)
+    assert [path.health for path in made.target.paths] == [Health.GOOD, Health.DEGRADED]
+    made.sent.clear()
+    made.finish(*(made.read(number * 8, 8) for number in range(8)))
+    assert {sent.wire for sent in made.sent} == {first}
+
+
+def test_a_path_whose_link_is_down_is_used_only_if_there_is_no_other_one() -> None:
+    made = pair(*segments(2))
+    first, second = made.target.paths
+    for path in (first, second):
+        path.take(Sign.TIMEOUTS)
+    assert made.target.usable_paths() == [first, second]
+    made.target.leave_link(first.link)
+    assert (first.health, made.target.usable_paths()) == (Health.CUT, [second])
+    made.target.leave_link(second.link)
+    assert made.target.usable_paths() == [first, second]
 
 
 def test_only_the_verified_paths_of_a_target_answer_for_it() -> None:

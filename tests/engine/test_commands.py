@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.core.health import Health
 from aoefs.core.life import UNANSWERING, State
 from aoefs.engine.disk import Disk
 from aoefs.engine.settings import Settings
@@ -26,8 +27,8 @@ from aoefs.protocol.wire import (
     decode_ata_untrusted,
     decode_config_untrusted,
 )
-from tests.engine.answers import flushes, is_flush
-from tests.scene import DELAY, OUR_MAC, Scene, SimulatedTarget, open_scene, target_mac
+from tests.engine.answers import data_only, flushes, is_flush
+from tests.scene import DELAY, OUR_MAC, Announce, Scene, SimulatedTarget, open_scene, target_mac
 
 
 async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autojump_clock: MockClock) -> None:
@@ -269,12 +270,57 @@ async def test_a_flush_is_sent_on_a_path_that_is_not_degraded(autojump_clock: Mo
         target.silent = True
         for _ in range(20):
             await disk.write(0, bytes(100 * 512))
-        assert [path.degraded for path in disk.target.paths] == [True, False]
+        assert [path.health for path in disk.target.paths] == [Health.DEGRADED, Health.GOOD]
         for _ in range(4):
             began = trio.current_time()
             await disk.flush()
             assert trio.current_time() - began == pytest.approx(2 * DELAY)
         assert other.heard
+
+
+async def test_a_path_that_is_gone_is_not_tried_again_and_again_when_the_other_one_is_slow(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    """One command at a time, each in a second: the target is silent before it is clear that only one path is."""
+    announce(r"does not answer: \d+ request")
+    async with open_scene() as scene:
+        target = scene.add_target(bufcnt=1)
+        other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
+        disk = await scene.disk()
+        await trio.sleep(2)
+        assert len(disk.target.paths) == 2
+        target.answer = other.answer = lambda frame, reply: [(1.1 if data_only(frame) else 0.0, reply)]
+        for _ in range(20):
+            await disk.read(0, 512)
+        assert all(path.rtt.rto > 1 for path in disk.target.paths)
+        other.silent = True
+        began = trio.current_time()
+        for _ in range(10):
+            await disk.read(0, 512)
+        assert trio.current_time() - began < 10 * 1.1 + 3, "what the slow path alone takes, and one silence"
+
+
+async def test_after_a_silence_commands_go_where_the_target_was_identified(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce(r"does not answer: \d+ request")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
+        disk = await scene.disk()
+        await trio.sleep(2)
+        gone = disk.target.paths[0]
+        scene.wire.route = lambda frame: []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.commands.holders)
+            await trio.sleep(4)
+            assert disk.target.life.state is State.STALLED
+            scene.wire.route = lambda frame: [] if gone.mac in (frame[:6], frame[6:12]) else [(DELAY, frame)]
+        assert len(disk.target.paths) == 2
+        for call in (disk.flush, disk.commands.holders):
+            began = trio.current_time()
+            await call()
+            assert trio.current_time() - began == pytest.approx(2 * DELAY)
 
 
 async def test_a_flush_to_a_target_that_comes_back_is_sent_as_soon_as_it_is_identified(

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from aoefs.core.health import Health
 from aoefs.protocol.wire import (
     Address,
     AoeCommand,
@@ -61,7 +62,7 @@ async def test_io_goes_on_when_one_of_two_links_goes(autojump_clock: MockClock, 
                 scene.engine.link_changed(link, up=True)
             await trio.sleep(3)
             assert len(disk.target.paths) == 2
-            assert not any(path.degraded for path in disk.target.paths)
+            assert all(path.health is Health.GOOD for path in disk.target.paths)
             assert nothing_is_left(disk.target)
 
 

@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.core.health import Health, Sign
 from aoefs.core.life import State
 from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
@@ -202,7 +203,7 @@ async def test_a_degraded_path_is_asked_once_a_second_until_it_answers(autojump_
         await trio.sleep(2)
         path = disk.target.find_path(scene.link, other.mac)
         assert path is not None
-        path.degraded = True
+        path.take(Sign.TIMEOUTS)
         other.silent = True
         forget_what_was_asked(scene)
         await trio.sleep(5)
@@ -210,7 +211,7 @@ async def test_a_degraded_path_is_asked_once_a_second_until_it_answers(autojump_
         assert len(asked(scene)) == 5
         other.silent = False
         await trio.sleep(2)
-        assert not path.degraded
+        assert path.health is Health.GOOD
 
 
 async def test_a_path_with_a_small_payload_is_measured_again_at_growing_distances(autojump_clock: MockClock) -> None:

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from aoefs.core.health import Health, Sign
 from aoefs.core.link import Endpoint
 from aoefs.engine.changes import Change
 from aoefs.engine.discovery import QUERY_PERIOD
@@ -112,11 +113,11 @@ async def test_the_same_disk_again_brings_buffer_count_and_payload_up_to_date(au
         at.see(sectors=1)
         disk, (path,) = at.disk, at.disk.target.paths
         at.take_changes()
-        path.degraded = True
+        path.take(Sign.TIMEOUTS)
         assert at.roster.trusted_payload(at.endpoint()) == 0, "a degraded path is measured again"
         at.see(bufcnt=4, sectors=2)
         assert at.disk is disk
-        assert (disk.target.bufcnt, disk.target.paths, path.sectors, path.degraded) == (4, [path], 2, False)
+        assert (disk.target.bufcnt, disk.target.paths, path.sectors, path.health) == (4, [path], 2, Health.GOOD)
         assert at.take_changes() == []
 
 
@@ -323,7 +324,7 @@ async def test_a_path_of_a_full_list_is_replaced_only_when_it_is_degraded(
         paths[7].last_answer_at = 0.0
         at.see(FIRST, MAX_PATHS)
         assert target_mac(MAX_PATHS) not in at.macs(), "the oldest one works"
-        paths[7].degraded = True
+        paths[7].take(Sign.TIMEOUTS)
         at.see(FIRST, MAX_PATHS)
         assert at.macs() == [target_mac(number) for number in range(MAX_PATHS + 1) if number != 7]
 
