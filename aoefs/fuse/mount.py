@@ -103,7 +103,9 @@ class Mount:
             if options.metrics is not None:
                 from aoefs.status import metrics  # prometheus_client is needed for nothing else
 
-                stack.enter_context(metrics.serve(*options.metrics, engine.statistics, version=__version__))
+                listeners = await metrics.listen(*options.metrics)
+                server = metrics.Server(listeners, engine.statistics, version=__version__)
+                engine.supervisor.start("metrics", server.run)
             spoken_on = Interfaces(engine, options.interfaces)
             control = Control(engine, self._events, partial(self._status, engine), spoken_on.set)
             kernel = Kernel(engine.supervisor)

@@ -6,6 +6,7 @@ places and nothing of it is left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -176,12 +177,13 @@ def test_prometheus_gets_the_counters_of_a_live_mount(host: Lab, point: Path) ->
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.pwrite(file.fileno(), random_bytes(64 << 10), 0)
         os.pread(file.fileno(), 4096, 512 << 10)
+    key = ("aoefs_target_bytes_total", "write", "e0.0")
+    wait_until(lambda: scrape(host, "127.0.0.1:9100")[key] != before[key], what="a snapshot of after the write")
     after = scrape(host, "127.0.0.1:9100")
     assert after["aoefs_target_up", "e0.0"] == after["aoefs_target_up", "e7.1"] == 1
     assert after["aoefs_target_size_bytes", "e0.0"] == MIB
     [who] = [name for name in after if name[0] == "aoefs_target_info" and name[-1] == "e0.0"]
     assert who[2] == "Coraid EtherDrive vblade"
-    key = ("aoefs_target_bytes_total", "write", "e0.0")
     assert after[key] - before[key] == 64 << 10
     key = ("aoefs_target_requests_total", "read", "e0.0")
     assert after[key] - before[key] >= 1
@@ -206,6 +208,15 @@ def test_prometheus_gets_the_counters_of_a_live_mount(host: Lab, point: Path) ->
 def _connect(lab: Lab) -> None:
     with lab.inside(INITIATOR), socket.create_connection(("127.0.0.1", 9100), timeout=10):
         pass
+
+
+def test_idle_connections_cost_a_mount_few_descriptors_and_no_scrape(host: Lab, point: Path) -> None:
+    host.aoefs("-i", "aoe0", "--metrics", "9100", point)
+    with host.inside(INITIATOR), contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", 9100), timeout=30)) for _ in range(64)]
+        assert scrape(host, "127.0.0.1:9100")["process_open_fds",] < 64
+        for connection in idle:
+            assert connection.recv(1) == b""
 
 
 def test_metrics_are_on_loopback_by_default_and_an_address_in_use_is_one_line(host: Lab, point: Path) -> None:
