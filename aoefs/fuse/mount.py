@@ -48,7 +48,7 @@ from aoefs.host.background import Ready
 from aoefs.host.service import PidFile, notify
 from aoefs.host.systemlog import LogLimit
 from aoefs.status.events import EventRing
-from aoefs.status.report import status_report
+from aoefs.status.report import StatusText
 
 log = logging.getLogger("aoefs")
 
@@ -107,7 +107,7 @@ class Mount:
                 server = metrics.Server(listeners, engine.statistics, version=__version__)
                 engine.supervisor.start("metrics", server.run)
             spoken_on = Interfaces(engine, options.interfaces)
-            control = Control(engine, self._events, partial(self._status, engine), spoken_on.set)
+            control = Control(engine, self._events, self._status(engine).read, spoken_on.set)
             kernel = Kernel(engine.supervisor)
             operations = AoeOperations(engine, control, kernel, options)
             engine.changes.subscribe(partial(self._on_change, engine))
@@ -188,10 +188,11 @@ class Mount:
         if not self._ready.is_daemon:
             notify(*assignments)
 
-    def _status(self, engine: Engine) -> dict[str, object]:
-        return status_report(
-            engine.statistics(),
-            self._events.snapshot(),
+    def _status(self, engine: Engine) -> StatusText:
+        return StatusText(
+            engine.statistics,
+            self._events.snapshot,
+            trio.current_time,
             mountpoint=self._options.mountpoint,
             pid=os.getpid(),
             version=__version__,

@@ -1,12 +1,14 @@
 """Statistics as JSON objects, with the fields of ``discover --json``, ``status --json`` and ``.aoefs/status.json``.
 
-Pure: frozen records in, plain dicts out.  The names of the fields are public; fields are added, never renamed.
+Pure: frozen records in, plain dicts or their text out.  The names of the fields are public; fields are added, never
+renamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from aoefs.core.latency import percentile_us
@@ -17,6 +19,7 @@ from aoefs.engine.engine import EngineStatistics
 from aoefs.engine.strangers import Stranger
 from aoefs.protocol.wire import format_mac
 from aoefs.status.events import Event
+from aoefs.status.sparing import PerTarget, Sparing
 
 STATUS_EVENTS = 50  # the last ones; ``aoefs events`` shows all that are remembered
 
@@ -110,3 +113,32 @@ def status_report(
         "stopped_seconds": statistics.stopped_seconds,
         "events": [asdict(event) for event in events[-STATUS_EVENTS:]],
     }
+
+
+class StatusText:
+    """The text of ``.aoefs/status.json``: :meth:`read`, which gives an older one only to a program that asks in a loop
+    (``status.sparing``).  ``clock`` is in seconds.
+    """
+
+    def __init__(
+        self,
+        statistics: Callable[[], EngineStatistics],
+        events: Callable[[], Sequence[Event]],
+        clock: Callable[[], float],
+        *,
+        mountpoint: str,
+        pid: int,
+        version: str,
+    ) -> None:
+        self._statistics = statistics
+        self._events = events
+        self._mount: dict[str, Any] = {"mountpoint": mountpoint, "pid": pid, "version": version}
+        self._targets = PerTarget(lambda target: json.dumps(target_report(target)))
+        self.read = Sparing(self._make, clock)
+
+    def _make(self) -> bytes:
+        statistics = self._statistics()
+        text = json.dumps(status_report(replace(statistics, targets=()), self._events(), **self._mount))
+        targets = ", ".join(self._targets.of(statistics.targets))
+        # In JSON a quotation mark within a string has a backslash, so this is found nowhere else.
+        return text.replace('"targets": []', f'"targets": [{targets}]', 1).encode() + b"\n"

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pyfuse3
 import pytest
+import trio
 from pyfuse3 import EntryAttributes, FUSEError
 
 from aoefs.engine.changes import Change
@@ -22,7 +23,7 @@ from aoefs.fuse.operations import AoeOperations
 from aoefs.fuse.options import MountOptions
 from aoefs.fuse.tree import ROOT
 from aoefs.status.events import EventRing
-from aoefs.status.report import status_report
+from aoefs.status.report import StatusText
 from tests.scene import Scene, open_scene
 
 
@@ -92,12 +93,11 @@ async def mounted(
     changes: list[tuple[Disk, Change]] = []
     fields: dict[str, Any] = {"mountpoint": "/mnt/aoe", "uid": OWNER, "gid": 1001} | options
     async with open_scene(settings, on_change=lambda disk, change: changes.append((disk, change))) as scene:
-
-        def status() -> dict[str, object]:
-            return status_report(scene.engine.statistics(), mountpoint="/mnt/aoe", pid=4711, version="0")
-
         ring = EventRing()
-        control = Control(scene.engine, ring, status, set_interfaces)
+        status = StatusText(
+            scene.engine.statistics, ring.snapshot, trio.current_time, mountpoint="/mnt/aoe", pid=4711, version="0"
+        )
+        control = Control(scene.engine, ring, status.read, set_interfaces)
         kernel = FakeKernel()
         yield Mounted(
             scene, AoeOperations(scene.engine, control, kernel, MountOptions(**fields)), kernel, changes, ring

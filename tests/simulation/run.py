@@ -23,7 +23,7 @@ from aoefs.fuse.operations import AoeOperations
 from aoefs.fuse.options import MountOptions
 from aoefs.protocol.wire import SECTOR_BYTES, AoeCommand
 from aoefs.status.events import EventRing
-from aoefs.status.report import status_report
+from aoefs.status.report import StatusText
 from tests.pair import check_invariants
 from tests.scene import nothing_is_left
 from tests.simulation.determined import Threads, determined
@@ -122,11 +122,11 @@ class Simulation:
 
     def _mount(self, engine: Engine) -> Users:
         plan = self.plan
-
-        def status() -> dict[str, object]:
-            return status_report(engine.statistics(), mountpoint="/mnt/aoe", pid=1, version="0")
-
-        control = Control(engine, EventRing(), status, lambda _names, by_root: None)
+        ring = EventRing()
+        status = StatusText(
+            engine.statistics, ring.snapshot, trio.current_time, mountpoint="/mnt/aoe", pid=1, version="0"
+        )
+        control = Control(engine, ring, status.read, lambda _names, by_root: None)
         options = MountOptions(
             mountpoint="/mnt/aoe", uid=0, gid=0, direct=plan.direct, sync=plan.sync, reserve=plan.reserve
         )

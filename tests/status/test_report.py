@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from aoefs.core.latency import lower_bound_us
+from aoefs.engine.engine import EngineStatistics
 from aoefs.protocol.wire import Address
 from aoefs.status.events import Event
-from aoefs.status.report import STATUS_EVENTS, status_report, stranger_report, target_report
+from aoefs.status.report import STATUS_EVENTS, StatusText, status_report, stranger_report, target_report
 from tests.status.snapshots import engine_statistics, histogram, stranger, target
 
 TARGET_FIELDS = """name shelf slot size model serial firmware config state conflict paths reads writes read_bytes
@@ -85,3 +88,33 @@ def test_the_status_has_the_last_events_only() -> None:
     assert isinstance(shown, list)
     assert len(shown) == STATUS_EVENTS
     assert shown[-1] == {"time": STATUS_EVENTS + 9.0, "level": "info", "text": f"event {STATUS_EVENTS + 9}"}
+
+
+@pytest.mark.parametrize("mountpoint", ["/mnt", '"targets": []'])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_text_of_the_status_is_the_status(mountpoint: str, count: int) -> None:
+    names: dict[str, Any] = {"mountpoint": mountpoint, "pid": 4711, "version": "1.0"}
+    snapshot = replace(engine_statistics(), targets=tuple(target(name=f"e7.{slot}") for slot in range(count)))
+    events = [Event(1.0, "info", '"targets": []')]
+    text = StatusText(lambda: snapshot, lambda: events, lambda: 0.0, **names)
+    for reads in (5, 6):
+        snapshot = replace(snapshot, targets=tuple(replace(one, reads=reads) for one in snapshot.targets))
+        made = text.read()
+        assert json.loads(made) == status_report(snapshot, events, **names)
+        assert made.count(b"\n") == 1
+
+
+def test_a_program_that_reads_the_status_in_a_loop_costs_a_twentieth_of_the_time() -> None:
+    now, snapshots = 0.0, 0
+
+    def statistics() -> EngineStatistics:
+        nonlocal now, snapshots
+        now += 0.05  # as of a thousand targets
+        snapshots += 1
+        return engine_statistics()
+
+    text = StatusText(statistics, list, lambda: now, mountpoint="/mnt", pid=1, version="1")
+    while now < 20:
+        assert json.loads(text.read())["pid"] == 1
+        now += 0.001
+    assert 15 <= snapshots <= 22
