@@ -14,15 +14,14 @@ What always holds:
 - A descriptor that cannot be had is asked for again after a pause.
 
 Rejected, all for the time that they take from the mount: a thread (it holds the interpreter lock for 5 ms each time),
-the text of ``prometheus_client`` (a second for a thousand targets; 20 to 60 ms here), compression (as much again), and its
-counters (a lock and a lookup for each request).  The latency histograms have no ``_sum``, since the engine keeps none
+the text of ``prometheus_client`` (a second for a thousand targets; 20 to 60 ms here) and its counters (a lock and a
+lookup for each request), and compression.  The latency histograms have no ``_sum``, since the engine keeps none
 (``core.latency``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -219,7 +218,6 @@ _TARGET_HEADS = (
 )
 
 
-@functools.lru_cache(8192)  # a third of the time otherwise
 def _labels(**labels: str) -> str:
     """The labels of a sample; names of interfaces and texts of targets may have any character."""
     texts = (printable(value).replace("\\", "\\\\").replace('"', '\\"') for value in labels.values())
