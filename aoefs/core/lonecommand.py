@@ -107,6 +107,11 @@ class LoneCommand:
         command, tag = self.command, self.tag ^ index
         return [self.encode(Header(mac, link.mac, address, command, tag)) for link, mac, address in endpoints]
 
+    def unsent(self) -> None:
+        """No frame of the last sending went out: it does not count."""
+        self.sendings -= 1
+        del self._sent_at[self.sendings :]
+
     def receive_untrusted(self, link: Link, frame: bytes, now: float) -> None:
         """A frame with a tag of this block came; FrameError if it does not answer the command."""
         header = decode_header_untrusted(frame)

@@ -2,7 +2,7 @@
 
 Owns the waiting for their answers.  A command counts as something that waits for the target, so silence suspends the
 target and deadsecs ends the command.  While the target is suspended nothing is sent; a command that waits is sent as
-soon as the target is back.
+soon as the target is back.  What did not go out, or was lost with its link, is sent again at once.
 
 A FLUSH is different: a disk may take half a minute for it, a target that does one thing at a time answers nothing else
 meanwhile, and each copy is carried out.  So it never suspends a target, and it is sent again soon only if commands to
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Final
 
 from aoefs.core.life import SERVED, State
 from aoefs.core.link import Endpoint
 from aoefs.core.lonecommand import Answer, LoneCommand
+from aoefs.core.path import Path
 from aoefs.core.target import Target
 from aoefs.engine.conversation import converse
 from aoefs.engine.driver import Driver
@@ -43,7 +43,8 @@ from aoefs.protocol.wire import (
 
 FIRST_PAUSE: Final = 1.0  # seconds until a command is sent again, then doubling
 MAX_PAUSE: Final = 8.0  # seconds
-FLUSH_LOOK: Final = 0.25  # seconds after which it is asked whether a FLUSH is to be sent again
+MAX_DOUBLINGS: Final = 16
+LOOK: Final = 0.25  # seconds between two looks whether a command is to be sent
 FLUSH_PAUSE: Final = 32.0  # seconds until a FLUSH is sent again for no reason; a quarter of deadsecs if that is less
 LAST_FLUSH_PAUSE: Final = 2.5  # the same for the last one, whose time is short (fuse.mount.FLUSH_GRACE)
 
@@ -93,20 +94,19 @@ class Commands:
     async def _carry_out(
         self, command: AoeCommand, encode: Callable[[Header], bytes], *, flush: bool = False
     ) -> Answer:
-        """Send it again after max(1 s, RTO), doubling, on each path in turn; a ``flush`` see above."""
+        """Send it until it is answered, or deadsecs are over; a ``flush`` see above."""
         target, driver = self._target, self._driver
         lone = LoneCommand(command, encode, target.answers_from)
         wait = self._waits.begin()
-        now = driver.now()
+        schedule = (_FlushSchedule if flush else _Schedule)(driver, target, lone, wait)
         begin, end = (target.begin_lone_command, target.end_lone_command)
-        endpoint, pauses = partial(self._next_endpoint, lone), self._pauses()
         if flush:
             begin, end = (target.begin_flush, target.end_flush)
-            endpoint, pauses = partial(self._next_endpoint_of_flush, lone, wait), self._flush_pauses()
+        now = driver.now()
         begin(now)
         driver.timer.arm(target, now)
         try:
-            answers = await converse(driver, lone, endpoint, pauses, wait=wait)
+            answers = await converse(driver, lone, schedule.endpoints, self._looks(), wait=wait)
         finally:
             end()
             self._waits.end(wait)
@@ -118,48 +118,72 @@ class Commands:
             raise answer.error
         return answer
 
-    def _next_endpoint(self, lone: LoneCommand) -> Sequence[Endpoint]:
-        target = self._target
-        renews = target.life.state is State.HELD and lone.command is AoeCommand.RESERVE
-        if target.life.state is not State.UP and not renews:
-            return ()
-        paths = target.usable_paths()
-        if not paths:
-            return ()
-        path = paths[lone.sendings % len(paths)]
-        return (Endpoint(path.link, path.mac, target.address),)
-
-    def _next_endpoint_of_flush(self, flush: LoneCommand, wait: Wait) -> Sequence[Endpoint]:
-        target, now = self._target, self._driver.now()
-        if flush.sendings and not wait.woken:
-            pause, most = min(FLUSH_PAUSE, target.deadsecs / 4 or FLUSH_PAUSE), math.inf
-            if target.life.ending:
-                pause = min(pause, LAST_FLUSH_PAUSE)
-            if target.has_losses(now):
-                pause, most = max(FIRST_PAUSE, self._rto()), MAX_PAUSE
-            if now - flush.last_sent_at < min(pause * 2.0 ** (flush.sendings - 1), most) - ROUNDING:
-                return ()
-            target.doubt(now)
-        return self._next_endpoint(flush)
-
-    def _rto(self) -> float:
-        return max((path.rtt.rto for path in self._target.paths), default=0.0)
-
-    def _pauses(self) -> Iterator[float]:
-        """While the target is up, and deadsecs are not over."""
-        pause = FIRST_PAUSE
-        for left in self._seconds_left():
-            if self._target.life.state is State.UP:
-                pause = max(pause, self._rto())
-            yield min(pause, left)
-            pause = min(pause * 2, MAX_PAUSE)
-
-    def _flush_pauses(self) -> Iterator[float]:
-        """Those after which it may be time to send it again."""
-        for left in self._seconds_left():
-            yield min(FLUSH_LOOK, left)
-
-    def _seconds_left(self) -> Iterator[float]:
+    def _looks(self) -> Iterator[float]:
+        """Seconds until each look whether the command is to be sent."""
         until = self._driver.now() + (self._target.deadsecs or math.inf)
         while self._target.life.state in SERVED and (left := until - self._driver.now()) > 0:
-            yield left
+            yield min(LOOK, left)
+
+
+class _Schedule:
+    """When a lone command goes out, and where: on each path in turn, when its pause is over, when it is woken, or when
+    the path of its last sending was cut.  What did not go out does not count.
+    """
+
+    def __init__(self, driver: Driver, target: Target, lone: LoneCommand, wait: Wait) -> None:
+        self._driver = driver
+        self._target = target
+        self._lone = lone
+        self._wait = wait
+        self._woken = False  # since it went out last
+        self._counted = 0  # sendings until then
+        self._tries = 0
+        self._sent_on: tuple[Path, int] | None = None  # the path of the last one, and how often it had been cut
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """Where it is to go now; nowhere if it is not due, or the target must be identified first."""
+        target, lone = self._target, self._lone
+        if lone.sendings > self._counted:
+            self._counted, self._woken = lone.sendings, False
+        self._woken |= self._wait.woken
+        if not self._is_due():
+            return ()
+        renews = target.life.state is State.HELD and lone.command is AoeCommand.RESERVE
+        paths = target.usable_paths()
+        if not paths or not (target.life.state is State.UP or renews):
+            return ()
+        path = paths[self._tries % len(paths)]
+        self._tries += 1
+        self._sent_on = path, path.cuts
+        return (Endpoint(path.link, path.mac, target.address),)
+
+    def _is_due(self) -> bool:
+        lone = self._lone
+        if not lone.sendings or self._woken or (self._sent_on and self._sent_on[0].cuts > self._sent_on[1]):
+            return True
+        return self._driver.now() >= lone.last_sent_at + self._pause() - ROUNDING
+
+    def _pause(self) -> float:
+        """From the last sending to the next one: a second or the RTO, doubling."""
+        longest_rto = max((path.rtt.rto for path in self._target.paths), default=0.0)
+        return min(max(FIRST_PAUSE, longest_rto) * self._doubled(), MAX_PAUSE)
+
+    def _doubled(self) -> float:
+        return 2.0 ** min(self._lone.sendings - 1, MAX_DOUBLINGS)
+
+
+class _FlushSchedule(_Schedule):
+    """That of a FLUSH, of which each copy is carried out."""
+
+    def _is_due(self) -> bool:
+        due = super()._is_due()
+        if due and self._lone.sendings and not self._woken:
+            self._target.doubt(self._driver.now())
+        return due
+
+    def _pause(self) -> float:
+        target = self._target
+        if target.has_losses(self._driver.now()):
+            return super()._pause()
+        pause = min(FLUSH_PAUSE, target.deadsecs / 4 or FLUSH_PAUSE)
+        return (min(pause, LAST_FLUSH_PAUSE) if target.life.ending else pause) * self._doubled()

@@ -60,8 +60,10 @@ async def converse(
             targets = endpoints()
             wait.woken = False
             if targets:
-                for endpoint, frame in zip(targets, command.frames(targets, driver.now()), strict=True):
-                    endpoint.link.send_frame(frame)
+                frames = zip(targets, command.frames(targets, driver.now()), strict=True)
+                went_out = [endpoint.link.send_frame(frame) for endpoint, frame in frames]
+                if not any(went_out):
+                    command.unsent()
             with trio.move_on_after(pause):
                 await wait.wait()
             if command.answers or wait.error is not None:

@@ -161,6 +161,19 @@ def test_a_tag_of_the_block_that_was_never_sent_is_no_answer(sending: int) -> No
     assert not command.answers
 
 
+def test_a_sending_that_did_not_go_out_does_not_count() -> None:
+    command = config_query()
+    command.frames([ENDPOINT], 1.0)
+    command.frames([ENDPOINT], 2.0)
+    command.unsent()
+    assert (command.sendings, command.last_sent_at) == (1, 1.0)
+    with pytest.raises(FrameError):
+        command.receive_untrusted(LINK, config_answer(answer_head(command, 1)), 3.0)
+    (frame,) = command.frames([ENDPOINT], 4.0)
+    assert decode_header_untrusted(frame).tag == command.tag ^ 1
+    assert command.last_sent_at == 4.0
+
+
 def test_an_argument_that_cannot_be_decoded_is_no_answer() -> None:
     command = config_query()
     command.frames([ENDPOINT], 0.0)

@@ -28,7 +28,7 @@ from aoefs.protocol.wire import (
     decode_config_untrusted,
 )
 from tests.engine.answers import data_only, flushes, is_flush
-from tests.scene import DELAY, OUR_MAC, Announce, Scene, SimulatedTarget, open_scene, target_mac
+from tests.scene import DELAY, OUR_MAC, Announce, Scene, SegmentLink, SimulatedTarget, open_scene, target_mac
 
 
 async def test_a_command_carries_its_registers_and_gives_the_whole_answer(autojump_clock: MockClock) -> None:
@@ -357,3 +357,87 @@ async def test_a_target_that_is_silent_to_a_flush_alone_is_identified_before_the
             await disk.flush()
         assert len(flushes(scene)) == 1
         assert disk.target.life.state in UNANSWERING
+
+
+# ── what did not go out, or is lost for sure ──────────────────────────────────────────────────────────────────────────
+
+SOON = 0.5  # seconds
+
+
+@pytest.mark.parametrize("name", ["flush", "holders"])
+async def test_a_command_that_the_socket_did_not_take_goes_out_soon_after_there_is_room(
+    autojump_clock: MockClock, name: str
+) -> None:
+    async with open_scene(Settings(deadsecs=0)) as scene:
+        scene.add_target()
+        disk = await scene.disk()
+        scene.link.set_room(0)
+        call = disk.flush if name == "flush" else disk.commands.holders
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await trio.sleep(1.9)
+            scene.link.set_room(1000)
+            began = trio.current_time()
+        assert trio.current_time() - began < SOON
+
+
+@pytest.mark.parametrize("how", ["dropped", "down for a moment"])
+async def test_a_flush_whose_link_went_goes_out_again_as_soon_as_there_is_a_path(
+    autojump_clock: MockClock, how: str
+) -> None:
+    async with open_scene(Settings(deadsecs=0)) as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        target.answer = deaf_to_flush
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.flush)
+            await trio.sleep(1)
+            target.answer = lambda frame, reply: [(0.0, reply)]
+            if how == "dropped":
+                scene.engine.drop_link(scene.link)
+                await trio.sleep(0.1)
+                scene.engine.add_link(SegmentLink(scene.wire, scene.engine.driver.tags, "seg0"))
+            else:
+                scene.engine.link_changed(scene.link, up=False)
+                await trio.sleep(0.1)
+                scene.engine.link_changed(scene.link, up=True)
+            began = trio.current_time()
+        assert trio.current_time() - began < SOON
+        assert len(flushes(scene)) == 2
+        assert disk.target.flushes == 1
+
+
+async def test_a_flush_is_not_sent_again_when_another_link_than_its_own_goes(autojump_clock: MockClock) -> None:
+    async with open_scene(Settings(deadsecs=0)) as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        wire, link = scene.add_wire()
+        SimulatedTarget(wire, target.export, mac=target_mac(99))
+        await trio.sleep(2)
+        assert len(disk.target.paths) == 2
+        target.answer = lambda frame, reply: [(5.0 if is_flush(frame) else 0.0, reply)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.flush)
+            await trio.sleep(1)
+            scene.engine.drop_link(link)
+        assert len(flushes(scene)) == 1
+
+
+async def test_a_flush_to_a_target_that_was_restarted_waits_for_its_reservation_only(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    async with open_scene(Settings(deadsecs=0)) as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await disk.reservation.take()
+        target.silent = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.flush)
+            nursery.start_soon(disk.commands.holders)
+            await trio.sleep(10)
+            target.export.access.reserve(OUR_MAC, [], force=True)
+            target.silent = False
+            while disk.target.is_silent:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            back = trio.current_time()
+        assert trio.current_time() - back < SOON
