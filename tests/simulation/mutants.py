@@ -251,7 +251,6 @@ def a_path_that_goes_keeps_its_credit() -> None:
     """What flew there counts as in flight for ever."""
 
     def leave(target: Target, path: Path) -> None:
-        path.degraded = True
         for lost, mask in path.give_up_all():
             target._queue_retransmit(lost, mask)
 
