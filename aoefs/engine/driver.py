@@ -23,6 +23,7 @@ from aoefs.core.target import Target
 from aoefs.engine.clock import RunningClock
 from aoefs.engine.timer import Timer
 from aoefs.engine.waits import Sleepers
+from aoefs.protocol.wire import Address
 
 ROOM_PAUSE: Final = 0.0005  # seconds until a full device queue is tried again, doubling ...
 MAX_ROOM_PAUSE: Final = 0.008  # ... up to this
@@ -38,6 +39,7 @@ class Driver:
         self.now = clock.now
         self.sleepers = Sleepers()
         self.timer = Timer(clock)
+        self.reserved: dict[tuple[Address, str], tuple[bytes, ...]] = {}  # of engine.reservation
         self._nursery = nursery
         self._blocked: dict[Link, dict[Target, None]] = {}
 

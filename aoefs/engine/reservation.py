@@ -35,8 +35,18 @@ class Reservation:
         self._target = target
         self._commands = commands
         self._write_behind = write_behind
-        self._macs: tuple[bytes, ...] = ()  # the list that we put there last
         self._lock = trio.Lock()
+        self._key = target.address, target.identity.serial
+
+    @property
+    def _macs(self) -> tuple[bytes, ...]:
+        """Those of ours that may be on the target's list; kept when the disk is forgotten before it gave them back."""
+        return self._driver.reserved.get(self._key, ())
+
+    def _note(self, *macs: bytes) -> None:
+        self._driver.reserved[self._key] = tuple(dict.fromkeys(macs))
+        if not macs:
+            del self._driver.reserved[self._key]
 
     @property
     def is_due(self) -> bool:
@@ -90,11 +100,13 @@ class Reservation:
                 return
 
     async def _put(self, macs: tuple[bytes, ...]) -> None:
+        self._note(*self._macs, *macs)  # before it is sent: the answer may be lost
         try:
             await self._commands.reserve(ReserveArgument(ReserveCommand.SET, macs))
         except TargetError as error:
             # Refused to a MAC that is not on the list: a new one of ours, if no other host is on it.
             if error.code != ErrorCode.TARGET_RESERVED or set(await self._commands.holders()) - set(self._macs):
+                self._note()
                 raise
             await self._commands.reserve(ReserveArgument(ReserveCommand.FORCE_SET, macs))
-        self._macs = macs
+        self._note(*macs)

@@ -20,7 +20,7 @@ from aoefs.protocol.wire import (
     decode_reserve_untrusted,
     encode_reserve,
 )
-from tests.scene import OUR_MAC, Announce, SegmentLink, SimulatedTarget, open_scene, target_mac
+from tests.scene import OUR_MAC, Announce, Scene, SegmentLink, SimulatedTarget, open_scene, target_mac
 
 OTHER_HOST = target_mac(666)
 OTHER_MAC = OUR_MAC[:-1] + b"\x07"
@@ -241,3 +241,97 @@ async def test_a_reservation_that_another_host_took_by_force_is_left_alone_and_i
             await disk.read(0, 512)
         assert caught.value.code == 6
         assert holder.macs == (OTHER_HOST,)
+
+
+# ── what nobody answered ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def replace_link(scene: Scene) -> None:
+    """Our interface comes back with another MAC."""
+    scene.engine.drop_link(scene.link)
+    scene.engine.add_link(SegmentLink(scene.wire, scene.engine.driver.tags, "seg0", OTHER_MAC))
+
+
+def lose_answers_to_reserve(target: SimulatedTarget, holder: Holder) -> None:
+    target.answer = lambda frame, reply: [
+        found for found in holder.answer(frame, reply) if frame[19] != AoeCommand.RESERVE
+    ]
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_reservation_whose_answer_was_lost_is_given_back(autojump_clock: MockClock, how: str) -> None:
+    async with open_scene(Settings(deadsecs=3)) as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        lose_answers_to_reserve(target, holder)
+        if how == "fails":
+            with pytest.raises(TargetLost):
+                await disk.reservation.take()
+        else:
+            with trio.move_on_after(1):
+                await disk.reservation.take()
+        assert holder.macs == (OUR_MAC,)
+        assert disk.reservation.writers == 0
+        target.answer = holder.answer
+        if how == "is cancelled":
+            replace_link(scene)
+        await trio.sleep(16)
+        assert not holder.macs
+        assert not disk.reservation.is_due
+
+
+async def test_a_reservation_is_ours_also_when_its_answer_was_lost_with_the_link_that_asked(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        lose_answers_to_reserve(target, holder)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.reservation.take)
+            await trio.sleep(0.5)
+            target.answer = holder.answer
+            replace_link(scene)
+        assert holder.macs == (OTHER_MAC,)
+        await disk.reservation.give_back()
+        assert not holder.macs
+
+
+async def test_a_disk_that_was_forgotten_before_its_reservation_was_given_back_is_still_ours(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce(r"does not answer: \d+ request")
+    announce("e0.0 is down")
+    async with open_scene(Settings(deadsecs=3)) as scene:
+        target = scene.add_target()
+        holder = Holder(target)
+        disk = await scene.disk()
+        await disk.reservation.take()
+        target.silent = True
+        with pytest.raises(TargetLost):
+            await disk.read(0, 512)
+        with pytest.raises(TargetLost):
+            await disk.reservation.give_back()
+        assert scene.engine.roster.reason_to_keep(disk) is None
+        scene.engine.roster.forget(disk)
+        replace_link(scene)
+        target.silent = False
+        disk = await scene.disk()
+        await trio.sleep(1)
+        assert not holder.macs
+        await disk.read(0, 512)
+
+
+async def test_a_reservation_that_was_refused_is_not_ours_to_give_back(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        holder = Holder(scene.add_target())
+        disk = await scene.disk()
+        holder.set_to(OUR_MAC, OTHER_HOST)  # by the other host, which lets us write
+        replace_link(scene)
+        await trio.sleep(1)
+        with pytest.raises(TargetError):
+            await disk.reservation.take()
+        assert holder.macs == (OUR_MAC, OTHER_HOST)
+        assert not disk.reservation.is_due
