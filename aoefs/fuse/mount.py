@@ -75,6 +75,7 @@ class Mount:
         self._options = options
         self._ready = ready
         self._events = EventRing()
+        self._mount: mountpoint.Mount | None = None
         self._unmounted = False
         self._terminated = False
         self._flushing = False
@@ -145,10 +146,14 @@ class Mount:
             pyfuse3.init(operations, options.mountpoint, words)
         except RuntimeError as error:
             raise UserError(f"{options.mountpoint}: cannot be mounted ({error})") from None
+        found = mountpoint.find_mount(options.mountpoint)
+        self._mount = found if found is not None and found.is_trusted else None  # else it was moved just now
 
     def _close_fuse(self) -> None:
         """Unmount only what is still mounted, so that nothing mounted there meanwhile is hit."""
-        pyfuse3.close(unmount=not self._unmounted)
+        if not self._unmounted:
+            self._unmount_lazily()
+        pyfuse3.close(unmount=False)
 
     def _tune(self) -> tuple[tuning.Background, bool]:
         """Ask the kernel for what makes a mount fast and safe; and whether it reads ahead far enough now."""
@@ -248,7 +253,8 @@ class Mount:
 
     def _unmount_lazily(self) -> None:
         try:
-            mountpoint.unmount(self._options.mountpoint, lazy=True)
+            if self._mount is not None:
+                mountpoint.unmount(self._mount, lazy=True)
             self._unmounted = True
         except (OSError, UserError) as error:
             log.warning("%s", error)

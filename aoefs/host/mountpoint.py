@@ -6,7 +6,8 @@ as any other program does, so all of it also works when the mount process is dea
 What always holds: nothing here touches a mount, since one that hangs must not hang aoefs.  Paths are compared as text,
 as /proc shows them; only a child process with a time limit asks a mount (``host.mountreader``).  A dead aoefs mount
 (its process was killed: ENOTCONN) is replaced without asking, since it cannot be in use.  Every other mount is left
-alone.
+alone, and so is an aoefs mount of another user (:attr:`Mount.is_trusted`): it may be another program, and say anything.
+What is unmounted is the very mount that was found, whatever its path leads to by then.
 
 Rejected: fuser(1) and lsof(8) (not installed everywhere, and they stat every mount), and the mount option auto_unmount
 (its helper can unmount the wrong mount, and a backup job may take the empty directory for the data).
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Collection, Iterator
@@ -29,6 +31,7 @@ from typing import Any, NamedTuple
 
 from aoefs.errors import UserError
 from aoefs.host.mountreader import Liveness, MountReader, liveness
+from aoefs.protocol.wire import Address
 from aoefs.status.text import to_stderr
 
 FILE_SYSTEM_TYPE = "fuse.aoefs"
@@ -42,31 +45,76 @@ _MAX_LINKS = 40  # symbolic links in one path, as in the kernel
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo: the absolute path, the type such as ``fuse.aoefs``, the source, ``major:minor``."""
+    """One line of mountinfo: the absolute path, the type such as ``fuse.aoefs``, the source, ``major:minor``, the
+    number of the mount, and the user who made it (of FUSE only; the kernel vouches for it).
+    """
 
     path: str
     type: str
     source: str
     device: str
+    number: int
+    owner: int | None = None
+
+    @property
+    def is_trusted(self) -> bool:
+        """It is an aoefs mount of ours or of root: what it says is believed, and it is replaced when it is dead."""
+        return self.type == FILE_SYSTEM_TYPE and self.owner in (0, os.geteuid())
 
     def liveness(self, on_silence: Callable[[], None] | None = None) -> Liveness:
-        """Ask the mount process; mounts of other types count as live.
+        """Ask the mount process; mounts that are not trusted are not asked, and count as live.
 
         ``on_silence``: as for ``MountReader.ask``, so the answer is waited for and never is ``SILENT``.
         """
-        return liveness(self.path, on_silence) if self.type == FILE_SYSTEM_TYPE else Liveness.LIVE
+        return liveness(self.path, on_silence) if self.is_trusted else Liveness.LIVE
 
     def pid_note(self) -> str:
-        """`` (pid 5)`` of the mount process, or nothing if it cannot be known without asking the mount.
-
-        Linux 6.18 tells the connection of an open /dev/fuse; it is the minor number of the mount's device.
-        """
-        wanted = f"fuse_connection:\t{self.device.partition(':')[2]}\n"
-        for path in glob.iglob("/proc/[0-9]*/fd/*"):
+        """`` (pid 5)`` of the mount process, or nothing if it cannot be known without asking the mount."""
+        for process in glob.iglob("/proc/[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(path) == FUSE_DEVICE and wanted in Path(path.replace("/fd/", "/fdinfo/")).read_text():
-                    return f" (pid {path.split('/')[2]})"
+                if self._connection in _connections(process):
+                    return f" (pid {process.split('/')[2]})"
         return ""
+
+    @property
+    def _connection(self) -> str:
+        """The number of the FUSE connection."""
+        return self.device.partition(":")[2]
+
+    def watch_process(self, pid: int) -> int:
+        """A pidfd of the mount process.  OSError unless ``pid``, which the mount gave, is its pid (in a container it is
+        another one).
+        """
+        stranger = OSError(errno.ESRCH, "the pid that it gives is of another process")
+        try:
+            process = os.pidfd_open(pid)
+        except (OSError, OverflowError):
+            raise stranger from None
+        try:
+            if f"\nUid:\t{self.owner}\t" not in Path(f"/proc/{pid}/status").read_text():
+                raise stranger
+            with contextlib.suppress(PermissionError):  # it has capabilities of its own: the user has to do
+                if {self._connection, ""}.isdisjoint(_connections(f"/proc/{pid}")):
+                    raise stranger
+            with contextlib.suppress(PermissionError):
+                signal.pidfd_send_signal(process, 0)  # or what was looked at may be the next process of this pid
+        except OSError:
+            os.close(process)
+            raise stranger from None
+        return process
+
+
+def _connections(process: str) -> set[str]:
+    """The numbers of the FUSE connections that a process (its /proc directory) serves; before Linux 6.18 one that is
+    empty.
+    """
+    numbers = set()
+    for entry in os.scandir(f"{process}/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry.path) == FUSE_DEVICE:
+                found = re.search(r"^fuse_connection:\t(\d+)$", Path(process, "fdinfo", entry.name).read_text(), re.M)
+                numbers.add(found[1] if found else "")
+    return numbers
 
 
 class Holder(NamedTuple):
@@ -92,8 +140,10 @@ def parse_mountinfo(text: str) -> list[Mount]:
     for line in text.splitlines():
         head, separator, tail = line.partition(" - ")
         fields, kind = head.split(" "), tail.split(" ")
-        if separator and len(fields) >= 6 and len(kind) >= 2:
-            mounts.append(Mount(unescape(fields[4]), unescape(kind[0]), unescape(kind[1]), fields[2]))
+        if separator and len(fields) >= 6 and len(kind) >= 2 and fields[0].isdecimal():
+            owner = re.search(r"(?:^|,)user_id=([0-9]+)(?:,|$)", kind[2]) if len(kind) > 2 else None
+            path, mounted, source = map(unescape, (fields[4], kind[0], kind[1]))
+            mounts.append(Mount(path, mounted, source, fields[2], int(fields[0]), int(owner[1]) if owner else None))
     return mounts
 
 
@@ -101,7 +151,7 @@ def _mounts() -> list[Mount]:
     return parse_mountinfo(Path(MOUNTINFO).read_text(errors="surrogateescape"))
 
 
-def own_mounts() -> list[Mount]:
+def aoefs_mounts() -> list[Mount]:
     """Every aoefs mount that this process can see."""
     return [mount for mount in _mounts() if mount.type == FILE_SYSTEM_TYPE]
 
@@ -154,8 +204,19 @@ def read_status(path: str, on_silence: Callable[[], None] | None = None) -> dict
     ``MountReader.ask``.
     """
     with MountReader(path) as reader:
-        status: dict[str, Any] = json.loads(reader.ask(STATUS_FILE, on_silence))
-    return status
+        return parse_status(reader.ask(STATUS_FILE, on_silence))
+
+
+def parse_status(text: bytes) -> dict[str, Any]:
+    """The object of a status file.  OSError if it is none, or has a target of which the name is no address."""
+    try:
+        status: dict[str, Any] = json.loads(text)
+        names = [target["name"] for target in status["targets"]]
+        if type(status["pid"]) is int and names == [str(Address.parse(name)) for name in names]:
+            return status
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise OSError(errno.EIO, "what it gives is no status")
 
 
 def say_silent(path: str) -> None:
@@ -167,11 +228,11 @@ def say_silent(path: str) -> None:
 
 
 def clear_dead(path: str) -> tuple[Mount | None, Liveness]:
-    """Unmount dead aoefs mounts at this path; the mount that is left there, and whether it lives."""
+    """Unmount dead aoefs mounts that are trusted at this path; the mount that is left there, and whether it lives."""
     while (mount := find_mount(path)) is not None:
         if (answer := mount.liveness()) is not Liveness.DEAD:
             return mount, answer
-        unmount(mount.path, lazy=True)
+        unmount(mount, lazy=True)
     return None, Liveness.DEAD
 
 
@@ -184,8 +245,9 @@ def check(path: str) -> str:
         what = f"{path} is mounted already, and its daemon{mount.pid_note()} does not answer"
         raise UserError(f"{what}: 'aoefs umount --lazy {path}' first")
     if mount is not None:
-        advice = f"'aoefs umount {path}' first" if mount.type == FILE_SYSTEM_TYPE else "choose another directory"
-        raise UserError(f"{path} is mounted already ({mount.type}): {advice}")
+        advice = f"'aoefs umount {path}' first" if mount.is_trusted else "choose another directory"
+        whose = "" if mount.owner is None or mount.is_trusted else f", by user {mount.owner}"
+        raise UserError(f"{path} is mounted already ({mount.type}{whose}): {advice}")
     try:
         is_directory = stat.S_ISDIR(os.stat(path).st_mode)
         empty = is_directory and not os.listdir(path)
@@ -284,19 +346,61 @@ def holders(mount: Mount) -> list[Holder]:
 # ── unmounting ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def unmount(path: str, *, lazy: bool = False) -> None:
+@contextlib.contextmanager
+def _opened_parent(mount: Mount) -> Iterator[int]:
+    """The directory of the mount point, if the mount is on it; OSError otherwise.  Its process is not asked."""
+    directory, name = os.path.split(mount.path)
+    parent = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        root = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            if f"\nmnt_id:\t{mount.number}\n" not in Path(f"/proc/self/fdinfo/{root}").read_text():
+                raise OSError(errno.ESTALE, "something else is there by now", mount.path)
+        finally:
+            os.close(root)  # it would keep the mount busy
+        yield parent
+    finally:
+        os.close(parent)
+
+
+@contextlib.contextmanager
+def opened_root(mount: Mount) -> Iterator[int]:
+    """The root of the mount, which this keeps busy.  OSError if something else is there."""
+    with _opened_parent(mount) as parent:
+        root = os.open(os.path.basename(mount.path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        yield root
+    finally:
+        os.close(root)
+
+
+def unmount(mount: Mount, *, lazy: bool = False) -> None:
     """Unmount.  ``lazy`` removes the mount from the tree at once; open files go on working.
 
-    OSError as umount(2) raises it, EBUSY while something is open.
+    OSError as umount(2) raises it, EBUSY while something is open; EINVAL when it is not mounted any more.  Its parent
+    may have been moved, and another one put in its place: the mount is looked for again, and the directory is open when
+    it is compared.
     """
-    if os.geteuid() == 0:
-        import ctypes  # here: only an unmount needs it
+    now = next((other for other in _mounts() if other._replace(path=mount.path) == mount), None)
+    if now is None:
+        raise OSError(errno.EINVAL, "it is not mounted any more", mount.path)
+    with _opened_parent(now) as parent:
+        if os.geteuid() == 0:
+            _umount2(f"/proc/self/fd/{parent}/{os.path.basename(now.path)}", lazy)
+        else:
+            _fusermount(now.path, lazy)
 
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-        return
+
+def _umount2(path: str, lazy: bool) -> None:
+    import ctypes  # here: only an unmount needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _fusermount(path: str, lazy: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     try:
         result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})

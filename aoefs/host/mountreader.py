@@ -23,17 +23,35 @@ from collections.abc import Callable
 
 PATIENCE = 2.0  # seconds without an answer; then the mount process counts as silent
 
+MOST_BYTES = 64 << 20  # of a file: the status of 40 000 targets
+
 _END_SECONDS = 0.5  # for a killed child to end
 
 # Each line of input is a question: the name of a file to read, or nothing.  The answer is an errno, a length, the data.
+# The mount may be of another user: a file of it may be a link, a device, or have no end.
 _PROGRAM = """
-import os, sys
+import errno, os, stat, sys
+def read(name, most):
+    found = [os.open(sys.argv[1], os.O_PATH)]
+    try:
+        for part in name.split("/")[:-1]:
+            found.append(os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=found[-1]))
+        last = os.open(os.path.basename(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=found[-1])
+    finally:
+        for descriptor in found:
+            os.close(descriptor)
+    with open(last, "rb") as file:
+        if not stat.S_ISREG(os.fstat(last).st_mode):
+            raise OSError(errno.EINVAL, "")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, "")
+    return data
 for line in sys.stdin:
     code, data, name = 0, b"", line.rstrip()
     try:
         if name:
-            with open(os.path.join(sys.argv[1], name), "rb") as file:
-                data = file.read()
+            data = read(name, int(sys.argv[2]))
         else:
             os.statvfs(sys.argv[1])  # always asks the mount process; stat(2) may be answered from the kernel's cache
     except OSError as error:
@@ -71,7 +89,7 @@ class MountReader:
         self._answers = self._socket.makefile("rb")
         with childs_end:
             self._child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, path],
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, path, str(MOST_BYTES)],
                 stdin=childs_end.fileno(),
                 stdout=childs_end.fileno(),
                 stderr=subprocess.DEVNULL,

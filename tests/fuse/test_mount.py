@@ -66,7 +66,8 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mountpoint_path: str) -> None:
         self.main: Main = trio.lowlevel.checkpoint
-        self.unmounts: list[bool] = []  # what pyfuse3 was closed with
+        self.mount = mountpoint.Mount(mountpoint_path, mountpoint.FILE_SYSTEM_TYPE, "any", "0:47", 90, os.geteuid())
+        self.unmounts: list[mountpoint.Mount] = []
         self.timers: list[tuple[object, ...]] = []
         self.terminated = trio.Event()
         self.scene: Scene
@@ -79,13 +80,14 @@ class Stage:
         monkeypatch.setattr(pyfuse3, "init", lambda *_: None)
         monkeypatch.setattr(pyfuse3, "main", loop)
         monkeypatch.setattr(pyfuse3, "terminate", self.terminate)
-        monkeypatch.setattr(pyfuse3, "close", lambda unmount: self.unmounts.append(unmount))
+        monkeypatch.setattr(pyfuse3, "close", self.close)
         monkeypatch.setattr(mount, "open_engine", self.open_engine)
         monkeypatch.setattr(tuning, "Background", NoBackground)
         for name in TUNING:  # nothing of this machine is changed
             monkeypatch.setattr(tuning, name, lambda *_: None)
         monkeypatch.setattr(mount, "Interfaces", FakeInterfaces)
         monkeypatch.setattr(interfaces, "choose", lambda _: [])
+        monkeypatch.setattr(mountpoint, "find_mount", lambda _path: self.mount)
         monkeypatch.setattr(mountpoint, "unmount", self.unmount)
         monkeypatch.setattr(signal, "setitimer", lambda *timer: self.timers.append(timer))
         monkeypatch.setattr(trio.to_thread, "run_sync", run_in_place)
@@ -102,8 +104,12 @@ class Stage:
     def terminate(self) -> None:
         self.terminated.set()
 
-    def unmount(self, _path: str, *, lazy: bool) -> None:
+    def unmount(self, found: mountpoint.Mount, *, lazy: bool) -> None:
         assert lazy
+        self.unmounts.append(found)
+
+    def close(self, *, unmount: bool) -> None:
+        assert not unmount, "by its path, which may lead to another mount by now"
 
     async def run(self) -> int:
         return await Mount(self._options, Ready()).run()
@@ -120,7 +126,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> Stage:
 async def test_a_mount_that_is_unmounted_flushes_what_is_dirty(stage: Stage, autojump_clock: MockClock) -> None:
     assert await stage.run() == 0
     assert stage.flushed() == 1
-    assert stage.unmounts == [False]
+    assert stage.unmounts == []
 
 
 async def test_a_mount_that_ends_by_an_exception_flushes_and_unmounts(stage: Stage, autojump_clock: MockClock) -> None:
@@ -132,7 +138,7 @@ async def test_a_mount_that_ends_by_an_exception_flushes_and_unmounts(stage: Sta
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
         await stage.run()
     assert stage.flushed() == 1
-    assert stage.unmounts == [True]
+    assert stage.unmounts == [stage.mount]
 
 
 async def test_an_exception_of_a_background_task_is_logged_and_the_mount_goes_on(
@@ -220,7 +226,7 @@ async def test_after_a_signal_open_files_are_served_for_a_while(stage: Stage, au
     assert code == 0
     assert seconds == pytest.approx(mount.GRACE, abs=0.1)
     assert stage.flushed() == 1
-    assert stage.unmounts == [False], "the signal unmounted it"
+    assert stage.unmounts == [stage.mount], "the signal unmounted it"
 
 
 async def test_the_last_flush_has_all_its_time_when_the_last_file_is_closed_late(
@@ -245,12 +251,13 @@ async def test_what_a_signal_could_not_unmount_is_unmounted_at_the_end(
 ) -> None:
     announce("fusermount3 is missing")
 
-    def fail(_path: str, *, lazy: bool) -> None:
+    def fail(_found: mountpoint.Mount, *, lazy: bool) -> None:
+        monkeypatch.setattr(mountpoint, "unmount", stage.unmount)
         raise UserError("fusermount3 is missing")
 
     monkeypatch.setattr(mountpoint, "unmount", fail)
     await stop(stage, 1.0)
-    assert stage.unmounts == [True]
+    assert stage.unmounts == [stage.mount]
 
 
 async def test_a_second_signal_leaves_time_to_flush_what_answers(

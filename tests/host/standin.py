@@ -8,7 +8,11 @@ the real module: :func:`environment`.  The variable ``STANDIN`` holds words that
 - ``deaf`` takes every request and answers none;
 - ``hang`` never gets live, ``hang-mounted`` does so after mounting; ``stubborn`` ignores SIGTERM too;
 - ``flush-fails`` lets every fsync of e0.0 fail; ``slow-exit`` takes half a second from the unmount to the exit;
-- ``defect-later`` fails when the mount is gone, as a defect would.
+- ``defect-later`` fails when the mount is gone, as a defect would;
+- ``as=UID`` serves as this user;
+- ``pid=PID`` and ``name=NAME`` (instead of e0.1's) are lies of its status, ``dead`` an answer that a dead one gives;
+- ``swap=PARENT:PATH`` replaces the directory PARENT by a symbolic link to PATH when it is first asked;
+- ``link=PATH`` gives a symbolic link for its status, ``endless`` one without an end.
 """
 
 from __future__ import annotations
@@ -28,9 +32,10 @@ import trio
 from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
 from aoefs.host.background import Ready
-from aoefs.host.mountpoint import unmount
+from aoefs.host.mountpoint import find_mount, unmount
 
 WORDS = os.environ.get("STANDIN", "").split()
+VALUES = dict(word.split("=", 1) for word in WORDS if "=" in word)
 DISK_BYTES = 1 << 20
 ROOT, CONTROL, STATUS, UP, DOWN = pyfuse3.ROOT_INODE, 2, 3, 4, 5
 NAMES = {(ROOT, b".aoefs"): CONTROL, (CONTROL, b"status.json"): STATUS, (ROOT, b"e0.0"): UP, (ROOT, b"e0.1"): DOWN}
@@ -65,11 +70,19 @@ def target(name: str, state: str) -> dict[str, object]:
 class Disks(pyfuse3.Operations):
     def __init__(self) -> None:
         super().__init__()
-        targets = [target("e0.0", "up"), target("e0.1", "down")]
-        self.status = json.dumps({"pid": os.getpid(), "mountpoint": "/", "targets": targets}).encode()
+        name = VALUES.get("name")
+        targets = [target("e0.0", "up"), target(name or "e0.1", "up" if name else "down")]
+        pid = int(VALUES.get("pid", os.getpid()))
+        self.status = json.dumps({"pid": pid, "mountpoint": "/", "targets": targets}).encode()
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         await _answer()
+        if "swap" in VALUES:
+            parent, _, link = VALUES.pop("swap").partition(":")
+            os.rename(parent, f"{parent}.moved")
+            os.symlink(link, parent)
+        if "dead" in WORDS:
+            raise pyfuse3.FUSEError(errno.ENOTCONN)
         return await super().statfs(ctx)
 
     async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
@@ -77,6 +90,8 @@ class Disks(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(inode)
         entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755 if inode <= CONTROL else stat.S_IFREG | 0o666)
+        if inode == STATUS and "link" in VALUES:
+            entry.st_mode = pyfuse3.ModeT(stat.S_IFLNK | 0o777)
         entry.st_size = len(self.status) if inode == STATUS else DISK_BYTES
         entry.attr_timeout = entry.entry_timeout = 300  # as long as in the real file system
         entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
@@ -97,10 +112,15 @@ class Disks(pyfuse3.Operations):
             if wanted and not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), await self.getattr(inode), inode):
                 return
 
+    async def readlink(self, inode: int, ctx: object) -> bytes:
+        return os.fsencode(VALUES["link"])
+
     async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode))
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io="endless" in WORDS)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        if "endless" in WORDS:
+            return bytes(size)
         data = self.status if fh == STATUS else bytes(DISK_BYTES)
         return data[off : off + size]
 
@@ -125,7 +145,9 @@ async def _serve(path: str, ready: Ready) -> None:
 async def _unmount_on_signal(path: str) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
-            unmount(path, lazy=True)
+            mount = find_mount(path)
+            assert mount is not None
+            unmount(mount, lazy=True)
 
 
 def run(options: MountOptions, ready: Ready) -> int:
@@ -142,6 +164,11 @@ def run(options: MountOptions, ready: Ready) -> int:
         os._exit(5)
     if "killed" in WORDS:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "as" in VALUES:
+        number = int(VALUES["as"])
+        os.setgroups([])
+        os.setresgid(number, number, number)
+        os.setresuid(number, number, number)
     pyfuse3.init(Disks(), options.mountpoint, {"fsname=standin", "subtype=aoefs"})
     if "hang-mounted" in WORDS:
         time.sleep(60)

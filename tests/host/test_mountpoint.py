@@ -25,7 +25,8 @@ from tests.lab import require
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 90 22 0:47 / /mnt/with\040space\134 rw - fuse.aoefs any rw,user_id=0
 91 22 0:48 / /mnt/plain rw - autofs systemd-1 rw
-92 22 0:49 / /mnt/plain rw master:5 propagate_from:2 - fuse.sshfs host: rw
+92 22 0:49 / /mnt/plain rw master:5 propagate_from:2 - fuse.sshfs host: rw,xuser_id=7,user_id=1000,group_id=5
+many 22 0:49 / /x rw - ext4 x rw
 torn line
 93 22 0:50 - x
 """
@@ -61,10 +62,10 @@ def python(program: str, directory: str = "/") -> Iterator[int]:
 
 def test_mountinfo_is_read_with_its_escapes_and_torn_lines_are_passed_over() -> None:
     assert parse_mountinfo(MOUNTINFO) == [
-        Mount("/", "ext4", "/dev/root", "254:0"),
-        Mount("/mnt/with space\\", "fuse.aoefs", "any", "0:47"),
-        Mount("/mnt/plain", "autofs", "systemd-1", "0:48"),
-        Mount("/mnt/plain", "fuse.sshfs", "host:", "0:49"),
+        Mount("/", "ext4", "/dev/root", "254:0", 22),
+        Mount("/mnt/with space\\", "fuse.aoefs", "any", "0:47", 90, 0),
+        Mount("/mnt/plain", "autofs", "systemd-1", "0:48", 91),
+        Mount("/mnt/plain", "fuse.sshfs", "host:", "0:49", 92, 1000),
     ]
 
 
@@ -123,7 +124,7 @@ def test_what_is_not_mounted_is_no_mount(tmp_path: Path) -> None:
 
 
 def test_below_an_automounter_nothing_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
-    mount = Mount("/missing/auto", "autofs", "systemd-1", "0:48")
+    mount = Mount("/missing/auto", "autofs", "systemd-1", "0:48", 91)
     monkeypatch.setattr(mountpoint, "_mounts", lambda: [mount])
     assert mountpoint.check("/missing/auto") == "/missing/auto"
 
@@ -251,7 +252,7 @@ def test_a_user_needs_fusermount3_and_for_allow_other_the_word_of_root(
 
 def test_an_idle_mount_has_no_holders_and_can_be_unmounted(mounted: Mount, standin: subprocess.Popen[bytes]) -> None:
     assert holders(mounted) == []
-    mountpoint.unmount(mounted.path)
+    mountpoint.unmount(mounted)
     assert find_mount(mounted.path) is None
     assert standin.wait(10) == 0
 
@@ -272,10 +273,10 @@ def test_each_kind_of_use_is_found_and_keeps_the_mount(mounted: Mount, program: 
         assert holder.pid == pid
         assert str(holder).endswith(f" (pid {pid})")
         with pytest.raises(OSError, match="busy") as refused:
-            mountpoint.unmount(mounted.path)
+            mountpoint.unmount(mounted)
         assert refused.value.errno == errno.EBUSY
         assert find_mount(mounted.path) == mounted
-        mountpoint.unmount(mounted.path, lazy=True)
+        mountpoint.unmount(mounted, lazy=True)
         assert find_mount(mounted.path) is None
 
 
@@ -301,21 +302,21 @@ def test_a_directory_with_a_longer_name_is_not_inside(mounted: Mount) -> None:
         assert holders(mounted) == []
 
 
-def test_a_user_unmounts_by_fusermount3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_user_unmounts_by_fusermount3(mounted: Mount, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     program = tmp_path / "fusermount3"
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\n')
     program.chmod(0o755)
-    mountpoint.unmount("/mnt/x", lazy=True)
-    assert (tmp_path / "said").read_text() == "-u -z -- /mnt/x\n"
+    mountpoint.unmount(mounted, lazy=True)
+    assert (tmp_path / "said").read_text() == f"-u -z -- {mounted.path}\n"
     program.write_text("#!/bin/sh\necho 'fusermount3: failed to unmount /mnt/x: Device or resource busy' >&2; exit 1\n")
     with pytest.raises(OSError, match="failed to unmount") as refused:
-        mountpoint.unmount("/mnt/x")
+        mountpoint.unmount(mounted)
     assert refused.value.errno == errno.EBUSY
     program.write_text("#!/bin/sh\necho 'fusermount3: entry for /mnt/x not found in /etc/mtab' >&2; exit 1\n")
     with pytest.raises(PermissionError, match="not found in /etc/mtab"):
-        mountpoint.unmount("/mnt/x")
+        mountpoint.unmount(mounted)
 
 
 def test_the_status_is_read_from_the_mount_itself(mounted: Mount, standin: subprocess.Popen[bytes]) -> None:

@@ -94,7 +94,7 @@ def _print_lines(path: str, interval: float) -> None:
     with MountReader(path) as reader:
         while True:
             try:
-                status = json.loads(reader.ask(mountpoint.STATUS_FILE, on_silence))
+                status = mountpoint.parse_status(reader.ask(mountpoint.STATUS_FILE, on_silence))
             except OSError as error:
                 raise UserError(_why(path, error)) from None
             print(json.dumps(status), flush=True)
@@ -181,7 +181,7 @@ class _Reader:
             try:
                 text = self._source.ask(mountpoint.STATUS_FILE, lambda: None)
                 taken_at = time.monotonic()
-                reading = _Reading(json.loads(text), taken_at, taken_at - began)
+                reading = _Reading(mountpoint.parse_status(text), taken_at, taken_at - began)
             except OSError as error:
                 reading = _Reading(error, began, 0.0)
             self._readings.put(reading)

@@ -1,9 +1,10 @@
 """``aoefs umount``: flush every target, unmount, and wait until the mount process has ended.
 
-What always holds: a busy mount stays as it is, and the error names what keeps it busy.  A target that cannot be flushed
-is reported, with exit code 1.  For that this command flushes the files itself before it unmounts, since it cannot read
-the exit code of a process that is not its child.  What it waits for it says on stderr;
-``--lazy`` works although the mount process does not answer.
+What always holds: a busy mount stays as it is, and the error names what keeps it busy.  The mount of another user is
+unmounted (by root), but not asked anything: it may lie, or never answer.  A target that cannot be flushed is reported,
+with exit code 1.  For that this command flushes the files itself before it unmounts, since it cannot read the exit code
+of a process that is not its child.  What it waits for it says on stderr; ``--lazy`` works although the mount process
+does not answer.
 
 Rejected: asking the mount process to unmount (a process that hangs could not be unmounted), and polling /proc until its
 pid is gone (a pid may be used again; a pidfd is not).
@@ -43,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     path = arguments.mountpoint
     mount = mountpoint.require_mount(path)
+    if not mount.is_trusted:
+        _unmount(mount, lazy=arguments.lazy)
+        what = f"it belongs to user {mount.owner}, whose process may still be flushing"
+        to_stderr(f"{path} is unmounted, but {what}")
+        return 0
 
     def say() -> None:
         what = f"waiting for the mount process of {path}{mount.pid_note()}, which does not answer"
@@ -62,15 +68,18 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     try:
         status = mountpoint.read_status(mount.path, say)
-        daemon = os.pidfd_open(status["pid"])
-    except (OSError, ValueError, KeyError) as error:  # the mount of another user, or it died just now
+        daemon = mount.watch_process(status["pid"])
+    except OSError as error:  # it is in a container, or died just now
         _unmount(mount)
-        to_stderr(f"{path} is unmounted, but its mount process cannot be watched ({error}): it may still be flushing")
+        what = f"its mount process cannot be watched ({error.strerror})"
+        to_stderr(f"{path} is unmounted, but {what}: it may still be flushing")
         return 0
     try:
         failures = _flush(mount, status)
         _unmount(mount)
         _wait(daemon, status["pid"])
+    except OSError as error:
+        raise UserError(f"{path} cannot be unmounted: {error.strerror}") from None
     finally:
         os.close(daemon)
     return 1 if failures else 0
@@ -86,9 +95,9 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
     dirty = {target["name"]: target.get("dirty", True) for target in status["targets"]}
     names = [target["name"] for target in status["targets"] if target["state"] != "down" or dirty[target["name"]]]
 
-    def flush(name: str) -> str | None:
+    def flush(root: int, name: str) -> str | None:
         try:
-            descriptor = os.open(os.path.join(mount.path, name), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
             try:
                 if dirty[name]:
                     os.fsync(descriptor)
@@ -101,8 +110,8 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
         return None
 
     failures = 0
-    with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
-        flushes = {name: pool.submit(flush, name) for name in names}
+    with mountpoint.opened_root(mount) as root, ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
+        flushes = {name: pool.submit(flush, root, name) for name in names}
         _, late = wait(flushes.values(), _FLUSH_PATIENCE_SECONDS)
         if late:
             silent = ", ".join(name for name, one in flushes.items() if one in late)
@@ -119,7 +128,7 @@ def _unmount(mount: mountpoint.Mount, *, lazy: bool = False) -> None:
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
-            mountpoint.unmount(mount.path, lazy=lazy)
+            mountpoint.unmount(mount, lazy=lazy)
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
