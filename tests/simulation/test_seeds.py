@@ -9,10 +9,6 @@ from tests.simulation.run import run
 
 SEEDS = 240
 CHUNK = 20
-#: Seeds that show a defect which is not fixed yet, with the defect.
-OPEN = {
-    233: "the answer to RESERVE is lost and our MAC changes: the disk is refused for ever as reserved by another host",
-}
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
@@ -20,6 +16,6 @@ def test_nothing_goes_wrong(first: int) -> None:
     failures = [
         f"seed {seed} (python -m tests.simulation --seed {seed}): {outcome.complaint}"
         for seed in range(first, first + CHUNK)
-        if seed not in OPEN and (outcome := run(draw(seed))).complaint
+        if (outcome := run(draw(seed))).complaint
     ]
     assert not failures, "\n".join(failures)

@@ -19,6 +19,7 @@ from pyfuse3 import FUSEError
 
 from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine
+from aoefs.engine.inplace import PATIENCE
 from aoefs.errors import RequestError
 from aoefs.fuse.nodes import Node
 from aoefs.fuse.operations import AoeOperations
@@ -109,7 +110,7 @@ class Users:
     async def call(self, name: str, call: Callable[[], Awaitable[Any]], bound: float) -> tuple[Any, int]:
         """(result, errno) of a call; None if it was cut off since it took too long, which is an error of the run."""
         began = trio.current_time()
-        bound = MOMENT if self.closed else bound
+        bound = (MOMENT if self.closed else bound) + self._turns
         code = 0
         result = None
         self.calls += 1
@@ -141,7 +142,12 @@ class Users:
         """From now on every call ends within a moment."""
         self.closed = True
         for scope in self._scopes:
-            scope.deadline = min(scope.deadline, trio.current_time() + MOMENT)
+            scope.deadline = min(scope.deadline, trio.current_time() + MOMENT + self._turns)
+
+    @property
+    def _turns(self) -> float:
+        """Seconds that workers may wait in place before each of the calls under way had its turn."""
+        return 2 * PATIENCE * self.calls if self._plan.in_place else 0.0
 
     @property
     def under_way(self) -> str:
@@ -333,18 +339,18 @@ class Users:
             return
         started = file.register.now()
         name = f"fsync {slot}"
-        reported: list[Write] = []
 
         async def carry_out() -> None:
             try:
                 await self._operations.fsync(file.number, False)
-            finally:
-                reported.extend(self._lost(file.disk))
+            except FUSEError:
+                lost = self._lost(file.disk)
+                file.reported.update(lost)
+                file.reported_to_writer.update(lost)
+                raise
 
         _, code = await self._on(file, name, carry_out, 4)
         self._check_flush(file, name, started, code)
-        file.reported.update(reported)
-        file.reported_to_writer.update(reported)
         if not code:
             file.register.end_flush(started)
 
