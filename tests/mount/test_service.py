@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aoefs.cli.commands.install import HELPERS
-from tests.lab import COMMANDS, INITIATOR, Lab, Process, is_gone, require, wait_until
+from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, Process, is_gone, require, wait_until
 from tests.mount.place import MIB, fails_with, random_bytes
 
 AOEFS = COMMANDS / "aoefs"
@@ -373,3 +373,54 @@ def test_the_unit_starts_is_ready_when_live_and_flushes_when_stopped(host: Lab, 
     assert system.property(unit, "ExecMainStatus") == "0"
     assert os.listdir(inside) == []
     assert (host.directory / "e0.0").read_bytes()[: len(data)] == data
+
+
+def reaches(lab: Lab, side: str, address: str) -> bool:
+    """Whether a scrape of this address, from this side, is answered within a moment."""
+    try:
+        with lab.inside(side), socket.create_connection((address, 9100), timeout=1) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return connection.recv(15) == b"HTTP/1.1 200 OK"
+    except (TimeoutError, ConnectionError):
+        return False
+
+
+def test_the_unit_may_do_no_more_than_a_mount_needs(host: Lab, point: Path, system: System) -> None:
+    unit = "aoefs@" + subprocess.check_output(["systemd-escape", "--path", point], text=True).strip()
+    drop_in = host.directory / "units" / "aoefs@.service.d" / "metrics.conf"
+    drop_in.parent.mkdir()
+    for side, address in ((INITIATOR, "192.0.2.1/24"), (TARGET, "192.0.2.2/24")):
+        host.ip(side, "address", "add", address, "dev", "aoe0")
+    try:
+        drop_in.write_text(f"[Service]\nExecStart=\nExecStart={AOEFS} -f --metrics 0.0.0.0:9100 --reserve %f\n")
+        system.systemctl("daemon-reload")
+        system.systemctl("start", unit)
+        process = system.root / "proc" / system.property(unit, "MainPID")
+        limits = (process / "limits").read_text().splitlines()
+        assert [line.split()[4:6] for line in limits if line.startswith("Max core file size")] == [["0", "0"]]
+        assert 0 < int(system.property(unit, "TasksMax")) <= 256
+        allowed = set(system.property(unit, "SystemCallFilter").split())
+        assert {"mount", "umount2", "prctl", "setitimer", "pipe2"} <= allowed
+        forbidden = """io_uring_setup chown shmget add_key mlockall sched_setaffinity setuid chroot pivot_root
+            process_vm_readv userfaultfd bpf ptrace reboot init_module"""
+        assert not allowed & set(forbidden.split())
+        # A firewall on the unit's sockets: on the wire of the disks there are frames of AoE and nothing of IP.
+        assert set(system.property(unit, "IPAddressDeny").split()) == {"::/0", "0.0.0.0/0"}
+        assert set(system.property(unit, "IPAddressAllow").split()) == {"127.0.0.0/8", "::1/128"}
+        assert reaches(host, INITIATOR, "127.0.0.1")
+        assert not reaches(host, TARGET, "192.0.2.1")
+        with (system.root / point.relative_to("/") / "e0.0").open("r+b") as file:
+            file.write(random_bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+        events = (system.root / point.relative_to("/") / ".aoefs/events").read_text().splitlines()
+        denied = [line for line in events if "Operation not permitted" in line]
+        assert [line for line in denied if "IO_FLUSHER" not in line] == []  # that needs a right that a container lacks
+        assert not denied or not bounding_set() >> 24 & 1
+        system.systemctl("stop", unit)
+        assert system.property(unit, "Result") == "success"
+    finally:
+        drop_in.unlink()
+        drop_in.parent.rmdir()
+        for side in (INITIATOR, TARGET):
+            host.ip(side, "address", "flush", "dev", "aoe0")
