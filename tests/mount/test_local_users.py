@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 
-from tests.lab import INITIATOR, TARGET, Lab, Mount, require
+from tests.lab import INITIATOR, TARGET, Lab, Mount, is_gone, require, wait_until
 
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
@@ -33,3 +35,22 @@ def test_the_owner_of_a_mount_gets_no_more_interfaces_than_the_mounter_named() -
         listing.write_text("aoe2\n")  # by root
         assert listing.read_text() == "aoe2\n"
         assert write_as_nobody(lab, mount, "interfaces", "aoe0").returncode != 0, "root took it away"
+
+
+def test_a_mount_that_is_stopped_unmounts_itself_although_its_parent_is_a_link_by_now(lab: Lab) -> None:
+    """The owner of the parent may rename it, and put a link in its place, while root has a mount below."""
+    parent, elsewhere = lab.directory / "parent", lab.directory / "elsewhere"
+    for place in (parent, elsewhere):
+        (place / "mnt").mkdir(parents=True)
+    lab.run(INITIATOR, ["mount", "-t", "tmpfs", "victim", elsewhere / "mnt"])
+    lab.target(f"0.0={lab.image('disk', 1 << 20)}")
+    pid_file = lab.directory / "pid"
+    lab.aoefs("-i", "aoe0", "--pid-file", pid_file, parent / "mnt")
+    pid = int(pid_file.read_text())
+    parent.rename(lab.directory / "moved")
+    parent.symlink_to(elsewhere)
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: is_gone(pid), what="the mount has ended")
+    mounts = "\n".join(lab.sides[INITIATOR].mounts())
+    assert f"victim {elsewhere}/mnt tmpfs" in mounts
+    assert "fuse.aoefs" not in mounts
