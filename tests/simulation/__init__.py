@@ -2,6 +2,7 @@
 
     python -m tests.simulation --minutes 30      as many seeds as fit
     python -m tests.simulation --seed 7 -v       one of them, with its log
+    python -m tests.simulation --liar            with a hostile host on the segment (``liar``)
 
 From a seed, ``plan`` draws the machines, the options of the mount, and a schedule of user actions and faults.  ``run``
 carries it out: FUSE operations as pyfuse3 would call them (``mount``), on an engine whose links lead to simulated

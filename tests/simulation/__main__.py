@@ -19,9 +19,9 @@ CHUNK = 20  # seeds that a process takes at a time
 MOST_FAILURES = 10  # after so many, no more seeds are begun
 
 
-def failures_among(seeds: Sequence[int]) -> list[tuple[int, str]]:
+def failures_among(seeds: Sequence[int], liar: bool) -> list[tuple[int, str]]:
     """The seeds that fail, and why."""
-    return [(seed, outcome.complaint) for seed in seeds if (outcome := run(draw(seed))).complaint]
+    return [(seed, outcome.complaint) for seed in seeds if (outcome := run(draw(seed, liar=liar))).complaint]
 
 
 def explain(plan: Plan, complaint: str) -> None:
@@ -33,7 +33,7 @@ def explain(plan: Plan, complaint: str) -> None:
     print(f"which gives: {complaint}\nthe plan is {plan}", flush=True)
 
 
-def explore(first: int, seconds: float, jobs: int) -> int:
+def explore(first: int, seconds: float, jobs: int, liar: bool) -> int:
     """Run seeds from ``first`` on; how many failed."""
     chunks = (range(start, start + CHUNK) for start in itertools.count(first, CHUNK))
     began = time.monotonic()
@@ -42,7 +42,7 @@ def explore(first: int, seconds: float, jobs: int) -> int:
         running: set[Future[list[tuple[int, str]]]] = set()
         while True:
             while len(running) < 2 * jobs and time.monotonic() - began < seconds and failed < MOST_FAILURES:
-                running.add(pool.submit(failures_among, next(chunks)))
+                running.add(pool.submit(failures_among, next(chunks), liar))
             if not running:
                 break
             ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -50,13 +50,13 @@ def explore(first: int, seconds: float, jobs: int) -> int:
                 done += CHUNK
                 for seed, complaint in future.result():
                     failed += 1
-                    explain(draw(seed), complaint)
+                    explain(draw(seed, liar=liar), complaint)
     print(f"{done} seeds from {first} on in {time.monotonic() - began:.0f} s: {failed} failed")
     return failed
 
 
-def show(seed: int, *, verbose: bool) -> int:
-    plan = draw(seed)
+def show(seed: int, *, verbose: bool, liar: bool) -> int:
+    plan = draw(seed, liar=liar)
     outcome = run(plan, verbose=verbose)
     print(f"seed {seed}: {outcome.frames} frames, {outcome.calls} calls, {outcome.good} of them good, {outcome.digest}")
     if outcome.complaint and not verbose:
@@ -69,12 +69,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, help="how long to run seeds, from --seed on")
     parser.add_argument("--seed", type=int, help="the first seed (default: any); without --minutes the only one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--liar", action="store_true", help="a hostile host lies on the first cable of each run")
     parser.add_argument("-v", "--verbose", action="store_true", help="print what happens")
     given = parser.parse_args(arguments)
     if given.minutes is None and given.seed is not None:
-        return show(given.seed, verbose=given.verbose)
+        return show(given.seed, verbose=given.verbose, liar=given.liar)
     first = secrets.randbits(30) if given.seed is None else given.seed
-    return int(explore(first, 60 * (given.minutes or 1.0), given.jobs) > 0)
+    return int(explore(first, 60 * (given.minutes or 1.0), given.jobs, given.liar) > 0)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class MachinePlan:
 class Plan:
     """``cables`` have the sectors that a frame holds.  ``actions`` are in the order of time; the last one is the end:
     ``stops`` by a signal, ``grace`` seconds after which open files are not served any more, or by an unmount.  If it
-    ``heals``, the faults end before that, and all must be well.
+    ``heals``, the faults end before that, and all must be well.  With a ``liar``, there is a hostile host.
     """
 
     seed: int
@@ -69,6 +69,7 @@ class Plan:
     heals: bool
     stops: bool
     grace: float
+    liar: bool = False
     actions: tuple[Action, ...] = field(default=(), repr=False)
 
     def prefix(self, length: int) -> Plan:
@@ -78,7 +79,7 @@ class Plan:
         return replace(self, actions=self.actions[:index] + self.actions[index + 1 :])
 
 
-def draw(seed: int) -> Plan:
+def draw(seed: int, *, liar: bool = False) -> Plan:
     dice = Random(seed)
     cables = tuple(dice.choice((2, 2, 8, 17)) for _ in range(dice.choice((1, 1, 2))))
     machines = tuple(_draw_machine(dice, len(cables)) for _ in range(dice.choice((1, 1, 2, 3))))
@@ -98,6 +99,7 @@ def draw(seed: int) -> Plan:
         heals=dice.random() < 0.5,
         stops=dice.random() < 0.7,
         grace=dice.choice((0.0, 0.0, 0.3, 2.0, 10.0)),
+        liar=liar,
     )
     drawn = _Actions(dice, plan)
     drawn.draw()

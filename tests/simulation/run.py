@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from random import Random
 
 import trio
 
@@ -28,6 +29,7 @@ from tests.pair import check_invariants
 from tests.scene import nothing_is_left
 from tests.simulation.determined import Threads, determined
 from tests.simulation.faults import Surroundings
+from tests.simulation.liar import Liar
 from tests.simulation.plan import Action, Plan
 from tests.simulation.register import ANYTHING
 from tests.simulation.requests import Requests
@@ -108,6 +110,8 @@ class Simulation:
                     self._engine = engine
                     engine.changes.subscribe(self._on_change)
                     self._around = Surroundings(plan, world, engine, self.requests.wake)
+                    if plan.liar:
+                        Liar(self._around, Random(plan.seed ^ 0x11A5), plan.seconds)
                     self.users = self._mount(engine)
                     self._around.on_freeze = self.users.freeze
                     if plan.in_place:
