@@ -15,11 +15,15 @@ from aoefs.core.request import Request, Run
 
 @dataclass(slots=True)
 class _Held:
-    """A claim that is kept while ``copies`` may still travel, at most until ``until`` (seconds)."""
+    """A claim that is kept while ``copies`` may still travel."""
 
     claim: Claim
     copies: list[Run]
-    until: float
+
+    @property
+    def until(self) -> float:
+        """At most (seconds); it moves while the path turns out to be slower, or is well again."""
+        return max(run.gone_at for run in self.copies)
 
 
 class Quarantine:
@@ -37,7 +41,7 @@ class Quarantine:
         if not copies:
             self._order.release(claim)
             return
-        self.held.append(_Held(claim, copies, max(run.gone_at for run in copies)))
+        self.held.append(_Held(claim, copies))
 
     def end(self, now: float) -> None:
         """Give back what need not be held any longer."""
@@ -45,8 +49,6 @@ class Quarantine:
         freed: list[Claim] = []
         for held in self.held:
             held.copies = [run for run in held.copies if run.flying or run.lost]
-            if held.copies and held.until <= now:  # unless the path has turned out to be slower meanwhile
-                held.until = max(run.gone_at for run in held.copies)
             if held.copies and held.until > now:
                 kept.append(held)
             else:

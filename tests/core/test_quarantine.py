@@ -9,7 +9,7 @@ from aoefs.core.recovery import MIN_RTO
 from aoefs.errors import TargetLost
 from tests.core.targets import Losing, drop_link, pair, segments
 from tests.pair import RTT, check_at_rest, stamp
-from tests.segment import is_write
+from tests.segment import Faults, is_write
 
 
 def test_a_write_that_was_sent_once_holds_nothing_back() -> None:
@@ -95,3 +95,18 @@ def test_a_write_moved_from_a_lost_link_holds_back_overlapping_ones() -> None:
     made.finish(second)
     assert second.started_at is not None
     assert second.started_at >= 1.0 + FRAME_LIFETIME
+
+
+def test_a_backed_off_rto_holds_nothing_back_any_more_when_the_target_is_back() -> None:
+    made = pair(deadsecs=3.0)
+    for _ in range(60):
+        made.target.paths[0].rtt.sample(0.5)
+    made.wires[0].segment.schedule = [(4.5, Faults(loss=1.0))]
+    first = made.write(0, stamp(1))
+    made.run(4.5, done=[first])
+    assert isinstance(first.error, TargetLost)
+    assert made.target.paths[0].rtt.rto >= 2.0
+    made.run(6.0)
+    second = made.write(0, stamp(2))
+    made.finish(second)
+    assert second.started_at == 6.0
