@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import trio
 
@@ -40,7 +41,7 @@ class Lookout:
         self._roster = roster
         self._discovery = discovery
         self._changes = changes
-        self._asked: dict[Target, tuple[float, int]] = {}  # silent ones: when we asked last, and how often
+        self._asked: dict[Target | Path, tuple[float, int]] = {}  # silent ones: when we asked last, and how often
         self._told: dict[Target, tuple[float, float]] = {}  # stalled ones: since when, and when to say so again
         self._narrow: dict[Path, tuple[float, float]] = {}  # paths below their payload: when to measure, and the pause
         self._started_at = driver.now()
@@ -60,11 +61,17 @@ class Lookout:
                 continue
             self._report_stall(target, now)
             pauses = FLUSHING_QUERIES if target.life.state is State.FLUSHING else SILENT_QUERIES
-            asked_at, tries = self._asked.get(target, (-math.inf, 0))
-            if asked_at + pauses[min(tries, len(pauses)) - 1] <= now:
+            if self._take_turn(target, pauses, now):
                 self._ask_everywhere(target)
-                self._asked[target] = (now, tries + 1)
         self._forget_what_is_gone()
+
+    def _take_turn(self, silent: Target | Path, pauses: Sequence[float], now: float) -> bool:
+        """Count one more query for it, if it is time for one."""
+        asked_at, tries = self._asked.get(silent, (-math.inf, 0))
+        if asked_at + pauses[min(tries, len(pauses)) - 1] > now:
+            return False
+        self._asked[silent] = (now, tries + 1)
+        return True
 
     def _report_stall(self, target: Target, now: float) -> None:
         """A target that does not answer, while something waits for it: say so once, and then rarely."""
@@ -85,8 +92,8 @@ class Lookout:
             log.info("%s answers again after %.0f s", target.name, now - told[0])
 
     def _forget_what_is_gone(self) -> None:
-        for target in [target for target in self._asked if target.life.state is State.REPLACED]:
-            del self._asked[target]
+        for silent in [silent for silent in self._asked if _is_gone(silent)]:
+            del self._asked[silent]
         for target in [target for target in self._told if target.life.state in (State.DOWN, State.REPLACED)]:
             del self._told[target]
         for path in [path for path in self._narrow if path.target is None]:
@@ -161,5 +168,14 @@ class Lookout:
             else:
                 narrow[path] = (at, pause)
             mixed = self._roster.is_mixed(Endpoint(path.link, path.mac, target.address))
-            if stuck or path.health is not Health.GOOD or (path in narrow and at <= now) or mixed:
+            if path.health is Health.GOOD:
+                self._asked.pop(path, None)
+                degraded = False
+            else:
+                degraded = self._take_turn(path, SILENT_QUERIES, now)
+            if stuck or degraded or (path in narrow and at <= now) or mixed:
                 self._ask_on(path, target)
+
+
+def _is_gone(what: Target | Path) -> bool:
+    return what.target is None if isinstance(what, Path) else what.life.state is State.REPLACED

@@ -195,7 +195,7 @@ async def test_revalidate_of_a_silent_target_asks_everywhere(autojump_clock: Moc
 # ── paths of which too little is known ────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_degraded_path_is_asked_once_a_second_until_it_answers(autojump_clock: MockClock) -> None:
+async def test_a_degraded_path_is_asked_at_growing_distances_until_it_answers(autojump_clock: MockClock) -> None:
     async with open_scene() as scene:
         target = scene.add_target()
         other = SimulatedTarget(scene.wire, target.export, mac=target_mac(99))
@@ -206,12 +206,16 @@ async def test_a_degraded_path_is_asked_once_a_second_until_it_answers(autojump_
         path.take(Sign.TIMEOUTS)
         other.silent = True
         forget_what_was_asked(scene)
-        await trio.sleep(5)
+        await trio.sleep(100)
         assert {mac for _, mac in asked(scene)} == {other.mac}
-        assert len(asked(scene)) == 5
+        pauses = [later - earlier for (earlier, _), (later, _) in pairwise(asked(scene))]
+        assert pauses == pytest.approx([*SILENT_QUERIES, *SILENT_QUERIES[-1:] * (len(pauses) - len(SILENT_QUERIES))])
         other.silent = False
-        await trio.sleep(2)
+        await trio.sleep(15)
         assert path.health is Health.GOOD
+        path.take(Sign.TIMEOUTS)
+        await trio.sleep(2)
+        assert path.health is Health.GOOD, "it is asked soon again when it was good meanwhile"
 
 
 async def test_a_path_with_a_small_payload_is_measured_again_at_growing_distances(autojump_clock: MockClock) -> None:
