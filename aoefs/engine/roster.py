@@ -99,6 +99,9 @@ class Roster:
         return 0 if path.target.is_silent or path.target.is_stuck(self._driver.now()) else path.sectors
 
     def on_sighting(self, sighting: Sighting) -> None:
+        link = sighting.endpoint.link
+        if self._driver.links.get(link.interface) is not link:
+            return  # it was dropped since the answer came
         disk = self.disks.get(sighting.endpoint.address)
         meant = self._settings.serials.get(sighting.endpoint.address, sighting.identity.serial)
         if sighting.identity.serial != meant and (disk is None or self.find_path(sighting.endpoint) is None):

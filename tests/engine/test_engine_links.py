@@ -10,6 +10,8 @@ import trio.testing
 from trio.testing import MockClock
 
 from aoefs.core.health import Health
+from aoefs.engine.conversation import LINGER
+from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import (
     Address,
     AoeCommand,
@@ -77,6 +79,23 @@ async def test_a_link_may_go_at_any_moment_of_a_discovery(autojump_clock: MockCl
         await trio.sleep(100)
         assert not scene.engine.driver.tags.live
         assert not scene.engine.discovery.candidates()
+
+
+async def test_a_link_that_goes_while_a_second_disk_may_still_answer_gets_no_path(autojump_clock: MockClock) -> None:
+    """IDENTIFY was answered, and its link was closed before that was a sighting."""
+    async with open_scene() as scene:
+        first = scene.add_target()
+        disk = await scene.disk()
+        await trio.sleep(2)
+        wire, link = scene.add_wire()
+        SimulatedTarget(wire, first.export, mac=target_mac(99))
+        await trio.sleep(1.5 * LINGER)
+        assert len(wire.ata(Opcode.IDENTIFY)) == 2, "once more when what passes was measured"
+        assert len(disk.target.paths) == 1
+        scene.engine.drop_link(link)
+        await trio.sleep(0.5)
+        assert len(disk.target.paths) == 1
+        await disk.read(0, 8 * 512)
 
 
 async def test_reads_are_right_over_two_paths_of_different_payload_with_late_and_lost_answers(
