@@ -13,11 +13,12 @@ import argparse
 import contextlib
 import logging
 import os
+import random
 import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import trio
@@ -56,6 +57,7 @@ from tests.scene import OUR_MAC, make_export, open_scene, target_mac
 ZERO = Address(0, 0)
 THEIR_MAC = target_mac(0)
 TAG = 0x8000_0040
+VARIANTS = 16  # of one example of bytes
 BATCH = 48  # frames, or orders, of one example of an engine
 
 # ── inputs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,16 +325,16 @@ def _simulate(run: Callable[[], object]) -> None:
 _FILES = st.sampled_from(["discover", "revalidate", "flush", "interfaces", "e0.0/config"])
 #: By name: what to feed, how many inputs one example of it has, and the check.
 PARTS: dict[str, tuple[st.SearchStrategy[Any], int, Callable[[Any], None]]] = {
-    "frames": (FRAMES, 1, check_frame),
-    "blocks": (BLOCKS, 1, check_block),
-    "registers": (FRAMES, 1, check_registers),
-    "lone commands": (FRAMES, 1, check_lone_command),
-    "software target": (FRAMES, 1, check_export),
+    "frames": (FRAMES, VARIANTS, check_frame),
+    "blocks": (BLOCKS, VARIANTS, check_block),
+    "registers": (FRAMES, VARIANTS, check_registers),
+    "lone commands": (FRAMES, VARIANTS, check_lone_command),
+    "software target": (FRAMES, VARIANTS, check_export),
     "claims": (st.lists(FRAMES, min_size=BATCH, max_size=BATCH), BATCH, check_claims),
     "partitions": (DISKS, 1, check_partitions),
     "engine": (st.lists(FRAMES, min_size=BATCH, max_size=BATCH), BATCH, check_engine),
     "control files": (st.lists(st.tuples(_FILES, ORDERS), min_size=BATCH, max_size=BATCH), BATCH, check_control),
-    "names": (ORDERS, 1, check_text),
+    "names": (ORDERS, VARIANTS, check_text),
 }
 
 #: The functions of aoefs for bytes of others, and the part that feeds each: a new one needs a part.
@@ -358,6 +360,21 @@ COVERED = {
 }
 
 
+def variants(data: bytes) -> Iterator[bytes]:
+    """An input, and some that differ from it in a few places: most of the time goes into drawing a new one."""
+    yield data
+    dice = random.Random(data)
+    for _ in range(VARIANTS - 1):
+        changed = bytearray(data)
+        for _ in range(dice.randrange(1, 4)):
+            at = dice.randrange(len(changed) + 1)
+            if dice.random() < 0.2:
+                del changed[at:]
+            else:
+                changed[at : at + 2] = dice.choice((b"\0\0", b"\xff\xff", b"\1", dice.randbytes(1), dice.randbytes(2)))
+        yield bytes(changed)
+
+
 def fuzz(part: str, inputs: int, number: int | None = None) -> int:
     """Feed about so many inputs to a part; how many it were.  ``number`` seeds a run that can be repeated."""
     strategy, batch, check = PARTS[part]
@@ -375,7 +392,11 @@ def fuzz(part: str, inputs: int, number: int | None = None) -> int:
     def feed(example: Any) -> None:
         nonlocal done
         done += batch
-        check(example)
+        if isinstance(example, bytes):
+            for variant in variants(example):
+                check(variant)
+        else:
+            check(example)
 
     (feed if number is None else seed(number)(feed))()
     return done

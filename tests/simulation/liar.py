@@ -132,5 +132,5 @@ class Liar:
     def _invent(self, address: Address, mac: bytes) -> None:
         """Hosts that are none."""
         for tag in self._guesses():
-            stranger = b"\x02\xbb" + self._dice.randbytes(4)
+            stranger = b"\x02\xbc" + self._dice.randbytes(4)
             self._config(stranger, Address(self._dice.randrange(9), self._dice.randrange(9)), tag, self._ours)
