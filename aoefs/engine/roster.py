@@ -117,7 +117,7 @@ class Roster:
         path = self.find_path(sighting.endpoint)
         if target.identity.same_disk(sighting.identity):
             self._refresh(disk, sighting)
-        elif target.identity.same_unit(sighting.identity) and path is not None:
+        elif target.identity.same_unit(sighting.identity) and (path is not None or target.is_silent):
             self._resize(disk, sighting)
         elif target.life.state in SERVED and (path is None or len(target.paths) > 1):
             if path is not None:  # the first disk lives on elsewhere, as far as we know

@@ -11,12 +11,22 @@ from trio.testing import MockClock
 
 from aoefs.core.health import Health
 from aoefs.engine.conversation import LINGER
+from aoefs.engine.settings import Settings
 from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import (
     Address,
     AoeCommand,
 )
-from tests.scene import DELAY, SimulatedTarget, make_export, nothing_is_left, open_scene, target_mac
+from tests.scene import (
+    DELAY,
+    Announce,
+    SegmentLink,
+    SimulatedTarget,
+    make_export,
+    nothing_is_left,
+    open_scene,
+    target_mac,
+)
 
 
 async def test_a_target_with_two_paths_uses_both(autojump_clock: MockClock) -> None:
@@ -96,6 +106,46 @@ async def test_a_link_that_goes_while_a_second_disk_may_still_answer_gets_no_pat
         await trio.sleep(0.5)
         assert len(disk.target.paths) == 1
         await disk.read(0, 8 * 512)
+
+
+@pytest.mark.parametrize("sectors", [64, 512])
+@pytest.mark.parametrize("reading", [False, True])
+async def test_a_disk_may_get_another_size_while_its_only_link_is_replaced(
+    autojump_clock: MockClock, announce: Announce, sectors: int, reading: bool
+) -> None:
+    announce("e0.0 (grew|shrank)")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await trio.sleep(2)
+        async with trio.open_nursery() as nursery:
+            scene.engine.drop_link(scene.link)
+            target.resize(sectors)
+            if reading:
+                nursery.start_soon(disk.read, 0, 512)
+            await trio.sleep(1)
+            scene.engine.add_link(SegmentLink(scene.wire, scene.engine.driver.tags, "seg0", target_mac(7)))
+            await trio.sleep(1)
+        assert scene.engine.disks[Address(0, 0)] is disk
+        assert disk.size_bytes == sectors * 512
+        assert await disk.read(0, 512) == target.data[:512]
+
+
+async def test_a_disk_that_falls_silent_may_come_back_with_another_mac_and_size(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce(r"does not answer: \d+ request")
+    announce("e0.0 grew")
+    async with open_scene(Settings(deadsecs=0)) as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await trio.sleep(2)
+        target.unplug()
+        target.resize(512)
+        moved = SimulatedTarget(scene.wire, target.export, mac=target_mac(8))
+        with trio.fail_after(30):
+            assert await disk.read(0, 512) == moved.data[:512]
+        assert disk.size_bytes == 512 * 512
 
 
 async def test_reads_are_right_over_two_paths_of_different_payload_with_late_and_lost_answers(
