@@ -235,6 +235,14 @@ class SegmentLink:
         if self.closed:
             raise trio.ClosedResourceError
 
+    def receive_hints(self, most: int) -> list[bytes]:
+        return []  # they come by receive()
+
+    async def wait_hints(self) -> None:
+        while not self.closed:
+            await self._changed.park()
+        raise trio.ClosedResourceError
+
     async def wait_writable(self) -> None:
         if self.closed:
             raise OSError(9, "Bad file descriptor")

@@ -1,7 +1,8 @@
 """The life of a target, as a table: what can happen to it, and in which state it is then.
 
     UP         it is served: what waits is sent
-    SUSPENDED  some timeouts in a row: nothing more is sent until it is identified again, since another disk may come
+    SUSPENDED  some timeouts in a row, or another disk was identified there: nothing more is sent until it is identified
+               again
     STALLED    the same, and nothing at all was answered for some seconds in which something waited
     FLUSHING   the same, while it carries out a FLUSH: then many targets answer nothing else, for as long as it takes
     HELD       it is there, but refuses us until our reservation of it is renewed
@@ -35,6 +36,7 @@ class Input(Enum):
     SILENT = "nothing was answered for seconds"
     SILENT_IN_FLUSH = "nothing was answered for seconds, and a FLUSH is under way"
     FLUSHED = "the FLUSH is over"
+    OTHER_DISK = "another disk was identified where it is known to be"
     UNANSWERED = "nothing was answered for deadsecs"
     IDENTIFIED = "the same disk was identified"
     UNRESERVED = "its reservation must be renewed before it serves us"
@@ -53,6 +55,7 @@ TRANSITIONS: Final[dict[Input, dict[State, State]]] = {
     Input.SILENT: {State.UP: State.STALLED, State.SUSPENDED: State.STALLED},
     Input.SILENT_IN_FLUSH: {State.UP: State.FLUSHING, State.SUSPENDED: State.FLUSHING},
     Input.FLUSHED: {State.FLUSHING: State.SUSPENDED},
+    Input.OTHER_DISK: {State.UP: State.SUSPENDED},
     Input.UNANSWERED: dict.fromkeys(SERVED, State.DOWN),
     Input.IDENTIFIED: dict.fromkeys((*UNANSWERING, State.DOWN), State.UP),
     Input.UNRESERVED: dict.fromkeys((State.UP, *UNANSWERING), State.HELD),

@@ -71,11 +71,20 @@ class Link(Protocol):
         """As :meth:`receive`, for one frame."""
         ...
 
+    def receive_hints(self, most: int) -> list[bytes]:
+        """Take up to ``most`` config answers that nobody asked for, or that answer a broadcast query.
+
+        They may come by :meth:`receive`, too.
+        """
+        ...
+
     def forget(self, path: Path) -> None:
         """``path`` is gone: nothing is remembered of its answers."""
         ...
 
     async def wait_readable(self) -> None: ...
+
+    async def wait_hints(self) -> None: ...
 
     async def wait_writable(self) -> None: ...
 

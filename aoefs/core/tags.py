@@ -30,6 +30,11 @@ MAX_REMEMBERED: Final = 4096  # blocks kept for late answers only
 _BULK: Final = struct.Struct("256I")  # numbers drawn at once: a draw of its own would cost more than the rest
 
 
+def is_hint_tag(tag: int) -> bool:
+    """What has it was not asked for, or by a broadcast query only."""
+    return not tag & CLIENT_TAG_BIT or tag >> 16 == HINT_TAGS
+
+
 class TagOwner(Protocol):
     """Anything that sends under the tags of a block; ``tag`` is that of its first transmission."""
 

@@ -580,6 +580,10 @@ class Target:
             for path in self.paths:
                 path.take(Sign.SILENCE)
 
+    def suspend(self) -> None:
+        """Another disk was identified where this one is known to be: nothing is sent until it is identified again."""
+        self._fall_silent(Input.OTHER_DISK)
+
     def give_up(self, error: RequestError) -> None:
         """It was silent for deadsecs: all that waits fails, until it is identified again."""
         self._fall_silent(Input.UNANSWERED)

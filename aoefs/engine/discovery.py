@@ -1,37 +1,43 @@
-"""The discovery: config queries, hints, and the IDENTIFY that makes a sighting of a candidate.
+"""The discovery: config queries, hints, and the examination that makes a sighting of an endpoint.
 
-Owns what was asked and which candidates are looked at.  A *candidate* is an endpoint that answered a tagged config
-query.  It becomes a *sighting* when it answers IDENTIFY from exactly that endpoint, with the payload that passes there;
-only a sighting changes anything.  Tasks: one that hears hints, one per link that asks (at 0, 100, 300 and 700 ms after
-the link came up, then every 60 s), and one per candidate, at most ``MAX_CANDIDATES``; up to ``MAX_WAITING`` more wait.
+Owns what was asked and which endpoints are under examination.  A *hint* says that an endpoint may be there: an
+announcement, an answer to a broadcast query, or data from a path of ours that nobody asked for or that came twice (a
+second disk may answer there).  Nothing in it is believed.  It leads to an *examination*: a config query of its own,
+which gives buffer count, payload and config string, then IDENTIFY, then the payload that passes.  That makes a
+*sighting*, and only a sighting changes anything.
+
+Tasks: one per link that asks by broadcast (at 0, 100, 300 and 700 ms after the link came up, then
+every 60 s), and one per examination (``engine.candidates`` says how many there are, and whose turn it is).
 
 What always holds:
 
-- An announcement, or any config answer whose tag is not ours, is a hint, and so are data from a path of ours that
-  nobody asked for or that came twice: a second disk may answer there.  It causes one unicast query with a tag of ours:
-  at most one a second for an endpoint, after the last hint too, and ``MAX_HINTS`` a second in all.  Nothing in it is
-  believed.
-- A tag of a query is good for ``ANSWER_WINDOW`` seconds.
+- Each query, IDENTIFY and probe has a random tag of its own, and is answered by exactly the endpoint it was sent to,
+  once.  A second answer counts as surplus (``engine.receiver``).
+- Hints of one endpoint cause at most one examination a second; after the last hint, too.
+- An examination ends early when others wait for its place.
 - Only config reads are ever broadcast: vblade carries out a broadcast write.
 
-Rejected: creating a target from a config answer, as the Linux driver does (a file without a size; and a flood of forged
-answers makes a thousand of them), and that driver's tag 0 for queries (any host can guess it).
+Rejected: believing an answer to a broadcast query (every host on the segment sees its tag, and two forged frames gave
+a disk one buffer and one sector per frame); creating a target from a config answer, as the Linux driver does (a file
+without a size); that driver's tag 0 for queries (any host can guess it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import trio
 
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import Answer, LoneCommand
+from aoefs.engine.candidates import Candidates
 from aoefs.engine.conversation import LINGER, converse, encode_query
 from aoefs.engine.driver import Driver
 from aoefs.engine.roster import Roster, Sighting
 from aoefs.engine.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
 from aoefs.engine.supervisor import Supervisor
+from aoefs.engine.waits import Wait
 from aoefs.errors import FrameError, RequestError, TargetError
 from aoefs.protocol.ata import (
     IDENTIFY_REGISTERS,
@@ -55,20 +61,19 @@ from aoefs.protocol.wire import (
 
 QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a link came up: one lost broadcast must not hide a disk
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
-ANSWER_WINDOW = 5.0  # seconds
+CONFIG_PAUSES = (0.2, 0.4, 0.8, 1.6)  # seconds after each sending to an unknown endpoint
 IDENTIFY_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds after each sending
+AWAITED_SECONDS = 0.2  # of silence, after which an examination ends if others wait for its place
 SECOND_DISK = 0.1  # seconds that a second disk behind the same MAC has for its answer, when nobody waits for the first
 MEASURE_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32)  # seconds after each sending with one size of frame
-MAX_CANDIDATES = 256
-MAX_WAITING = 4096  # four paths of each of the 1024 targets that a mount shows
-MAX_HINTS = 64  # unicast queries per second that hints may cause
-HINT_PERIOD = 1.0  # seconds between two queries that hints of one endpoint cause
+HINT_PERIOD = 1.0  # seconds between two examinations that hints of one endpoint cause
+MAX_REPEATED = 256  # endpoints whose last hint is remembered until its period is over
 _WRONG_SHELF = 0xFFF  # DIP switches of real shelves set in reverse; the Linux driver refuses it too
 
 
 class Discovery:
-    """See the module.  Sightings and strangers go to ``roster``.  ``hints`` come from the receiver.
-    ``allow_mac`` are the only MACs to look at (empty: all).
+    """See the module.  Sightings and strangers go to ``roster``.  ``allow_mac`` are the only MACs to look at (empty:
+    all).
     """
 
     def __init__(
@@ -76,23 +81,22 @@ class Discovery:
         driver: Driver,
         roster: Roster,
         supervisor: Supervisor,
-        hints: trio.MemoryReceiveChannel[tuple[Endpoint, bool]],
         *,
         allow_mac: frozenset[bytes] = frozenset(),
     ) -> None:
         self.hints = 0
         self.hints_dropped = 0
-        self.candidates_dropped = 0
         self._driver = driver
         self._roster = roster
         self._supervisor = supervisor
         self._allow_mac = allow_mac
-        self._candidates: dict[Endpoint, ConfigArgument] = {}
-        self._waiting: dict[Endpoint, ConfigArgument] = {}  # for a place among them, the oldest first
-        self._hinted: dict[Endpoint, float] = {}  # when it was asked for a hint last, the oldest first
-        self._repeated: set[Endpoint] = set()  # hinted again within the period: to be asked at its end
+        self._candidates = Candidates()
+        self._waits: dict[Endpoint, Wait] = {}  # of those under examination
+        self._again: set[Endpoint] = set()  # of these, those that were to be examined meanwhile
+        self._configs: dict[Endpoint, ConfigArgument] = {}  # what those under IDENTIFY said of themselves
+        self._hinted: dict[Endpoint, float] = {}  # when a hint of it led to an examination, the oldest first
+        self._repeated: set[Endpoint] = set()  # hinted again within the period: to be examined at its end
         self._schedules: dict[Link, trio.CancelScope] = {}
-        supervisor.start("hints", partial(self._hear, hints))
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,93 +122,115 @@ class Discovery:
                 await trio.sleep(QUERY_PERIOD)
                 self.ask(link)
 
-    def ask(self, link: Link, mac: bytes = BROADCAST_MAC, address: Address = BROADCAST_ADDRESS) -> None:
-        """Send one config query; what answers within ``ANSWER_WINDOW`` is a candidate."""
-        query = LoneCommand(AoeCommand.CONFIG, encode_query, self._may_exist, on_answer=self._on_config_answer)
-        self._driver.tags.open(query)
-        (frame,) = query.frames([Endpoint(link, mac, address)], self._driver.now())
-        link.send_frame(frame)
-        self._supervisor.start("config query", partial(self._close_later, query))
-
-    async def _close_later(self, query: LoneCommand) -> None:
-        await trio.sleep(ANSWER_WINDOW)
-        self._driver.tags.close(query)
+    def ask(self, link: Link, address: Address = BROADCAST_ADDRESS) -> None:
+        """Broadcast one config query; what answers is a hint."""
+        header = Header(BROADCAST_MAC, link.mac, address, AoeCommand.CONFIG, self._driver.tags.hint_tag())
+        link.send_frame(encode_query(header))
 
     # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _hear(self, hints: trio.MemoryReceiveChannel[tuple[Endpoint, bool]]) -> None:
-        async for endpoint, announced in hints:
-            if announced or self._roster.find_path(endpoint) is not None:
-                self.hint(endpoint)
-
     def hint(self, endpoint: Endpoint) -> None:
-        """Ask an endpoint that seems to be there, if the rates allow and its link discovers at all."""
+        """Examine an endpoint that seems to be there, unless that was done within ``HINT_PERIOD``: then afterwards."""
         now = trio.current_time()
         self.hints += 1
         hinted = self._hinted
         while hinted and next(iter(hinted.values())) + HINT_PERIOD <= now:
             del hinted[next(iter(hinted))]
-        if endpoint.link not in self._schedules or endpoint in self._repeated or not self._may_exist(endpoint):
+        if endpoint.link not in self._schedules or not self._may_exist(endpoint) or endpoint in self._repeated:
             self.hints_dropped += 1
-        elif endpoint in hinted:  # it may have changed once more since we asked
+        elif endpoint not in hinted:
+            self._follow_hint(endpoint, now)
+        elif len(self._repeated) < MAX_REPEATED:  # it may have changed once more since we asked
             self._repeated.add(endpoint)
-            self._supervisor.start("repeated hint", partial(self._ask_later, endpoint, hinted[endpoint] + HINT_PERIOD))
-        elif len(hinted) >= MAX_HINTS:
-            self.hints_dropped += 1
+            self._supervisor.start("repeated hint", partial(self._follow_later, endpoint, hinted[endpoint]))
         else:
-            self._ask_for_hint(endpoint, now)
+            self.hints_dropped += 1
 
-    async def _ask_later(self, endpoint: Endpoint, at: float) -> None:
-        await trio.sleep_until(at)
+    async def _follow_later(self, endpoint: Endpoint, hinted_at: float) -> None:
+        await trio.sleep_until(hinted_at + HINT_PERIOD)
         self._repeated.discard(endpoint)
         if endpoint.link in self._schedules:
-            self._ask_for_hint(endpoint, at)
+            self._follow_hint(endpoint, trio.current_time())
 
-    def _ask_for_hint(self, endpoint: Endpoint, now: float) -> None:
+    def _follow_hint(self, endpoint: Endpoint, now: float) -> None:
         self._hinted.pop(endpoint, None)  # the oldest comes first
         self._hinted[endpoint] = now
-        self.ask(*endpoint)
+        self.examine(endpoint)
 
     def _may_exist(self, endpoint: Endpoint) -> bool:
         _, mac, address = endpoint
         allowed = not self._allow_mac or mac in self._allow_mac
         return not mac[0] & 1 and allowed and address.is_target and address.shelf != _WRONG_SHELF
 
-    # ── candidates ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── examinations ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _on_config_answer(self, answer: Answer) -> None:
-        config, endpoint = answer.argument, answer.endpoint
-        if not isinstance(config, ConfigArgument) or config.command != ConfigCommand.READ:
-            endpoint.link.rx_unknown += 1
-        elif endpoint in self._candidates:
-            pass  # under IDENTIFY already
-        elif len(self._candidates) < MAX_CANDIDATES:
-            self.identify(endpoint, config)
-        elif endpoint in self._waiting or len(self._waiting) < MAX_WAITING:
-            self._waiting[endpoint] = config
-        else:
-            self.candidates_dropped += 1
+    def examine(self, endpoint: Endpoint) -> None:
+        """Ask an endpoint who it is.
 
-    def identify(self, endpoint: Endpoint, config: ConfigArgument) -> None:
-        """Ask for the identity of an endpoint that said ``config`` of itself, unless we do already."""
-        if endpoint not in self._candidates:
-            self._candidates[endpoint] = config
-            self._supervisor.start(f"IDENTIFY of {endpoint.address}", partial(self._identify, endpoint, config))
+        If we do already, the command that it did not answer is sent again at once; and if it answers, it is asked once
+        more: it may have changed meanwhile.
+        """
+        if endpoint in self._waits:
+            self._waits[endpoint].wake()
+            self._again.add(endpoint)
+        elif self._candidates.add(endpoint, self._roster.need_of(endpoint)):
+            self._begin(endpoint)
+
+    def _begin(self, endpoint: Endpoint) -> None:
+        self._waits[endpoint] = Wait(self._driver.sleepers)
+        self._supervisor.start(f"examination of {endpoint.address}", partial(self._examine, endpoint))
 
     def candidates(self) -> list[Stranger]:
         """Those that are under IDENTIFY."""
-        return [self._stranger(endpoint, NO_ANSWER, SILENT) for endpoint in self._candidates]
+        return [self._stranger(endpoint, NO_ANSWER, SILENT) for endpoint in self._configs]
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is under examination."""
+        return bool(self._waits)
 
     @property
     def waiting(self) -> int:
-        """How many more wait to be asked."""
-        return len(self._waiting)
+        """How many more wait for it."""
+        return self._candidates.waiting
+
+    @property
+    def candidates_dropped(self) -> int:
+        return self._candidates.dropped
 
     def _stranger(self, endpoint: Endpoint, state: str, reason: str) -> Stranger:
-        return Stranger(endpoint, self._candidates[endpoint], state, reason)
+        return Stranger(endpoint, self._configs[endpoint], state, reason)
+
+    async def _examine(self, endpoint: Endpoint) -> None:
+        again = False
+        try:
+            config = await self._ask_config(endpoint)
+            if config is not None:
+                self._configs[endpoint] = config
+                self._again.discard(endpoint)
+                await self._identify(endpoint, config)
+                again = endpoint in self._again
+        finally:
+            self._again.discard(endpoint)
+            self._configs.pop(endpoint, None)
+            del self._waits[endpoint]
+            following = self._candidates.end(endpoint)
+            if following is not None:
+                self._begin(following)
+            if again:
+                self.examine(endpoint)
+
+    async def _ask_config(self, endpoint: Endpoint) -> ConfigArgument | None:
+        command = LoneCommand(AoeCommand.CONFIG, encode_query, endpoint.__eq__, good_only=True)
+        known = self._roster.find_path(endpoint) is not None
+        pauses = self._patience(endpoint, IDENTIFY_PAUSES[:-1] if known else CONFIG_PAUSES)
+        for answer in await self._ask_candidate(endpoint, command, pauses):
+            if isinstance(answer.argument, ConfigArgument) and answer.argument.command == ConfigCommand.READ:
+                return answer.argument
+        return None
 
     async def _identify(self, endpoint: Endpoint, config: ConfigArgument) -> None:
-        """Ask a candidate for its identity, and measure what passes; silence drops it."""
+        """Ask for the identity, and measure what passes; silence drops it."""
         link = endpoint.link
         refusals: list[RequestError] = []
         try:
@@ -232,11 +258,6 @@ class Discovery:
             self._roster.on_stranger(self._stranger(endpoint, REFUSED, reason))
         else:
             self._roster.on_sighting(Sighting(endpoint, config, identity, sectors, full_sectors))
-        finally:
-            del self._candidates[endpoint]
-            if self._waiting and len(self._candidates) < MAX_CANDIDATES:
-                following = next(iter(self._waiting))
-                self.identify(following, self._waiting.pop(following))
 
     async def _measure(self, endpoint: Endpoint, full_sectors: int, identity: Identity) -> int:
         """Sectors per frame that pass both ways: halved while nothing comes back, though a single sector does.
@@ -265,16 +286,27 @@ class Discovery:
         command = _ata_command(endpoint, IDENTIFY_REGISTERS, good_only=True)
         known = self._roster.find_path(endpoint) is not None
         linger = SECOND_DISK if known and endpoint in self._hinted else LINGER
-        answers = await self._ask_candidate(endpoint, command, IDENTIFY_PAUSES, linger=linger)
+        pauses = self._patience(endpoint, IDENTIFY_PAUSES)
+        answers = await self._ask_candidate(endpoint, command, pauses, linger=linger)
         refusals += command.refusals
         return [decode_identify_untrusted(answer.data) for answer in answers]
 
     async def _ask_candidate(
-        self, endpoint: Endpoint, command: LoneCommand, pauses: Sequence[float], *, linger: float = 0.0
+        self, endpoint: Endpoint, command: LoneCommand, pauses: Iterable[float], *, linger: float = 0.0
     ) -> list[Answer]:
         """Send a lone command until it is answered, or until the link is down or gone."""
         up = (pause for pause in pauses if endpoint.link in self._schedules)
-        return await converse(self._driver, command, lambda: [endpoint], up, linger=linger)
+        wait = self._waits[endpoint]
+        return await converse(self._driver, command, lambda: [endpoint], up, linger=linger, wait=wait)
+
+    def _patience(self, endpoint: Endpoint, pauses: Iterable[float]) -> Iterator[float]:
+        """All of ``pauses``, or fewer if others wait for the place of this endpoint."""
+        waited = 0.0
+        for pause in pauses:
+            if waited >= AWAITED_SECONDS and self._candidates.is_awaited(endpoint):
+                return
+            waited += pause
+            yield pause
 
 
 def _ata_command(
@@ -285,10 +317,7 @@ def _ata_command(
     def encode(header: Header) -> bytes:
         return encode_ata(header, registers, data)
 
-    def expects(answering: Endpoint) -> bool:
-        return answering == endpoint
-
-    return LoneCommand(AoeCommand.ATA, encode, expects, data_bytes=data_bytes, good_only=good_only)
+    return LoneCommand(AoeCommand.ATA, encode, endpoint.__eq__, data_bytes=data_bytes, good_only=good_only)
 
 
 def _why_not(refusals: list[RequestError]) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from aoefs.engine.discovery import Discovery
 from aoefs.engine.driver import Driver
 from aoefs.engine.inplace import InPlace
 from aoefs.engine.lookout import Lookout
-from aoefs.engine.receiver import MAX_HINTS_QUEUED, Receiver
+from aoefs.engine.receiver import Receiver
 from aoefs.engine.roster import Roster
 from aoefs.engine.settings import Settings
 from aoefs.engine.shards import Shards, ShardStatistics
@@ -58,7 +58,7 @@ class EngineStatistics:
     shards: tuple[ShardStatistics, ...]
     links: tuple[LinkStatistics, ...]
     strangers: tuple[Stranger, ...]
-    hints: int  # announcements, other config answers with no tag of ours, and surplus of data
+    hints: int  # announcements, answers to broadcast queries, and surplus or late answers from paths of ours
     hints_dropped: int  # of these, those that caused no query
     candidates_dropped: int  # that answered while too many were under IDENTIFY already
     refused_identities: int
@@ -71,12 +71,11 @@ class Engine:
     def __init__(self, nursery: trio.Nursery, settings: Settings, tags: TagTable[Run | LoneCommand]) -> None:
         self._nursery = nursery
         self._clock = RunningClock(trio.lowlevel.current_clock().current_time)
-        hints_in, hints_out = trio.open_memory_channel[tuple[Endpoint, bool]](MAX_HINTS_QUEUED)
         self.changes = Changes()
         self.supervisor = Supervisor(nursery)
         self.driver = Driver(nursery, self._clock, tags)
         self._shards = Shards(settings.shards or len(os.sched_getaffinity(0)), nursery, self.driver.pump)
-        self.receiver = Receiver(self.driver, self._shards, hints_in)
+        self.receiver = Receiver(self.driver, self._shards, self._on_hint)
         self.in_place = InPlace(
             self.receiver.receive_batch,
             self.receiver.attended,
@@ -85,7 +84,7 @@ class Engine:
             self.driver.now,
         )
         self.roster = Roster(self.driver, self.in_place, self.changes, settings, self.supervisor)
-        self.discovery = Discovery(self.driver, self.roster, self.supervisor, hints_out, allow_mac=settings.allow_mac)
+        self.discovery = Discovery(self.driver, self.roster, self.supervisor, allow_mac=settings.allow_mac)
         self.lookout = Lookout(self.driver, self.roster, self.discovery, self.changes)
         self.disks = self.roster.disks
         self.links = self.driver.links
@@ -93,6 +92,10 @@ class Engine:
         self.first_discovery = self.lookout.first_discovery
         nursery.start_soon(self._follow_timer, name="timer")
         nursery.start_soon(self._beat, name="watch")
+
+    def _on_hint(self, endpoint: Endpoint, announced: bool) -> None:
+        if announced or self.roster.find_path(endpoint) is not None:
+            self.discovery.hint(endpoint)
 
     # ── links ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -107,6 +110,7 @@ class Engine:
         self.receiver.add_link(link)
         self.in_place.add_link(link)
         self._nursery.start_soon(self.receiver.run, link, name=f"receiver on {link.interface}")
+        self._nursery.start_soon(self.receiver.hear_hints, link, name=f"hints on {link.interface}")
         if discover:
             self.discovery.start(link)
 
@@ -181,6 +185,7 @@ class Engine:
             now = self.now()
             self._clock.beat()
             self.lookout.look(now)
+            self.receiver.look(now)
             self.driver.tags.forget_old(now)
 
     # ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,8 +196,8 @@ class Engine:
             shards=self._shards.statistics(),
             links=tuple(link.statistics() for link in self.links.values()),
             strangers=self.roster.strangers(self.discovery.candidates()),
-            hints=self.discovery.hints + self.receiver.hints_dropped,
-            hints_dropped=self.discovery.hints_dropped + self.receiver.hints_dropped,
+            hints=self.discovery.hints,
+            hints_dropped=self.discovery.hints_dropped,
             candidates_dropped=self.discovery.candidates_dropped,
             refused_identities=self.roster.refused_identities,
             stopped_seconds=round(self._clock.lost, 3),

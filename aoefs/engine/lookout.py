@@ -22,7 +22,6 @@ from aoefs.engine.discovery import Discovery
 from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
 from aoefs.engine.roster import Roster
-from aoefs.protocol.wire import MAX_SECTORS, ConfigArgument
 
 log = logging.getLogger("aoefs")
 
@@ -102,10 +101,7 @@ class Lookout:
     def identify_again(self, target: Target) -> None:
         """It was just suspended: see on its paths whether it is still there and still the same disk."""
         for path in target.paths:
-            if path.link.up:
-                sectors = min(path.full_sectors, MAX_SECTORS)
-                config = ConfigArgument(string=target.config, buffer_count=target.bufcnt, sectors=sectors)
-                self._discovery.identify(Endpoint(path.link, path.mac, target.address), config)
+            self._ask_on(path, target)
 
     def revalidate(self, disk: Disk) -> None:
         """Identify a target again, where it is known to be, or everywhere if it is silent; returns at once.
@@ -134,20 +130,23 @@ class Lookout:
         now, roster = self._driver.now, self._roster
         with trio.move_on_after(max(0.0, self._started_at + patience - now())):
             await roster.first_appeared.wait()
-            while (quiet := roster.last_appeared_at + QUIET_AFTER_TARGET - now()) > 0:  # noqa: ASYNC110 (it moves)
-                await trio.sleep(quiet)
-            while self._discovery.candidates():  # noqa: ASYNC110 (a few times in the life of a process)
-                await trio.sleep(0.01)
+            while True:
+                quiet = roster.last_appeared_at + QUIET_AFTER_TARGET - now()
+                if quiet <= 0 and not self._discovery.is_busy:
+                    break
+                await trio.sleep(max(quiet, 0.01))
 
     def _ask_everywhere(self, target: Target) -> None:
-        """It may come back with another MAC."""
+        """On its paths, and by broadcast: it may come back with another MAC."""
+        for path in target.paths:
+            self._ask_on(path, target)
         for link in self._driver.links.values():
             if link.up:
-                self._discovery.ask(link, address=target.address)
+                self._discovery.ask(link, target.address)
 
     def _ask_on(self, path: Path, target: Target) -> None:
         if path.link.up:
-            self._discovery.ask(path.link, path.mac, target.address)
+            self._discovery.examine(Endpoint(path.link, path.mac, target.address))
 
     def _look_at_paths(self, target: Target, now: float) -> None:
         """Ask on paths of which we know too little: they are measured with frames of full size.

@@ -1,7 +1,8 @@
 """The receiver: frames off the links, to their targets and into the queues of the shards.
 
-Owns what is done with a frame before it is completed.  Tasks: one per link (:meth:`Receiver.run`).  They sleep while
-another task waits in place (``engine.inplace``) and calls :meth:`Receiver.receive_batch` for all links.
+Owns what is done with a frame before it is completed.  Tasks, two per link: :meth:`Receiver.run` for answers, which
+sleeps while another task waits in place (``engine.inplace``) and calls :meth:`Receiver.receive_batch` for all links;
+and :meth:`Receiver.hear_hints` for what comes without being asked for.
 
 The receiver does the least: it takes a batch, updates round-trip time and window, lets the freed window send more, and
 queues the answers.  Good answers come from the link as runs; every other frame is judged here, one by one.
@@ -12,6 +13,8 @@ used, from the MAC it was sent to or another verified path of that target.  What
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -19,6 +22,7 @@ import trio
 from aoefs.core.link import Endpoint, Entry, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
+from aoefs.core.tags import is_hint_tag
 from aoefs.core.target import Target
 from aoefs.engine.driver import Driver
 from aoefs.engine.shards import Completion, Shards
@@ -35,31 +39,50 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
 )
 
+log = logging.getLogger("aoefs")
+
 RECEIVE_BATCHES: Final = 8  # batches of one link before the other tasks get a turn
-MAX_HINTS_QUEUED: Final = 256
+HINTS_AT_ONCE: Final = 64  # frames read off a link's socket for hints ...
+HINT_PAUSE: Final = 0.01  # ... before this pause (seconds): 6,400 a second, whatever a host sends
+FLOOD: Final = 1000  # answers to nothing of ours in a second, of which the log speaks ...
+FLOOD_REPORTS: Final = 60.0  # ... again after as many seconds
 SURPLUS: Final = 16  # answers to no command of ours from one endpoint, after which it is asked who it is
 MAX_SURPLUS: Final = 256  # endpoints of which they are counted
 
 
 class Receiver:
-    """See the module.  ``hints`` takes endpoints for the discovery to ask: see :meth:`_hint`."""
+    """See the module.  ``on_hint(endpoint, announced)``: something answers there that was not asked, or too often, or
+    late; ``announced`` if it says so of itself.
+    """
 
-    def __init__(self, driver: Driver, shards: Shards, hints: trio.MemorySendChannel[tuple[Endpoint, bool]]) -> None:
-        self.hints_dropped = 0  # since the queue was full
+    def __init__(self, driver: Driver, shards: Shards, on_hint: Callable[[Endpoint, bool], object]) -> None:
         self._driver = driver
         self._shards = shards
-        self._hints = hints
+        self._on_hint = on_hint
         self._links: set[Link] = set()
         self._attended = False
         self._surplus: dict[Endpoint, int] = {}
         self._sleeping = trio.lowlevel.ParkingLot()
+        self._unknown: dict[Link, tuple[int, float]] = {}  # how many at the last look; when to speak of a flood again
 
     def add_link(self, link: Link) -> None:
         self._links.add(link)
 
     def drop_link(self, link: Link) -> None:
         self._links.discard(link)
+        self._unknown.pop(link, None)
         self._sleeping.unpark_all()
+
+    def look(self, now: float) -> None:
+        """To be called once a second: report a flood of answers to nothing of ours."""
+        for link in self._links:
+            before, again_at = self._unknown.get(link, (0, now))
+            count = link.rx_unknown - before
+            if count >= FLOOD and now >= again_at:
+                again_at = now + FLOOD_REPORTS
+                what = "that answer nothing of ours: a host there guesses tags, or repeats old frames"
+                log.warning("%s: %d frames in a second %s", link.interface, count, what)
+            self._unknown[link] = link.rx_unknown, again_at
 
     def attended(self, by_other: bool) -> None:
         """Another task waits for the frames of all links, or none does."""
@@ -67,8 +90,19 @@ class Receiver:
             self._sleeping.unpark_all()
         self._attended = by_other
 
+    async def hear_hints(self, link: Link) -> None:
+        """The task of one link that reads what nobody asked for, at a bounded rate, while the link is open."""
+        while link in self._links:
+            try:
+                await link.wait_hints()
+                for frame in link.receive_hints(HINTS_AT_ONCE):
+                    self._judge(link, frame, self._driver.now(), wake=True)
+            except trio.ClosedResourceError:
+                return
+            await trio.sleep(HINT_PAUSE)
+
     async def run(self, link: Link) -> None:
-        """The task of one link, while it is open."""
+        """The task of one link for its answers, while it is open."""
         while link in self._links:
             if self._attended:
                 await self._sleeping.park()
@@ -127,6 +161,8 @@ class Receiver:
             if target is not None:
                 self._note_surplus(Endpoint(link, run.path.mac, target.address))
             return None
+        if target.is_silent:  # its answer is late, but it lives
+            self._on_hint(Endpoint(link, run.path.mac, target.address), False)
         self._shards.put(Completion(target, run, first, count, error), wake=wake)
         return target
 
@@ -147,20 +183,13 @@ class Receiver:
             link.rx_unknown += 1
             return None
         endpoint = Endpoint(link, header.source, header.address)
-        if header.command == AoeCommand.CONFIG and header.is_response:
-            self._hint(endpoint, announced=True)
+        if header.command == AoeCommand.CONFIG and header.is_response and is_hint_tag(header.tag):
+            self._on_hint(endpoint, True)
             return None
         link.rx_unknown += 1
-        if header.command == AoeCommand.ATA and header.is_response:
+        if header.is_response:
             self._note_surplus(endpoint)
         return None
-
-    def _hint(self, endpoint: Endpoint, *, announced: bool) -> None:
-        """It said something of itself that answers no question of ours, or it answers too often."""
-        try:
-            self._hints.send_nowait((endpoint, announced))
-        except trio.WouldBlock:
-            self.hints_dropped += 1
 
     def _note_surplus(self, endpoint: Endpoint) -> None:
         """An answer that answers nothing, or that came before: many of them may mean that a second disk is there."""
@@ -168,7 +197,7 @@ class Receiver:
             self._surplus.clear()
         count = self._surplus[endpoint] = (self._surplus.get(endpoint, 0) + 1) % SURPLUS
         if count == 0:
-            self._hint(endpoint, announced=False)
+            self._on_hint(endpoint, False)
 
     def _judge_answer(self, link: Link, frame: bytes, header: Header, run: Run) -> RequestError | None:
         """An answer with the tag of a data command: its error, or None for a good one from another verified path."""

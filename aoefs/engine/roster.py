@@ -7,10 +7,13 @@ What always holds:
 
 - Only a sighting (an endpoint that answered IDENTIFY) creates a disk or a path, or ends a silence.
 - Where two disks answer for one address and it is not clear which is meant, nothing is written (``Target.conflict``).
-- Another disk under an address is rejected while the first one lives elsewhere.  It replaces the first one when it
-  answers from its only endpoint: open files fail then, and nothing of theirs is sent to the new disk.
+- Another disk under an address, or another size on one path, is rejected while the first one lives elsewhere.  It
+  replaces the first one when it answers from its only endpoint: then nothing more is sent there, and if the disk is
+  open, only after some seconds in which the first one did not answer.  Open files fail then, and nothing of theirs is
+  sent to the new disk.
+- A new path is reported with its MAC: whatever shows the identity of a disk is a path of it.
 - A disk goes for good when another one took its place, or when it is down and not open: by order, or after an hour
-  (``engine.lookout``).
+  (``engine.lookout``); or when the table is full and it is not used (:meth:`Roster._make_room`).
 
 Rejected: forgetting a target as soon as it is down (open files would have no way back), and trusting a MAC that was
 good before (two disks may share an address, and one may be moved).
@@ -19,6 +22,7 @@ good before (two disks may share an address, and one may be moved).
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +35,7 @@ from aoefs.core.link import Endpoint, Link
 from aoefs.core.path import Path
 from aoefs.core.request import Memory
 from aoefs.core.target import Target
+from aoefs.engine.candidates import Need
 from aoefs.engine.changes import Change, Changes
 from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
@@ -47,6 +52,9 @@ log = logging.getLogger("aoefs")
 FIRST_SECONDS = 1.0  # of a disk, in which another one at its address is no intruder: which came first was chance
 ALONE = 3  # times in a row that an endpoint must be identified as one disk until it is believed to be one again
 MAX_PATHS = 32  # of one target: any host can answer as a disk that it has seen, from as many MACs as it likes
+MAX_KNOWN_PATHS = 256  # remembered of one target
+MISSED_ROUND = 65.0  # seconds without a sighting: the discovery asks every 60
+PERSISTENCE = 5.0  # seconds for which another disk must be seen in place of one that is open
 LONG_SILENCE = 5.0  # seconds after which lone commands are sent again as soon as the target is back
 
 
@@ -83,13 +91,25 @@ class Roster:
         self._strangers = Strangers()
         self._contested: dict[Address, str] = {}  # by two disks from the beginning: what to decide
         self._mixed: dict[Endpoint, tuple[int, str]] = {}  # where two answered: how often one was alone since, and why
+        self._rivals: dict[Target, tuple[Identity, float]] = {}  # another one where a disk was, and since when
         self._appeared_at: dict[Target, float] = {}
+        self._seen_at: dict[Target, float] = {}  # the last sighting
+        self._known_paths: dict[Target, set[tuple[str, bytes]]] = {}  # interfaces and MACs of all that it ever had
 
     # ── sightings ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find_path(self, endpoint: Endpoint) -> Path | None:
         disk = self.disks.get(endpoint.address)
         return None if disk is None else disk.target.find_path(endpoint.link, endpoint.mac)
+
+    def need_of(self, endpoint: Endpoint) -> Need:
+        """What an examination of it is good for."""
+        disk = self.disks.get(endpoint.address)
+        if disk is None:
+            return Need.NEW
+        if disk.target.find_path(endpoint.link, endpoint.mac) is not None:
+            return Need.KNOWN
+        return Need.MISSED if disk.target.is_silent else Need.NEW
 
     def trusted_payload(self, endpoint: Endpoint) -> int:
         """Sectors per frame that are known to pass there and need no measuring; 0 if they are not known."""
@@ -108,31 +128,58 @@ class Roster:
             self._reject(sighting, f"it is another disk than is meant (serial {sighting.identity.serial}, not {meant})")
             return
         if disk is None:
-            if len(self.disks) >= self._settings.max_targets:
+            if len(self.disks) < self._settings.max_targets or self._make_room(sighting.endpoint.mac):
+                self._admit(sighting)
+            else:
                 self._reject(sighting, f"{self._settings.max_targets} targets are the most (--max-targets)")
-                return
-            self._admit(sighting)
             return
         target = disk.target
         path = self.find_path(sighting.endpoint)
+        others = [other for other in target.paths if other is not path]
         if target.identity.same_disk(sighting.identity):
             self._refresh(disk, sighting)
-        elif target.identity.same_unit(sighting.identity) and (path is not None or target.is_silent):
-            self._resize(disk, sighting)
-        elif target.life.state in SERVED and (path is None or len(target.paths) > 1):
-            if path is not None:  # the first disk lives on elsewhere, as far as we know
-                self.drop_path(path)
-                self._driver.pump(target)
-            self.refused_identities += 1
+        elif target.identity.same_unit(sighting.identity):
+            if not others or (self._is_gone(target, others) and self._persists(target, sighting.identity)):
+                self._resize(disk, sighting)
+            else:
+                size, known = sighting.identity.size_bytes, target.identity.size_bytes
+                self._refuse_intruder(disk, sighting, f"it has {size} bytes, and {known} on its other paths")
+        elif target.life.state in SERVED and (path is None or others):
             is_new = self._driver.now() - self._appeared_at[target] < FIRST_SECONDS
-            if is_new and not target.identity.same_unit(sighting.identity):
+            if is_new:
                 self._contest(disk, sighting)
             serials = f"serial {sighting.identity.serial}, not {target.identity.serial}"
-            self._reject(sighting, f"it is another disk ({serials})")
+            self._refuse_intruder(disk, sighting, f"it is another disk ({serials})")
+        elif (disk.opened or target.dirty) and not self._persists(target, sighting.identity):
+            target.suspend()
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, sighting.identity.serial)
             self._remove(disk, Change.REPLACED, "is another disk now")
             self.on_sighting(sighting)
+
+    def _is_gone(self, target: Target, paths: Sequence[Path]) -> bool:
+        """None of these paths is good: they say nothing against what was identified elsewhere."""
+        return target.is_silent or all(path.health is not Health.GOOD for path in paths)
+
+    def _persists(self, target: Target, identity: Identity) -> bool:
+        """This is not the identity of the target, but for ``PERSISTENCE`` seconds no other has been seen there."""
+        now = self._driver.now()
+        other, since = self._rivals.get(target, (identity, now))
+        if target not in self._rivals or not other.same_disk(identity):
+            self._rivals[target] = identity, now
+            serials = f"serial {identity.serial}, not {target.identity.serial}"
+            log.warning("%s: another disk answers there (%s, %d bytes)", target.name, serials, identity.size_bytes)
+            return False
+        return now - since >= PERSISTENCE
+
+    def _refuse_intruder(self, disk: Disk, sighting: Sighting, reason: str) -> None:
+        """The first disk lives on elsewhere, as far as we know."""
+        path = self.find_path(sighting.endpoint)
+        if path is not None:
+            self.drop_path(path)
+            self._driver.pump(disk.target)
+        self.refused_identities += 1
+        self._reject(sighting, reason)
 
     # ── two disks at one address ──────────────────────────────────────────────────────────────────────────────────
 
@@ -227,7 +274,11 @@ class Roster:
     def _refresh(self, disk: Disk, sighting: Sighting) -> None:
         """The same disk once more: its buffer count, its payload, its path; and up again if it was down."""
         target, (link, mac, _) = disk.target, sighting.endpoint
+        if self._is_unwanted(target, sighting):
+            return
         self._note_alone(disk, sighting.endpoint)
+        self._rivals.pop(target, None)
+        self._seen_at[target] = self._driver.now()
         target.set_bufcnt(sighting.config.buffer_count)
         target.config = sighting.config.string
         target.identify_block = sighting.identity.block
@@ -241,6 +292,7 @@ class Roster:
                     self._reject(sighting, f"{MAX_PATHS} paths are the most")
                     return
                 self.drop_path(oldest)
+            self._report_path(disk, sighting.endpoint)
             path = target.add_path(link, link.interface, (link.mac, mac), sighting.sectors)
         self._strangers.forget(sighting.endpoint)
         if path.sectors != sighting.sectors:
@@ -260,6 +312,27 @@ class Roster:
                 disk.interrupt()  # what was sent of a reservation before may have gone nowhere
             self._supervisor.start("renewal of a reservation", partial(self._renew_reservation, disk))
         self._driver.pump(target)
+
+    def _is_unwanted(self, target: Target, sighting: Sighting) -> bool:
+        """It is a path that the target did not have in its first second, and none may be added."""
+        link, mac, _ = sighting.endpoint
+        known = self._known_paths.get(target)
+        if known is None or not self._settings.fixed_paths or (link.interface, mac) in known:
+            return False
+        if self._driver.now() - self._appeared_at[target] < FIRST_SECONDS:
+            return False
+        self._reject(sighting, "it says that it is a path of this disk, and none is added (--fixed-paths)")
+        return True
+
+    def _report_path(self, disk: Disk, endpoint: Endpoint) -> None:
+        """AoE knows no keys: what has the identity of a disk is a path of it."""
+        target, (link, mac, _) = disk.target, endpoint
+        known = self._known_paths.setdefault(target, set())
+        if known and (link.interface, mac) not in known:
+            level = logging.WARNING if disk.opened else logging.INFO
+            log.log(level, "%s has another path: %s on %s", target.name, format_mac(mac), link.interface)
+        if len(known) < MAX_KNOWN_PATHS:
+            known.add((link.interface, mac))
 
     def _resize(self, disk: Disk, sighting: Sighting) -> None:
         target = disk.target
@@ -302,6 +375,31 @@ class Roster:
             self._judge_conflict(self.disks[target.address])
         path.link.forget(path)
 
+    def _make_room(self, mac: bytes) -> bool:
+        """The table is full: forget a target that nobody uses for a new one behind ``mac``.
+
+        One that misses a round of queries, the longest one first; else the newest one of the MAC that has most, if that
+        has more than ``mac`` even afterwards.
+        """
+        now = self._driver.now()
+        unused = [disk for disk in self.disks.values() if not self._is_used(disk)]
+        if not unused:
+            return False
+        oldest = min(unused, key=lambda disk: self._seen_at[disk.target])
+        if now - self._seen_at[oldest.target] > MISSED_ROUND:
+            self.forget(oldest)
+            return True
+        counts = Counter(path.mac for disk in self.disks.values() for path in disk.target.paths[:1])
+        crowded = max(unused, key=lambda disk: (_count(counts, disk), self._appeared_at[disk.target]))
+        if _count(counts, crowded) <= counts[mac] + 1:
+            return False
+        self.forget(crowded)
+        return True
+
+    def _is_used(self, disk: Disk) -> bool:
+        target = disk.target
+        return bool(disk.opened) or target.dirty or not target.order.idle or not target.is_idle
+
     def reason_to_keep(self, disk: Disk) -> str | None:
         """Why a target must not be forgotten, as the end of a sentence; None if it is down and not open."""
         if disk.opened:
@@ -327,10 +425,17 @@ class Roster:
         disk.interrupt(error)
         for path in target.paths:
             path.link.forget(path)
-        del self.disks[target.address], self._appeared_at[target]
+        del self.disks[target.address], self._appeared_at[target], self._seen_at[target]
+        self._rivals.pop(target, None)
+        self._known_paths.pop(target, None)
         for endpoint in [endpoint for endpoint in self._mixed if endpoint.address == target.address]:
             del self._mixed[endpoint]
         self._changes.publish(disk, change)
+
+
+def _count(counts: Counter[bytes], disk: Disk) -> int:
+    """How many targets the MAC of this one has."""
+    return counts[disk.target.paths[0].mac] if disk.target.paths else 0
 
 
 def _names(one: Identity, other: Identity) -> tuple[str, str]:

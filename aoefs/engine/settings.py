@@ -13,7 +13,8 @@ from aoefs.protocol.wire import Address
 class Settings:
     """``shards`` completion queues (None: one per usable CPU); ``deadsecs`` seconds that a request may wait (0: no
     limit); ``maxout`` commands in flight per target; ``allow_mac`` the only MACs to talk to (empty: all);
-    ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address.
+    ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address;
+    ``fixed_paths``: a target has those found in its first second.
     """
 
     shards: int | None = None
@@ -22,3 +23,4 @@ class Settings:
     allow_mac: frozenset[bytes] = frozenset()
     serials: Mapping[Address, str] = field(default_factory=dict)
     max_targets: int = 1024
+    fixed_paths: bool = False

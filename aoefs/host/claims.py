@@ -19,6 +19,7 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 
+from aoefs.core.tags import HINT_TAGS
 from aoefs.errors import FrameError, UserError
 from aoefs.net.packetsocket import PacketSocket
 from aoefs.protocol.wire import (
@@ -69,7 +70,7 @@ def _listener(name: str) -> int:
 
 
 class Inquiry:
-    """Ask the hosts on the wires of ``sockets`` (of ``Role.INITIATOR``) at once who serves ``addresses``.
+    """Ask the hosts on the wires of ``sockets`` (of ``Role.HINTS``) at once who serves ``addresses``.
 
     The caller owns the sockets, and has the time of an answer for other work before :meth:`require_silence`.
     """
@@ -77,7 +78,7 @@ class Inquiry:
     def __init__(self, addresses: Iterable[Address], sockets: Sequence[PacketSocket]) -> None:
         self._addresses = frozenset(addresses)
         self._sockets = sockets
-        tag = 0x8000_0000 | os.getpid()
+        tag = HINT_TAGS << 16 | os.getpid() & 0xFFFF
         for sock in sockets:
             for address in sorted(self._addresses):
                 header = Header(BROADCAST_MAC, sock.mac, address, AoeCommand.CONFIG, tag)

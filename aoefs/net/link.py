@@ -1,4 +1,7 @@
-"""The real link: a packet socket on a network interface, with its sending and landing halves (``core.link.Link``)."""
+"""The real link: a packet socket on a network interface, with its sending and landing halves (``core.link.Link``).
+
+Hints come by a second packet socket, so that a flood of them takes no room from answers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
 from aoefs.core.tags import TagTable
 from aoefs.net.landing import Landing
-from aoefs.net.packetsocket import PacketSocket
+from aoefs.net.packetsocket import PacketSocket, Role
 from aoefs.net.sending import Sending
 
 
@@ -17,6 +20,11 @@ class EthernetLink(PacketSocket):
 
     def __init__(self, interface: str, tags: TagTable[Run | LoneCommand]) -> None:
         super().__init__(interface)
+        try:
+            self._hints = PacketSocket(interface, role=Role.HINTS)
+        except OSError:
+            super().close()
+            raise
         self._sending = Sending(self)
         self._landing = Landing(self, tags)
         self.receive = self._landing.receive
@@ -29,12 +37,20 @@ class EthernetLink(PacketSocket):
             self._landing.expect(run)
         return sent
 
+    def receive_hints(self, most: int) -> list[bytes]:
+        return self._hints.receive_frames(most)
+
     async def wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self.socket)
+
+    async def wait_hints(self) -> None:
+        await trio.lowlevel.wait_readable(self._hints.socket)
 
     async def wait_writable(self) -> None:
         await trio.lowlevel.wait_writable(self.socket)
 
     def close(self) -> None:
-        trio.lowlevel.notify_closing(self.socket)
+        for socket in (self.socket, self._hints.socket):
+            trio.lowlevel.notify_closing(socket)
+        self._hints.close()
         super().close()

@@ -5,7 +5,8 @@ Owns the socket, and sends lone frames.  Frames in bulk go through ``net.landing
 
 What holds always: the filter is attached before the socket is bound, so no other frame is ever queued; frames that this
 host sends are never received (PACKET_IGNORE_OUTGOING); the filter of an initiator passes only answers to us, so that
-other initiators on the same wire cost nothing.
+other initiators on the same wire cost nothing.  What anybody may send without being asked comes by a socket of its own
+with a small buffer (``Role.HINTS``): a flood of it takes no room from answers.
 
 Rejected: one socket for all interfaces (the link of an answer would be unknown until the answer was read).
 """
@@ -23,6 +24,7 @@ from enum import Enum
 from types import TracebackType
 
 from aoefs.core.link import LinkStatistics
+from aoefs.core.tags import HINT_TAGS
 from aoefs.protocol.wire import BROADCAST_MAC, ETHERTYPE, payload_sectors
 
 _SOL_PACKET = 263
@@ -32,7 +34,9 @@ _SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
+MAX_FRAME_BYTES = 1 << 16
 RECEIVE_BUFFER_BYTES = 16 << 20  # 64 jumbo frames of each of 24 targets; the kernel charges twice the bytes
+HINT_BUFFER_BYTES = 1 << 20  # a thousand config answers
 SEND_BUFFER_BYTES = 4 << 20
 
 #: errno values of a send or receive that mean "the interface is gone or down".
@@ -45,43 +49,51 @@ _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
 
 
 class Role(Enum):
-    """The side of AoE that a socket is for; decides its filter."""
+    """What a socket is for; decides its filter."""
 
-    INITIATOR = "initiator"
-    TARGET = "target"
+    INITIATOR = "initiator"  # answers to what an initiator asked
+    HINTS = "hints"  # announcements, and answers to an initiator's broadcast queries
+    TARGET = "target"  # requests
 
 
 def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
     """Classic BPF as (code, jump if true, jump if false, constant); the last two instructions accept and reject."""
     mac_high, mac_low = struct.unpack("!IH", mac)
     broadcast_high, broadcast_low = struct.unpack("!IH", BROADCAST_MAC)
-    # (code, constant, label to jump to if true, if false); None for the next instruction
-    steps: list[tuple[int, int, str | None, str | None]] = [
-        (_LD_H, 12, None, None),
-        (_JEQ, ETHERTYPE, None, "reject"),
-        (_LD_W, 0, None, None),
-        (_JEQ, mac_high, "ours", None),
-        (_JEQ, broadcast_high, None, "reject"),
-        (_LD_H, 4, None, None),
-        (_JEQ, broadcast_low, "flags", "reject"),
-        (_LD_H, 4, None, None),  # "ours"
-        (_JEQ, mac_low, None, "reject"),
-        (_LD_B, 14, None, None),  # "flags"
+    not_ours = "reject" if role is Role.INITIATOR else "broadcast"
+    # (its own label, code, constant, label to jump to if true, if false); None for the next instruction
+    steps: list[tuple[str | None, int, int, str | None, str | None]] = [
+        (None, _LD_H, 12, None, None),
+        (None, _JEQ, ETHERTYPE, None, "reject"),
+        (None, _LD_W, 0, None, None),
+        (None, _JEQ, mac_high, None, not_ours),
+        (None, _LD_H, 4, None, None),
+        (None, _JEQ, mac_low, "flags", "reject"),
     ]
-    labels = {"ours": 7, "flags": 9}
-    if role is Role.TARGET:
-        steps.append((_JSET, 0x08, "reject", "accept"))
-    else:
+    if role is not Role.INITIATOR:
         steps += [
-            (_JSET, 0x08, None, "reject"),
-            (_LD_B, 19, None, None),  # a config answer, or the tag of a user-space initiator
-            (_JEQ, 1, "accept", None),
-            (_LD_B, 20, None, None),
-            (_JSET, 0x80, "accept", "reject"),
+            ("broadcast", _JEQ, broadcast_high, None, "reject"),
+            (None, _LD_H, 4, None, None),
+            (None, _JEQ, broadcast_low, None, "reject"),
         ]
+    steps.append(("flags", _LD_B, 14, None, None))
+    if role is Role.TARGET:
+        steps.append((None, _JSET, 0x08, "reject", "accept"))
+    else:
+        is_hint, is_answer = ("accept", "reject") if role is Role.HINTS else ("reject", "accept")
+        steps.append((None, _JSET, 0x08, None, "reject"))
+        if role is Role.HINTS:
+            steps += [(None, _LD_B, 19, None, None), (None, _JEQ, 1, None, "reject")]  # the command: a config answer
+        steps += [  # the tag, see core.tags
+            (None, _LD_B, 20, None, None),
+            (None, _JSET, 0x80, None, is_hint),
+            (None, _LD_H, 20, None, None),
+            (None, _JEQ, HINT_TAGS, is_hint, is_answer),
+        ]
+    labels = {label: index for index, (label, *_) in enumerate(steps) if label}
     labels |= {"accept": len(steps), "reject": len(steps) + 1}
     program = []
-    for index, (code, constant, true, false) in enumerate(steps):
+    for index, (_, code, constant, true, false) in enumerate(steps):
         jump_true = labels[true] - index - 1 if true else 0
         jump_false = labels[false] - index - 1 if false else 0
         program.append((code, jump_true, jump_false, constant))
@@ -122,7 +134,7 @@ class PacketSocket:
             _attach_filter(sock, role, self.mac)
             sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             for force, plain, size in (
-                (_SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES),
+                (_SO_RCVBUFFORCE, socket.SO_RCVBUF, HINT_BUFFER_BYTES if role is Role.HINTS else RECEIVE_BUFFER_BYTES),
                 (_SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_BYTES),
             ):
                 try:
@@ -165,6 +177,17 @@ class PacketSocket:
             return False
         self.tx_frames += 1
         return True
+
+    def receive_frames(self, most: int) -> list[bytes]:
+        """Up to ``most`` frames that are there; none while the interface is down."""
+        frames: list[bytes] = []
+        try:
+            while len(frames) < most:
+                frames.append(self.socket.recv(MAX_FRAME_BYTES))
+        except OSError as error:
+            if error.errno not in LINK_FULL | LINK_DOWN:
+                raise
+        return frames
 
     def on_send_error(self, error: OSError) -> None:
         """Count a failed send.  An error other than "no room" or "down" is a defect of ours, and raised again."""

@@ -135,6 +135,7 @@ async def test_a_disk_that_falls_silent_may_come_back_with_another_mac_and_size(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
     announce(r"does not answer: \d+ request")
+    announce("e0.0: (another disk answers there|02:aa:00:00:00:08 on seg0 is refused)")
     announce("e0.0 grew")
     async with open_scene(Settings(deadsecs=0)) as scene:
         target = scene.add_target()

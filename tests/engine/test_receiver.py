@@ -11,8 +11,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from aoefs.core.link import Endpoint, Entry, Link
-from aoefs.engine.receiver import MAX_HINTS_QUEUED, RECEIVE_BATCHES, Receiver
+from aoefs.core.link import Entry, Link
+from aoefs.engine.receiver import RECEIVE_BATCHES, Receiver
 from aoefs.errors import AtaError, TargetError
 from aoefs.net.packetsocket import LINK_DOWN
 from aoefs.protocol.ata import ErrorBit
@@ -27,7 +27,6 @@ from aoefs.protocol.wire import (
     encode_header,
 )
 from tests.engine.answers import data_only, error_answer
-from tests.engine.queries import forge_config
 from tests.scene import DELAY, SimulatedTarget, nothing_is_left, open_scene, target_mac
 from tests.source import from_source
 
@@ -45,8 +44,7 @@ class BrokenLink:
 
 def make_receiver() -> Receiver:
     """A receiver that gets no frame."""
-    hints, _ = trio.open_memory_channel[tuple[Endpoint, bool]](0)
-    receiver: Receiver = from_source("engine.receiver").Receiver(None, None, hints)
+    receiver: Receiver = from_source("engine.receiver").Receiver(None, None, None)
     return receiver
 
 
@@ -216,17 +214,6 @@ async def test_a_config_answer_with_no_tag_of_ours_is_a_hint_and_other_frames_ar
             is_hint = command is AoeCommand.CONFIG and response == Flag.RESPONSE
             now = scene.engine.statistics().hints, scene.link.rx_unknown
             assert now == ((hints + 1, unknown) if is_hint else (hints, unknown + 1))
-
-
-async def test_more_hints_than_the_queue_takes_are_counted_and_dropped(autojump_clock: MockClock) -> None:
-    async with open_scene() as scene:
-        await trio.sleep(2)
-        taken = 1 + MAX_HINTS_QUEUED  # one goes straight to the task that waits for it
-        for number in range(taken + 100):
-            forge_config(scene, 0, mac=target_mac(number))
-        await trio.sleep(0.01)
-        assert scene.engine.receiver.hints_dropped == 100
-        assert scene.engine.statistics().hints == taken + 100
 
 
 async def test_a_flood_of_frames_leaves_the_other_tasks_their_turns(autojump_clock: MockClock) -> None:

@@ -31,6 +31,7 @@ from aoefs.protocol.wire import (
     encode_config,
 )
 from aoefs.status.events import Event
+from tests.engine.queries import broadcasts
 from tests.fuse.mounted import CONTEXT, OWNER, Mounted, context, fails, mounted
 from tests.scene import OUR_MAC, Announce, SimulatedTarget, target_mac
 
@@ -89,7 +90,8 @@ def names(mount: Mounted) -> list[str]:
 
 
 def queries(mount: Mounted) -> int:
-    return len(mount.scene.wire.sent(AoeCommand.CONFIG))
+    """Broadcast ones."""
+    return len(broadcasts(mount.scene))
 
 
 # ── modes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,7 +188,7 @@ async def test_revalidate_sees_a_grown_disk_and_drops_what_is_cached(
         mount.kernel.take()
         await echo(mount, b"e0.0\n", "revalidate")
         assert mount.kernel.take() == [Notice(await mount.inode("e0.0"))]
-        await trio.sleep(1)
+        await trio.sleep(2)
         assert (await mount.lookup("e0.0")).st_size == 1024 * 512
 
 

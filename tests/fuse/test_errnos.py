@@ -100,6 +100,7 @@ async def test_each_error_has_its_errno_and_one_line_in_the_log(
     async with mounted() as mount:
         target = mount.scene.add_target()
         disk = await mount.scene.disk()
+        await trio.sleep(0.05)  # its partition table is read
         answer_data_with(target, change)
         handle = await mount.open()
         began = trio.current_time()

@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from aoefs.engine.disk import Disk
+from aoefs.engine.roster import PERSISTENCE
 from aoefs.engine.settings import Settings
 from aoefs.fuse.kernel import Notice
 from aoefs.fuse.operations import TABLE_SECONDS
@@ -331,6 +332,7 @@ async def test_a_partition_beyond_the_end_of_a_disk_that_shrank_reads_and_writes
 
 
 async def test_partitions_go_with_their_disk(autojump_clock: MockClock, announce: Announce) -> None:
+    announce("e0.0: another disk answers there")
     announce("e0.0 is another disk now")
     announce("e0.0: read failed")
     async with partitioned() as (mount, target, disk):
@@ -339,7 +341,7 @@ async def test_partitions_go_with_their_disk(autojump_clock: MockClock, announce
         target.identify_as(target.export.identity.__class__(256, "another", "M", "F"))
         mount.kernel.take()
         target.announce()
-        await trio.sleep(2)
+        await trio.sleep(PERSISTENCE + 5)
         with fails(errno.ESTALE):
             await mount.read(handle, 0, 512)
         assert [notice.inode for notice in mount.kernel.take() if not notice.name] == inodes

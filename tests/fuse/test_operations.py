@@ -15,6 +15,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 from trio.testing import MockClock
 
 from aoefs.engine.changes import Change
+from aoefs.engine.roster import PERSISTENCE
 from aoefs.fuse.kernel import Notice
 from aoefs.fuse.tree import CONTROL, ROOT
 from aoefs.protocol.ata import Status
@@ -269,6 +270,7 @@ async def test_a_direct_mount_opens_without_the_page_cache(autojump_clock: MockC
 async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fail(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
+    announce("e0.0: another disk answers there")
     announce("e0.0 is another disk now")
     announce("e0.0: (read|write|flush) failed")
     async with mounted() as mount:
@@ -281,7 +283,7 @@ async def test_another_disk_under_the_name_gets_another_inode_and_old_handles_fa
             target.identify_as(replace(target.export.identity, serial=f"another {number}"))
             mount.kernel.take()
             target.announce()
-            await trio.sleep(2)
+            await trio.sleep(PERSISTENCE + 5)
             gone = inodes[-1]
             assert mount.kernel.take() == [Notice(ROOT, b"e0.0"), Notice(gone), Notice(CONTROL, b"e0.0")]
             inodes.append(await mount.inode("e0.0"))
@@ -308,7 +310,7 @@ async def test_the_kernel_is_notified_of_what_changed(autojump_clock: MockClock,
         inode = await mount.inode("e0.0")
         target.resize(512)
         mount.scene.engine.lookout.discover()
-        await trio.sleep(1)
+        await trio.sleep(2)
         assert (await mount.lookup("e0.0")).st_size == 512 * 512
         assert [change for _, change in mount.changes] == [Change.APPEARED, Change.RESIZED]
         assert mount.kernel.take() == [Notice(inode, pages=False)]

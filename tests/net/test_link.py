@@ -65,8 +65,8 @@ class Wire:
         reply = Header(header.source, header.destination, ADDRESS, AoeCommand.ATA, header.tag, Flag.RESPONSE)
         return encode_ata(reply, AtaArgument(ata.flags, 0, 0, Status.DRDY, ata.lba), data)
 
-    def config_answer(self) -> bytes:
-        header = Header(self.link.mac, self.lab.mac(TARGET), ADDRESS, AoeCommand.CONFIG, 0, Flag.RESPONSE)
+    def config_answer(self, tag: int) -> bytes:
+        header = Header(self.link.mac, self.lab.mac(TARGET), ADDRESS, AoeCommand.CONFIG, tag, Flag.RESPONSE)
         return encode_config(header, ConfigArgument(buffer_count=16, sectors=2, version=1))
 
 
@@ -119,11 +119,20 @@ async def test_a_lone_answer_lands_too(wire: Wire) -> None:
 
 
 async def test_any_other_frame_is_odd(wire: Wire) -> None:
-    frame = wire.config_answer()
+    frame = wire.config_answer(0x9000_0000)
     wire.far.send(frame)
     with trio.fail_after(10):
         await wire.link.wait_readable()
     assert wire.link.receive() == (1, [], [frame])
+
+
+async def test_an_announcement_is_a_hint(wire: Wire) -> None:
+    frame = wire.config_answer(0)
+    wire.far.send(frame)
+    with trio.fail_after(10):
+        await wire.link.wait_hints()
+    assert wire.link.receive_hints(5) == [frame]
+    assert wire.link.receive() == (0, [], [])
 
 
 async def test_a_lone_frame_goes_out(wire: Wire) -> None:

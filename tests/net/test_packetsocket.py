@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from aoefs.core.tags import HINT_TAGS
 from aoefs.net.packetsocket import LINK_DOWN, PacketSocket, Role
 from aoefs.protocol.wire import BROADCAST_MAC, CLIENT_TAG_BIT, Address, AoeCommand, Flag, Header, encode_header, pad
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
 from tests.lab.fixtures import both_mtus
 
-OURS = CLIENT_TAG_BIT | 0x1234  # a tag as user-space initiators make them
+OURS = CLIENT_TAG_BIT | 0x1000_1234  # a tag as user-space initiators make them
 KERNEL_DRIVERS = 0x1234
 STRANGER = bytes.fromhex("02ae0000ff00")
 
@@ -69,6 +70,34 @@ def wire_of(lab: Lab, side: str) -> Iterator[socket.socket]:
         yield wire
 
 
+def hints(us: bytes, them: bytes) -> list[bytes]:
+    return [
+        frame(us, them, response=True, command=AoeCommand.CONFIG, tag=0),  # an announcement by unicast
+        frame(BROADCAST_MAC, them, response=True, command=AoeCommand.CONFIG, tag=0),  # and by broadcast
+        frame(BROADCAST_MAC, them, response=True, command=AoeCommand.CONFIG),
+        frame(us, them, response=True, command=AoeCommand.CONFIG, tag=HINT_TAGS << 16 | 0xFFFF),
+    ]
+
+
+def test_hints_come_by_a_socket_of_their_own_with_a_small_buffer(lab: Lab) -> None:
+    us, them = lab.mac(INITIATOR), lab.mac(TARGET)
+    unwanted = [
+        frame(us, them, response=True),
+        frame(us, them, response=True, command=AoeCommand.CONFIG),
+        frame(us, them, response=True, tag=HINT_TAGS << 16),
+        frame(us, them, response=False, command=AoeCommand.CONFIG, tag=0),
+        frame(STRANGER, them, response=True, command=AoeCommand.CONFIG, tag=0),
+    ]
+    with open_link(lab, role=Role.HINTS) as link, wire_of(lab, TARGET) as wire:
+        lab.ip(INITIATOR, "link", "set", "aoe0", "promisc", "on")
+        wanted = hints(us, them)[:2] + hints(us, them)[3:]
+        for sent in (*unwanted, *wanted):
+            wire.send(sent)
+        assert received(link, len(wanted)) == sorted(wanted)
+        assert link.receive_frames(5) == []
+        assert link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 << 20
+
+
 def test_an_initiator_receives_answers_to_it_and_nothing_else(lab: Lab) -> None:
     us, them = lab.mac(INITIATOR), lab.mac(TARGET)
     wanted = [
@@ -76,11 +105,10 @@ def test_an_initiator_receives_answers_to_it_and_nothing_else(lab: Lab) -> None:
         frame(us, them, response=True, tag=0xFFFF_FFFF),
         frame(us, them, response=True, flags=Flag.ERROR),
         frame(us, them, response=True, command=AoeCommand.MASK),
-        frame(us, them, response=True, command=AoeCommand.CONFIG, tag=0),  # an announcement by unicast
-        frame(BROADCAST_MAC, them, response=True, command=AoeCommand.CONFIG, tag=0),  # and by broadcast
         frame(us, them, response=True, command=AoeCommand.CONFIG)[:32],  # as short as vblade's
     ]
     unwanted = [
+        *hints(us, them),
         frame(us, them, response=False),
         frame(BROADCAST_MAC, them, response=False, command=AoeCommand.CONFIG),
         frame(us, them, response=True, tag=KERNEL_DRIVERS),

@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if warning:
                     log.warning("%s", warning)
         with contextlib.ExitStack() as asking:
-            sockets = [asking.enter_context(_open_link(interface, Role.INITIATOR)) for interface in interfaces]
+            sockets = [asking.enter_context(_open_link(interface, Role.HINTS)) for interface in interfaces]
             inquiry = Inquiry(exports, sockets)
 
             # These take as long as the answers may.
