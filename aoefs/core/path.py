@@ -15,39 +15,19 @@ oldest one that flies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aoefs.core.health import TRANSITIONS, Health, Sign
 from aoefs.core.link import Link
 from aoefs.core.recovery import IDLE, CongestionWindow, ReorderWindow, RttEstimator
 from aoefs.core.request import Run, bits
+from aoefs.core.statistics import PathStatistics
 from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
 
 if TYPE_CHECKING:
     from aoefs.core.target import Target
 
 FRAME_LIFETIME: Final = 0.5  # seconds: for how long, at least, a copy of a frame may still arrive
-
-
-@dataclass(frozen=True, slots=True)
-class PathStatistics:
-    """A frozen snapshot of one path; times in microseconds, windows in commands."""
-
-    interface: str
-    mac: bytes
-    sectors: int
-    in_flight: int
-    window: int
-    rtt_us: float
-    rttvar_us: float
-    rto_us: float
-    sent: int
-    answered: int
-    retransmits: int  # commands given up and sent again
-    late: int  # of these, answered after all: they were not lost
-    reductions: int  # of the window
-    healthy: bool
 
 
 class Path:

@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Container
-from dataclasses import dataclass
 from typing import Final
 
 from aoefs.core.health import Health, Sign
@@ -42,9 +41,10 @@ from aoefs.core.life import NOT_ANSWERING, SERVED, Input, Life, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
-from aoefs.core.path import Path, PathStatistics
+from aoefs.core.path import Path
 from aoefs.core.quarantine import Quarantine
 from aoefs.core.request import NOTHING, Memory, Request, Run, bits
+from aoefs.core.statistics import TargetStatistics
 from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
@@ -57,36 +57,6 @@ SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 
 LOSS_MEMORY: Final = 60.0  # seconds
 STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
 DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which a path is degraded: not used while another one works
-
-
-@dataclass(frozen=True, slots=True)
-class TargetStatistics:
-    """A frozen snapshot of one target."""
-
-    name: str
-    address: Address
-    state: str
-    identity: Identity
-    config: bytes
-    bufcnt: int
-    in_flight: int
-    queued: int
-    waiting: int  # requests of which something was sent
-    quarantined: int  # ended writes of which a copy may still travel
-    reads: int
-    writes: int
-    read_bytes: int
-    write_bytes: int
-    flushes: int
-    errors: int
-    retransmits: int
-    rtt_us: float
-    dirty: bool
-    flush_supported: bool
-    conflict: str  # why it takes no writes, if it takes none
-    read_latency: tuple[int, ...]  # requests per bucket of core.latency, from submission to the last answer
-    write_latency: tuple[int, ...]
-    paths: tuple[PathStatistics, ...]
 
 
 class Target:

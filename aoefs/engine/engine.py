@@ -29,8 +29,9 @@ from aoefs.core.life import State
 from aoefs.core.link import Endpoint, Link, LinkStatistics
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
+from aoefs.core.statistics import TargetStatistics
 from aoefs.core.tags import TagTable
-from aoefs.core.target import Target, TargetStatistics
+from aoefs.core.target import Target
 from aoefs.engine.changes import Change, Changes
 from aoefs.engine.clock import PERIOD, RunningClock
 from aoefs.engine.discovery import Discovery

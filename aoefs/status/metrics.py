@@ -31,7 +31,7 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from aoefs.core.latency import BUCKETS, lower_bound_us
-from aoefs.core.target import TargetStatistics
+from aoefs.core.statistics import TargetStatistics
 from aoefs.engine.engine import EngineStatistics
 from aoefs.errors import UserError
 from aoefs.protocol.wire import format_mac

@@ -13,8 +13,7 @@ from typing import Any
 
 from aoefs.core.latency import percentile_us
 from aoefs.core.link import LinkStatistics
-from aoefs.core.path import PathStatistics
-from aoefs.core.target import TargetStatistics
+from aoefs.core.statistics import PathStatistics, TargetStatistics
 from aoefs.engine.engine import EngineStatistics
 from aoefs.engine.strangers import Stranger
 from aoefs.protocol.wire import format_mac

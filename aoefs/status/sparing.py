@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from aoefs.core.target import TargetStatistics
+from aoefs.core.statistics import TargetStatistics
 
 T = TypeVar("T")
 

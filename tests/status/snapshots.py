@@ -7,8 +7,7 @@ from typing import Any, cast
 
 from aoefs.core.latency import BUCKETS, bucket_of
 from aoefs.core.link import Endpoint, Link, LinkStatistics
-from aoefs.core.path import PathStatistics
-from aoefs.core.target import TargetStatistics
+from aoefs.core.statistics import PathStatistics, TargetStatistics
 from aoefs.engine.engine import EngineStatistics
 from aoefs.engine.shards import ShardStatistics
 from aoefs.engine.strangers import NO_ANSWER, Stranger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aoefs.core.target import TargetStatistics
+from aoefs.core.statistics import TargetStatistics
 from aoefs.status.sparing import CREDIT, SHARE, PerTarget, Sparing
 from tests.status.snapshots import target
 
