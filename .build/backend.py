@@ -41,6 +41,7 @@ _STARTED_AT = time.time()  # the time of what is built: the sources are read aft
 COMPILED = (
     "protocol/ata",
     "protocol/wire",
+    "core/backlog",
     "core/health",
     "core/latency",
     "core/overlap",

@@ -31,10 +31,10 @@ per MAC as the Linux driver keeps them (the time of the disk is part of them).
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Container
 from typing import Final
 
+from aoefs.core.backlog import Backlog
 from aoefs.core.health import Health, Sign
 from aoefs.core.latency import BUCKETS, bucket_of
 from aoefs.core.life import NOT_ANSWERING, SERVED, Input, Life, State
@@ -99,8 +99,7 @@ class Target:
         self._tags = tags
         self._memory = Memory() if memory is None else memory
         self._limit = 1
-        self._fresh: deque[Request] = deque()  # sectors that were never sent
-        self._retransmit: deque[tuple[Request, int, int]] = deque()  # (request, sector, sectors) to send once more
+        self._backlog = Backlog()
         self._waiting: dict[Request, None] = {}  # sent at least once and not ended, oldest first
         self._quarantine = Quarantine(self.order)
         self._silent_since = 0.0  # the last answer, or when the first of what waits began to
@@ -169,7 +168,7 @@ class Target:
             return
         self._begin_waiting(now)
         request.submitted_at = now
-        self._fresh.append(request)
+        self._backlog.fresh.append(request)
 
     def _why_not_served(self) -> RequestError:
         if self.life.state is State.REPLACED:
@@ -179,12 +178,12 @@ class Target:
     @property
     def _answer_is_due(self) -> bool:
         """Something waits for an answer that should come soon."""
-        return bool(self._waiting or self._fresh or self._lone_commands)
+        return bool(self._waiting or self._backlog.fresh or self._lone_commands)
 
     @property
     def waiting(self) -> int:
         """How many requests and lone commands have not ended."""
-        return len(self._waiting.keys() | self._fresh) + self._lone_commands + self._flushes
+        return len(self._waiting.keys() | self._backlog.fresh) + self._lone_commands + self._flushes
 
     def _begin_waiting(self, now: float) -> None:
         if not self._answer_is_due:
@@ -225,7 +224,8 @@ class Target:
 
     def next_run(self, now: float) -> Run | None:
         """The next batch that the windows allow; it counts as sent at ``now``."""
-        if not (self._fresh or self._retransmit) or self.life.state is not State.UP:
+        backlog = self._backlog
+        if backlog.is_empty or self.life.state is not State.UP:
             return None
         room = self._limit - self.in_flight
         if room <= 0:
@@ -233,7 +233,7 @@ class Target:
         path = self._choose_path()
         if path is None:
             return None
-        work = self._next_work(fresh_first=path.rtt.backoff > 0)
+        work = backlog.next(fresh_first=path.rtt.backoff > 0)
         if work is None:
             return None
         request, sector, sectors = work
@@ -242,20 +242,20 @@ class Target:
         room = min(room, path.room)
         if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
             if sector != request.cursor:
-                self._retransmit.appendleft(work)
+                backlog.retransmit.appendleft(work)
             return None  # half a window in one batch costs hardly more than one command, and its answers come together
         taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
         if sector == request.cursor:
             request.begin(self._memory)
             request.cursor += taken
             if request.cursor == request.sectors:
-                self._fresh.popleft()
+                backlog.fresh.popleft()
                 if request.on_sent is not None:
                     request.on_sent(request)
             resent = False
         else:
             if taken < sectors:
-                self._retransmit.appendleft((request, sector + taken, sectors - taken))
+                backlog.retransmit.appendleft((request, sector + taken, sectors - taken))
             resent = True
         run = Run(request, path, sector, taken, path.sectors, now)
         if resent and request.write:
@@ -267,29 +267,6 @@ class Target:
             request.first_sent_at = now
             self._waiting[request] = None
         return run
-
-    def _next_work(self, *, fresh_first: bool) -> tuple[Request, int, int] | None:
-        """A piece to send again (taken off its queue), else the rest of the oldest fresh request (left there).
-
-        After a timeout, ``fresh_first``: a command that is never answered must not keep the others from being tried.
-        """
-        while self._retransmit and not (fresh_first and self._fresh):
-            request, sector, sectors = self._retransmit.popleft()
-            missing = request.todo >> sector & bits(0, sectors)
-            if request.ended or not missing:
-                continue
-            skip = (missing & -missing).bit_length() - 1
-            missing >>= skip
-            length = (~missing & missing + 1).bit_length() - 1
-            if skip + length < sectors:
-                self._retransmit.appendleft((request, sector + skip + length, sectors - skip - length))
-            return request, sector + skip, length
-        while self._fresh:
-            request = self._fresh[0]
-            if not request.ended:
-                return request, request.cursor, request.sectors - request.cursor
-            self._fresh.popleft()
-        return None
 
     def _choose_path(self) -> Path | None:
         """Round robin over the usable ones that have room."""
@@ -311,7 +288,7 @@ class Target:
         self.in_flight -= gone.bit_count()
         start, sectors = run.sectors_of(first, run.count - first)
         if sectors > 0:
-            self._retransmit.appendleft((run.request, start, sectors))
+            self._backlog.retransmit.appendleft((run.request, start, sectors))
         self._retire_tags(run)
 
     def _retire_tags(self, run: Run) -> None:
@@ -394,8 +371,8 @@ class Target:
         """An ended request leaves the queues; what of it flies is a copy from now on."""
         self._waiting.pop(request, None)
         request.let_go(self._memory)
-        if request.cursor < request.sectors and request in self._fresh:
-            self._fresh.remove(request)
+        if request.cursor < request.sectors and request in self._backlog.fresh:
+            self._backlog.fresh.remove(request)
         for path in self.paths:
             for run in path.runs:
                 if run.request is request and run not in request.copies:
@@ -408,14 +385,8 @@ class Target:
         if run.lost and run not in request.copies:
             request.copies.append(run)
         self._retire_tags(run)
-        if request.ended:
-            return
-        while mask:
-            first = (mask & -mask).bit_length() - 1
-            shifted = mask >> first
-            count = (~shifted & shifted + 1).bit_length() - 1
-            self._retransmit.append((request, *run.sectors_of(first, count)))
-            mask &= ~bits(first, count)
+        if not request.ended:
+            self._backlog.add_lost(run, mask)
 
     def release(self, claim: Claim, requests: list[Request]) -> None:
         """Give back the range of a write, made of ``requests``, that ended; see ``core.quarantine``."""
@@ -439,18 +410,18 @@ class Target:
     @property
     def is_idle(self) -> bool:
         """Nothing is in flight and nothing waits to be sent."""
-        return not (self.in_flight or self._fresh or self._retransmit)
+        return not self.in_flight and self._backlog.is_empty
 
     def requests(self) -> set[Request]:
         """Those that have not ended."""
-        return {*self._waiting, *self._fresh}
+        return {*self._waiting, *self._backlog.fresh}
 
     def is_on_the_wire(self, request: Request) -> bool:
         """All of it was sent and can be expected to arrive: nothing of this target waits to be retransmitted, no path
         had a timeout since its last answer, and not all paths are degraded.  So all that is unanswered fits into the
         windows.
         """
-        if request.cursor < request.sectors or self._retransmit or any(path.rtt.backoff for path in self.paths):
+        if request.cursor < request.sectors or self._backlog.retransmit or any(path.rtt.backoff for path in self.paths):
             return False
         return any(path.health is Health.GOOD for path in self.paths)
 
@@ -573,10 +544,10 @@ class Target:
 
     def _fail_all(self, error: RequestError, spared: Container[Request] = ()) -> None:
         """In the order in which they came."""
-        for request in [*self._waiting, *self._fresh]:
+        for request in [*self._waiting, *self._backlog.fresh]:
             if request not in spared:
                 self.fail(request, error)
-        self._retransmit = deque(work for work in self._retransmit if not work[0].ended)
+        self._backlog.forget_ended()
 
     def await_reservation(self) -> None:
         """Nothing is sent until its reservation is renewed."""
@@ -611,7 +582,7 @@ class Target:
             config=self.config,
             bufcnt=self.bufcnt,
             in_flight=self.in_flight,
-            queued=len(self._fresh) + len(self._retransmit),
+            queued=len(self._backlog),
             waiting=len(self._waiting),
             quarantined=len(self._quarantine.held),
             reads=self.reads,
