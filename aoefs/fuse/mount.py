@@ -95,6 +95,7 @@ class Mount:
                 allow_mac=frozenset(options.allow_mac),
                 serials=dict(reversed(options.disk)),
                 max_targets=options.max_targets,
+                fixed_paths=options.fixed_paths,
                 shards=options.shards,
             )
             try:

@@ -57,6 +57,7 @@ EVERY_OPTION = [
     ("allow-mac", "02-00-00-00-00-0a", ("allow_mac", (b"\2\0\0\0\0\n",))),
     ("disk", "e7.1=WD-1 2", ("disk", ((Address(7, 1), "WD-1 2"),))),
     ("max-targets", "5", ("max_targets", 5)),
+    ("fixed-paths", None, ("fixed_paths", True)),
     ("reserve", None, ("reserve", True)),
     ("plain-loop", None, ("plain_loop", True)),
     ("allow-other", None, ("allow_other", True)),
