@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 
-from tests.lab import ATTACKER, INITIATOR, TARGET, Lab, Process, python_module, wait_until
+from tests.lab import ATTACKER, INITIATOR, TARGET, Lab, Mount, Process, python_module, wait_until
 
 
 class Attack:
@@ -45,3 +45,8 @@ def attacking(lab: Lab, kind: str, **numbers: float) -> Iterator[Attack]:
         yield Attack(process)
     finally:
         process.stop()
+
+
+def discover(mount: Mount) -> None:
+    """Ask on all links, as the mount does every minute."""
+    (mount.here / ".aoefs/discover").write_text("1")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.live import Worker, log_of, mount_until, pattern, read, write
-from tests.hostile.attack import attacking
+from tests.hostile.attack import attacking, discover
 from tests.hostile.attacker import FORGED, READ_BYTES
 from tests.lab import ATTACKER, INITIATOR, TARGET, Lab, Mount, opened, python_module
 
@@ -115,7 +115,7 @@ def fill(lab: Lab) -> str:
     mount = _mount(lab)
     with attacking(lab, "fill", count=1100):
         filled = _seconds_until(lambda: len(os.listdir(mount.here)) >= 1025)
-    (mount.here / ".aoefs/discover").write_text("1")
+    discover(mount)
     lab.target(f"0.1={lab.image('new', 1 << 20, seed=1)}")
     new = _seconds_until((mount.here / "e0.1").exists)
     return f"full after {filled}; after the attack a new target appeared: {new}"
@@ -180,7 +180,7 @@ def babble(lab: Lab) -> str:
     mount = _mount(lab)
     with attacking(lab, "babble") as attack:
         for _ in range(30):
-            (mount.here / ".aoefs/discover").write_text("1")
+            discover(mount)
             attack.goes_on(2.0)
     lines = (mount.here / ".aoefs/events").read_text().splitlines()
     lies, first = sum("refused" in line for line in lines), [line for line in lines if f"e0.0: {SIZE} bytes" in line]

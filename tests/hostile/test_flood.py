@@ -1,0 +1,50 @@
+"""Point: floods.  Announcements as fast as a host can send them delay no read; lies push no other event out."""
+
+from __future__ import annotations
+
+import time
+
+from tests.faults.live import Worker, mount_until, read
+from tests.hostile.attack import attacking
+from tests.lab import Lab, opened, wait_until
+
+SIZE = 4 << 20
+ANNOUNCEMENTS = 400_000
+ANSWERS = 50_000
+LONGEST = 1.0  # seconds that a read may take: the flood takes one of the processors
+
+
+def test_reads_go_on_under_a_flood_of_announcements(lab: Lab) -> None:
+    disk = lab.image("disk", SIZE)
+    contents = disk.read_bytes()
+    lab.target(f"0.0={disk}")
+    mount = mount_until(lab, "e0.0")
+    longest = 0.0
+
+    def work(step: int) -> None:
+        nonlocal longest
+        offset, began = step % 256 * 16384, time.monotonic()
+        assert read(file, 16384, offset) == contents[offset : offset + 16384]
+        longest = max(longest, time.monotonic() - began)
+
+    with opened(mount.here / "e0.0") as file, Worker(work) as worker:
+        worker.wait_for_steps(20)
+        with attacking(lab, "flood") as attack:
+            attack.until("announcements", ANNOUNCEMENTS, 60)
+            worker.wait_for_steps(20)
+    assert mount.target()["errors"] == 0
+    assert longest < LONGEST, f"a read took {longest:.2f} s"
+
+
+def test_a_flood_of_answers_to_nothing_is_an_event(lab: Lab) -> None:
+    lab.target(f"0.0={lab.image('disk', SIZE)}")
+    mount = mount_until(lab, "e0.0")
+    with attacking(lab, "forge") as attack:
+        attack.until("answers", ANSWERS)
+        wait_until(
+            lambda: any(
+                event["level"] == "warning" and "that answer nothing of ours" in event["text"]
+                for event in mount.status()["events"]
+            ),
+            what="an event reports answers to nothing of ours",
+        )
