@@ -5,15 +5,17 @@ silently, not against ``--fixed-paths``, and not with another size.
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 from tests.faults.live import mount_until, read
 from tests.hostile.attack import attacking
 from tests.hostile.attacker import FORGED
-from tests.lab import ATTACKER, Lab, opened, wait_until
+from tests.lab import ATTACKER, TARGET, Lab, opened, wait_until
 
 SIZE = 4 << 20
+FIRST = 1.2  # seconds, in which a target may show more paths
 
 
 def test_a_new_path_of_an_open_target_is_a_warning_that_names_its_mac(lab: Lab) -> None:
@@ -30,6 +32,20 @@ def test_a_new_path_of_an_open_target_is_a_warning_that_names_its_mac(lab: Lab) 
             10,
             "a warning names the MAC of the new path",
         )
+
+
+def test_fixed_paths_admit_no_path_after_the_first_discovery(lab: Lab) -> None:
+    disk = lab.image("disk", SIZE)
+    contents = disk.read_bytes()
+    lab.target(f"0.0={disk}")
+    mount = mount_until(lab, "e0.0", fixed_paths=True)
+    known_since = time.monotonic()
+    wait_until(lambda: time.monotonic() - known_since > FIRST, what="its first discovery is over")
+    with opened(mount.here / "e0.0", os.O_RDONLY | os.O_DIRECT) as file, attacking(lab, "clone") as attack:
+        attack.until("lies", 20)
+        for offset in range(0, 1 << 20, 16384):
+            assert read(file, 16384, offset) == contents[offset : offset + 16384]
+    assert [path["mac"] for path in mount.target()["paths"]] == [lab.mac(TARGET).hex(":")]
 
 
 @pytest.mark.parametrize(("kind", "options"), [("clone", {"sectors": 1.0}), ("flip", {})])

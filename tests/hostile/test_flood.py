@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
+from aoefs.status.events import MAX_EVENTS, EventRing
 from tests.faults.live import Worker, mount_until, read
 from tests.hostile.attack import attacking
 from tests.lab import Lab, opened, wait_until
@@ -48,3 +50,23 @@ def test_a_flood_of_answers_to_nothing_is_an_event(lab: Lab) -> None:
             ),
             what="an event reports answers to nothing of ours",
         )
+
+
+def test_other_events_stay_in_the_ring_under_a_flood_of_lies() -> None:
+    """One kind of line, whatever it names, has its share of the ring, and no more."""
+    ring, log = EventRing(), logging.getLogger("aoefs.tests.hostile")
+    log.propagate = False
+    ring.listen_to(log)
+    try:
+        log.info("%s: %d bytes, on %s", "e0.0", SIZE, "aoe0")
+        for number in range(5000):
+            log.info("%s: %s is refused: it is another disk", "e0.0", number.to_bytes(6, "big").hex(":"))
+            if number == 2500:
+                log.info("%s is down", "e0.1")
+    finally:
+        log.removeHandler(ring)
+    texts = [event.text for event in ring.snapshot()]
+    assert texts[0] == f"e0.0: {SIZE} bytes, on aoe0"
+    assert "e0.1 is down" in texts
+    assert texts[-1].startswith("e0.0: 00:00:00:00:13:87 is refused"), "the last lies can be seen, too"
+    assert len(texts) <= MAX_EVENTS
