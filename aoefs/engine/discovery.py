@@ -14,7 +14,7 @@ What always holds:
 - Each query, IDENTIFY and probe has a random tag of its own, and is answered by exactly the endpoint it was sent to,
   once.  A second answer counts as surplus (``engine.receiver``).
 - Hints of one endpoint cause at most one examination a second; after the last hint, too.
-- An examination ends early when others wait for its place.
+- An examination of a silent endpoint makes room when others wait for its place: once it comes again behind them.
 - Only config reads are ever broadcast: vblade carries out a broadcast write.
 
 Rejected: believing an answer to a broadcast query (every host on the segment sees its tag, and two forged frames gave
@@ -63,7 +63,7 @@ QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a link came up: one lost bro
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
 CONFIG_PAUSES = (0.2, 0.4, 0.8, 1.6)  # seconds after each sending to an unknown endpoint
 IDENTIFY_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds after each sending
-AWAITED_SECONDS = 0.2  # of silence, after which an examination ends if others wait for its place
+AWAITED_SECONDS = (0.2, 0.8)  # of silence, after which an examination makes room if others wait: first, second time
 SECOND_DISK = 0.1  # seconds that a second disk behind the same MAC has for its answer, when nobody waits for the first
 MEASURE_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32)  # seconds after each sending with one size of frame
 HINT_PERIOD = 1.0  # seconds between two examinations that hints of one endpoint cause
@@ -93,6 +93,7 @@ class Discovery:
         self._candidates = Candidates()
         self._waits: dict[Endpoint, Wait] = {}  # of those under examination
         self._again: set[Endpoint] = set()  # of these, those that were to be examined meanwhile
+        self._made_room: set[Endpoint] = set()  # for others, once
         self._configs: dict[Endpoint, ConfigArgument] = {}  # what those under IDENTIFY said of themselves
         self._hinted: dict[Endpoint, float] = {}  # when a hint of it led to an examination, the oldest first
         self._repeated: set[Endpoint] = set()  # hinted again within the period: to be examined at its end
@@ -203,6 +204,7 @@ class Discovery:
 
     async def _examine(self, endpoint: Endpoint) -> None:
         again = False
+        had_made_room = endpoint in self._made_room
         try:
             config = await self._ask_config(endpoint)
             if config is not None:
@@ -217,6 +219,10 @@ class Discovery:
             following = self._candidates.end(endpoint)
             if following is not None:
                 self._begin(following)
+            if had_made_room:
+                self._made_room.discard(endpoint)
+            elif endpoint in self._made_room:
+                again = True
             if again:
                 self.examine(endpoint)
 
@@ -301,9 +307,11 @@ class Discovery:
 
     def _patience(self, endpoint: Endpoint, pauses: Iterable[float]) -> Iterator[float]:
         """All of ``pauses``, or fewer if others wait for the place of this endpoint."""
+        patience = AWAITED_SECONDS[endpoint in self._made_room]
         waited = 0.0
         for pause in pauses:
-            if waited >= AWAITED_SECONDS and self._candidates.is_awaited(endpoint):
+            if waited >= patience and self._candidates.is_awaited(endpoint):
+                self._made_room.add(endpoint)
                 return
             waited += pause
             yield pause
