@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.faults.live import mount_until, pattern, read, write
 from tests.hostile.attack import attacking, discover
-from tests.lab import TARGET, Lab, opened
+from tests.lab import INITIATOR, TARGET, Lab, opened, wait_until
 
 SIZE = 4 << 20
 EXPORTS = 1024
@@ -36,3 +38,11 @@ def test_forged_config_answers_change_neither_window_nor_payload_nor_config_stri
             for field in ("bufcnt", "sectors", "mac", "healthy"):
                 assert [path[field] for path in after["paths"]] == [path[field] for path in before["paths"]], field
     assert mount.target()["errors"] == 0
+
+
+def test_a_thousand_honest_targets_behind_one_mac_are_found_at_once(lab: Lab) -> None:
+    image = lab.image("disk", SIZE)
+    lab.target("--read-only", *(f"{number // 250}.{number % 250}={image}" for number in range(EXPORTS)))
+    mount = lab.mount(foreground=True)
+    wait_until(lambda: len(os.listdir(mount.here)) == EXPORTS + 1, SOON, f"{EXPORTS} targets")
+    assert lab.mac(INITIATOR).hex(":") == mount.status()["links"][0]["mac"]
