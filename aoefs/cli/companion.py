@@ -160,7 +160,7 @@ async def find(engine: Engine, address: Address, wait: float) -> Found:
         if len(answers) > 1:
             await _require_one_disk(engine, endpoints, len(answers) > len(endpoints), wait)
     config = answers[0].argument
-    assert isinstance(config, ConfigArgument)
+    assert isinstance(config, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
     return Found(endpoints, config)
 
 

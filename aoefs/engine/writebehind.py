@@ -126,6 +126,6 @@ class WriteStream:
 
     def _raise(self) -> None:
         write_behind = self._write_behind
-        assert write_behind.error is not None
+        assert write_behind.error is not None  # noqa: S101 (for mypy: what was lost has an error)
         write_behind.reported = write_behind.lost
         raise write_behind.error.with_traceback(None)

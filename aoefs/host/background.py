@@ -118,7 +118,7 @@ def own_command() -> list[str]:
 
 
 def _start(arguments: Sequence[str], write_end: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 (this very program, with the words of its user)
         [*own_command(), "--foreground", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -403,7 +403,8 @@ def _umount2(path: str, lazy: bool) -> None:
 def _fusermount(path: str, lazy: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+        environment = {**os.environ, "LC_ALL": "C"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)  # noqa: S603 (no shell)
     except FileNotFoundError:
         raise UserError("fusermount3 is missing: install the package fuse3, or run as root") from None
     if result.returncode:

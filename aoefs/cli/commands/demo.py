@@ -107,7 +107,7 @@ def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
     prepare = f"mount -t tmpfs tmpfs {place} && mkdir -p /run/netns && ip link set lo up"
     command = [unshare, "--user", "--map-root-user", "--net", "--mount", "--", "sh", "-c"]
     environment = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
-    probe = subprocess.run(
+    probe = subprocess.run(  # noqa: S603 (words of ours)
         [*command, prepare], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
     )
     if probe.returncode:
@@ -116,7 +116,8 @@ def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
         raise UserError(f"the demo needs root, since user namespaces are not allowed here ({reason}): sudo aoefs demo")
     verbose = ["-v"] * arguments.verbose
     again = [f'{prepare} && exec "$@"', "sh", *own_command(), "demo", *verbose]
-    os.execve(unshare, [*command, *again], {**environment, _UNPRIVILEGED_VARIABLE: "1"})
+    environment[_UNPRIVILEGED_VARIABLE] = "1"
+    os.execve(unshare, [*command, *again], environment)  # noqa: S606 (words of ours)
 
 
 # ── signals and programs ──────────────────────────────────────────────────────────────────────────────────────────
@@ -175,7 +176,7 @@ def _typed_aoefs() -> str:
 
 def _start(command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
     """Start a program in a new session, which Ctrl-C at the terminal does not reach."""
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 (each command is shown before it runs)
         command,
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -285,7 +286,7 @@ class _Demo:
                     child = _start(command, output.fileno())
                 code = child.wait(timeout)
             except subprocess.TimeoutExpired:
-                assert child is not None
+                assert child is not None  # noqa: S101 (for mypy: it is waited for)
                 _stop(child)
                 return 1, f"no end within {timeout:g} s"
             except BaseException:

@@ -111,7 +111,7 @@ async def _smart(
         answer = answers[0]
         if answer.error is not None:
             raise answer.error
-        assert isinstance(answer.argument, AtaArgument)
+        assert isinstance(answer.argument, AtaArgument)  # noqa: S101 (for mypy: its decoder makes no other)
         return answer.argument, answer.data
 
     try:
