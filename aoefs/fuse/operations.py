@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
@@ -50,6 +51,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MAX_FREE = 1  # buffers of reads that wait for their next use: a stream needs no more
+CONTROL_BYTES_PER_SECOND = 5e6  # of control files: a loop that reads a status of 1 MB must not take the disks' time
+CONTROL_CREDIT = 1.0  # seconds: what that allows may be read at once
+MAX_CONTROL_WAIT = 1.0  # seconds that an open of a control file waits
 TABLE_SECONDS = 1.0  # for which a close waits until the partition table was read again
 
 _NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDATED)
@@ -116,6 +120,7 @@ class AoeOperations(pyfuse3.Operations):
         self._buffers = _Buffers()
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self._control_due = -math.inf  # when the next control file may be read
         engine.changes.subscribe(self._on_change)
 
     # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -189,7 +194,7 @@ class AoeOperations(pyfuse3.Operations):
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         control = self.tree.control_nodes.get(inode)
         if control is not None:
-            return self._open_control(control, flags & os.O_ACCMODE, ctx)
+            return await self._open_control(control, flags & os.O_ACCMODE, ctx)
         node = self.tree.nodes.get(inode)
         if node is None or node.gone:
             raise FUSEError(errno.ESTALE)
@@ -246,7 +251,7 @@ class AoeOperations(pyfuse3.Operations):
                 node.writing -= 1
                 raise
 
-    def _open_control(self, control: ControlNode, access: int, ctx: pyfuse3.RequestContext) -> FileInfo:
+    async def _open_control(self, control: ControlNode, access: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         file = control.file
         if file is None:
             raise FUSEError(errno.EISDIR)
@@ -256,7 +261,14 @@ class AoeOperations(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         if (access != os.O_RDONLY and file.write is None) or (access != os.O_WRONLY and file.read is None):
             raise FUSEError(errno.EACCES)
-        content = file.read() if file.read is not None and access != os.O_WRONLY else b""
+        content = b""
+        if file.read is not None and access != os.O_WRONLY:
+            wait = min(self._control_due - trio.current_time(), MAX_CONTROL_WAIT)
+            if wait > 0:
+                await trio.sleep(wait)
+            content = file.read()
+            due = max(self._control_due, trio.current_time() - CONTROL_CREDIT)
+            self._control_due = due + len(content) / CONTROL_BYTES_PER_SECOND
         return FileInfo(fh=self._add_handle(ControlHandle(control.path, file, content)), direct_io=True)
 
     async def _write_control(self, handle: ControlHandle, order: bytes) -> int:

@@ -19,6 +19,7 @@ from aoefs.engine.settings import Settings
 from aoefs.errors import ControlError
 from aoefs.fuse.control import CONFIG_SECONDS, format_event
 from aoefs.fuse.kernel import Notice
+from aoefs.fuse.operations import CONTROL_BYTES_PER_SECOND, CONTROL_CREDIT
 from aoefs.fuse.tree import CONTROL, ROOT
 from aoefs.protocol.ata import Opcode, encode_identify
 from aoefs.protocol.wire import (
@@ -33,6 +34,7 @@ from aoefs.protocol.wire import (
 from aoefs.status.events import Event
 from tests.engine.queries import broadcasts
 from tests.fuse.mounted import CONTEXT, OWNER, Mounted, context, fails, mounted
+from tests.memorystore import answer_at_once
 from tests.scene import OUR_MAC, Announce, SimulatedTarget, target_mac
 
 QUICK = Settings(deadsecs=2.0)
@@ -80,7 +82,7 @@ async def take_down(mount: Mounted, target: SimulatedTarget) -> None:
 def config_of(target: SimulatedTarget) -> bytes:
     """The config string that the target has."""
     header = Header(target.mac, OUR_MAC, target.export.address, AoeCommand.CONFIG, 1)
-    reply = target.export.answer(encode_config(header, ConfigArgument()), mac=target.mac, max_sectors=2)
+    reply = answer_at_once(target.export, encode_config(header, ConfigArgument()), mac=target.mac, max_sectors=2)
     assert reply is not None
     return decode_config_untrusted(reply).string
 
@@ -536,3 +538,23 @@ async def test_the_status_cannot_be_written(autojump_clock: MockClock) -> None:
         info = await mount.operations.open(status, os.O_RDONLY, CONTEXT)
         with fails(errno.EBADF):
             await mount.write(info.fh, 0, b"x")
+
+
+async def test_a_loop_that_reads_a_large_control_file_waits_and_one_that_reads_a_small_one_does_not(
+    autojump_clock: MockClock,
+) -> None:
+    async with mounted() as mount:
+        mount.scene.add_target()
+        await mount.scene.disk()
+        began = trio.current_time()
+        for _ in range(500):
+            await cat(mount, "e0.0/ident")
+        assert trio.current_time() == began
+        for _ in range(200):
+            mount.ring.emit(logging.makeLogRecord({"msg": "x" * 4000, "levelno": logging.INFO}))
+        size = len(await cat(mount, "events"))
+        began = trio.current_time()
+        for _ in range(40):
+            await cat(mount, "events")
+        seconds = trio.current_time() - began
+        assert 0.9 < seconds / (40 * size / CONTROL_BYTES_PER_SECOND - CONTROL_CREDIT) < 1.2
