@@ -39,7 +39,7 @@ from aoefs.protocol.wire import (
     encode_ata,
 )
 from aoefs.softtarget.export import Export
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore, answer_at_once
 from tests.segment import Segment, is_answer
 
 LATENCY = 2.0**-13  # seconds one way; a power of two, so that sums are exact
@@ -334,7 +334,7 @@ class Pair:
                 self.strangers += 1
             return
         for export in wire.exports:
-            answer = export.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
+            answer = answer_at_once(export, frame, mac=wire.remote, max_sectors=wire.max_sectors)
             if answer is not None:
                 wire.segment.send(answer, self.now)
 

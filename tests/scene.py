@@ -44,7 +44,7 @@ from aoefs.protocol.wire import (
     encode_config,
 )
 from aoefs.softtarget.export import Export
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore, answer_at_once
 
 OUR_MAC = bytes.fromhex("020000000001")
 DELAY = 0.0001  # seconds, one way
@@ -310,7 +310,7 @@ class SimulatedTarget:
         header = decode_header_untrusted(frame)
         if header.is_response:
             return
-        reply = self.export.answer(frame, mac=self.mac, max_sectors=self.max_sectors)
+        reply = answer_at_once(self.export, frame, mac=self.mac, max_sectors=self.max_sectors)
         if reply is None:
             return
         if header.command == AoeCommand.ATA and frame[27] == Opcode.IDENTIFY and len(reply) > ATA_BYTES + 24:

@@ -184,17 +184,6 @@ class Export:
             self.counters.ignored += 1
         return answer
 
-    def answer(self, frame: bytes | memoryview, *, mac: bytes, max_sectors: int) -> bytes | None:
-        """As :meth:`handle_untrusted`, but a FLUSH is executed at once, and may block."""
-        answer = self.handle_untrusted(frame, mac=mac, max_sectors=max_sectors)
-        if not isinstance(answer, FlushRequest):
-            return answer
-        try:
-            self.store.sync()
-        except OSError as error:
-            return self.finish_flush(answer, error)
-        return self.finish_flush(answer, None)
-
     def finish_flush(self, request: FlushRequest, error: OSError | None) -> bytes:
         """The answer to a FLUSH.  ``error`` is the failure of a sync that *began* after the FLUSH came, or None."""
         self.counters.flushes += 1

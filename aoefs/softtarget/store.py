@@ -1,4 +1,4 @@
-"""Where the sectors of an export are: :class:`Store`, in memory, and in a file or on a block device.
+"""Where the sectors of an export are: :class:`Store`, and that of a file or block device.
 
 Owns the open descriptor, and every check of a path before the target starts.
 
@@ -22,7 +22,6 @@ import select
 import stat
 import struct
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Protocol
 
 from aoefs.errors import UserError
@@ -54,35 +53,6 @@ class Store(Protocol):
     def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int: ...
 
     def sync(self) -> None: ...
-
-
-class MemoryStore:
-    """A disk in memory, for tests: ``data``.  ``syncs`` counts the calls of :meth:`sync`."""
-
-    def __init__(self, sectors: int, *, read_only: bool = False, volatile: bool = True) -> None:
-        self.data = bytearray(sectors * SECTOR_BYTES)
-        self.sectors = sectors
-        self.read_only = read_only
-        self.volatile = volatile
-        self.syncs = 0
-
-    def readv(self, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
-        start = offset
-        for buffer in buffers:
-            piece = self.data[offset : offset + len(buffer)]
-            buffer[: len(piece)] = piece
-            offset += len(piece)
-        return offset - start
-
-    def writev(self, buffers: Sequence[memoryview | bytes], offset: int) -> int:
-        start = offset
-        for buffer in buffers:
-            self.data[offset : offset + len(buffer)] = buffer
-            offset += len(buffer)
-        return offset - start
-
-    def sync(self) -> None:
-        self.syncs += 1
 
 
 class FileStore:
@@ -151,9 +121,7 @@ class FileStore:
     def __enter__(self) -> FileStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -18,6 +18,7 @@ from aoefs.core.life import State
 from aoefs.core.path import FRAME_LIFETIME
 from aoefs.core.recovery import MIN_RTO
 from aoefs.errors import TargetLost
+from tests.memorystore import answer_at_once
 from tests.pair import LATENCY, RTT, Operation, Pair, check_at_rest, check_history, stamp
 from tests.segment import Faults, Segment, is_answer, is_request, is_write
 
@@ -346,7 +347,7 @@ def test_garbage_on_the_wire_disturbs_no_request(frames: list[bytes], data: st.D
         else:
             pair.target.heard(pair.now)
             for export in wire.exports:
-                export.answer(frame, mac=wire.remote, max_sectors=wire.max_sectors)
+                answer_at_once(export, frame, mac=wire.remote, max_sectors=wire.max_sectors)
     pair.finish(read)
     assert read.data == bytes(20 * 512)
 

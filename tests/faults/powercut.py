@@ -37,7 +37,7 @@ from aoefs.protocol.wire import (
 )
 from aoefs.softtarget.export import Export, FlushRequest
 from aoefs.softtarget.server import Server
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore
 
 _RECORD = struct.Struct("<QI")  # offset and length in bytes, then the data; a flush has length 0
 _FLUSHED = 0

@@ -49,9 +49,9 @@ from aoefs.protocol.wire import (
     encode_header,
     parse_mac,
 )
-from aoefs.softtarget.export import Export
 from tests.fuse.mounted import CONTEXT, Mounted, context, mounted
 from tests.fuse.tables import boot_record, entry
+from tests.memorystore import answer_at_once
 from tests.scene import OUR_MAC, make_export, open_scene, target_mac
 
 ZERO = Address(0, 0)
@@ -155,7 +155,7 @@ _export = make_export(ZERO)
 
 def check_export(frame: bytes) -> None:
     """The software target answers with a frame, or not at all; what it sends can be decoded."""
-    reply = Export.answer(_export, frame, mac=THEIR_MAC, max_sectors=2)
+    reply = answer_at_once(_export, frame, mac=THEIR_MAC, max_sectors=2)
     if reply is not None:
         header = decode_header_untrusted(reply)
         assert header.is_response

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aoefs.protocol.wire import ETHERTYPE, SECTOR_BYTES, Address, payload_sectors
 from aoefs.softtarget.export import Export
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore, answer_at_once
 
 MTU = 9000
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         wire.bind((interface, ETHERTYPE))
         mac: bytes = wire.getsockname()[4]
         while True:
-            answer = export.answer(wire.recv(1 << 16), mac=mac, max_sectors=payload_sectors(MTU))
+            answer = answer_at_once(export, wire.recv(1 << 16), mac=mac, max_sectors=payload_sectors(MTU))
             if answer is not None:
                 time.sleep(float(seconds))
                 wire.send(answer)

@@ -13,7 +13,7 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
 )
 from aoefs.softtarget.export import Export
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore, answer_at_once
 
 OURS = bytes.fromhex("020000000001")
 THEIRS = bytes.fromhex("020000000002")
@@ -42,7 +42,7 @@ def header(command: int = AoeCommand.ATA, **changes: Any) -> Header:
 
 
 def ask(export: Export, frame: bytes, max_sectors: int = 2) -> bytes:
-    answer = export.answer(frame, mac=OURS, max_sectors=max_sectors)
+    answer = answer_at_once(export, frame, mac=OURS, max_sectors=max_sectors)
     assert answer is not None
     return check_answer(answer)
 

@@ -19,7 +19,7 @@ from aoefs.protocol.wire import Address, AoeCommand, AtaArgument, Header, encode
 from aoefs.softtarget.configfile import ConfigFile
 from aoefs.softtarget.export import Export
 from aoefs.softtarget.server import Server
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore
 
 OURS = bytes.fromhex("020000000001")
 THEIRS = bytes.fromhex("020000000002")

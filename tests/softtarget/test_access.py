@@ -34,7 +34,7 @@ from aoefs.protocol.wire import (
 )
 from aoefs.softtarget.access import MAX_MACS, Access
 from aoefs.softtarget.export import Export
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore, answer_at_once
 from tests.softtarget.exports import (
     OURS,
     READ,
@@ -86,7 +86,7 @@ def from_stranger(command: int = AoeCommand.ATA) -> Header:
 
 
 def answer_to_stranger(export: Export, frame: bytes) -> bytes | None:
-    return export.answer(frame, mac=OURS, max_sectors=2)
+    return answer_at_once(export, frame, mac=OURS, max_sectors=2)
 
 
 def test_golden_mask_edit() -> None:
@@ -295,7 +295,7 @@ def test_whatever_mask_and_reserve_commands_come_the_lists_stay_bounded_and_mean
     for frame in frames:
         before = (access.mask, access.holders)
         heard = access.hears(THEIRS)
-        answer = export.answer(frame, mac=OURS, max_sectors=2)
+        answer = answer_at_once(export, frame, mac=OURS, max_sectors=2)
         if answer is None:
             assert (access.mask, access.holders) == before
         else:

@@ -10,7 +10,7 @@ from aoefs.protocol.ata import Opcode, transfer_registers
 from aoefs.protocol.wire import ATA_BYTES, AtaArgument
 from aoefs.softtarget.batch import ROW_BYTES, SLOTS, Batch
 from aoefs.softtarget.export import Export
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore
 from tests.softtarget.serving import SECTORS, make_export, read, request, write
 
 

@@ -41,7 +41,7 @@ from aoefs.protocol.wire import (
     encode_header,
 )
 from aoefs.softtarget.export import Export, FlushRequest
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore, answer_at_once
 from tests.softtarget.exports import (
     ADDRESS,
     OURS,
@@ -193,7 +193,7 @@ def test_a_frame_shorter_than_its_command_is_ignored() -> None:
 
 def config(export: Export, command: int, string: bytes = b"") -> ConfigArgument | None:
     frame = encode_config(header(AoeCommand.CONFIG), ConfigArgument(command, string))
-    answer = export.answer(frame, mac=OURS, max_sectors=2)
+    answer = answer_at_once(export, frame, mac=OURS, max_sectors=2)
     if answer is None:
         return None
     check_answer(answer)
@@ -498,7 +498,7 @@ near_frames = st.builds(
 def test_whatever_comes_is_answered_well_or_not_at_all(frames: list[bytes], max_sectors: int) -> None:
     export = make(64)
     for frame in frames:
-        answer = export.answer(frame, mac=OURS, max_sectors=max_sectors)
+        answer = answer_at_once(export, frame, mac=OURS, max_sectors=max_sectors)
         if answer is not None:
             check_answer(answer)
             assert len(answer) <= 36 + max(max_sectors * 512, MAX_CONFIG_BYTES)

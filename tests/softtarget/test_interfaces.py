@@ -23,8 +23,8 @@ from aoefs.protocol.wire import (
     encode_config,
 )
 from aoefs.softtarget.server import Server
-from aoefs.softtarget.store import MemoryStore
 from tests.lab import INITIATOR, TARGET, Lab
+from tests.memorystore import MemoryStore
 from tests.softtarget.serving import ADDRESSES, THEIRS, make_export, until
 
 

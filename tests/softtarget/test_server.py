@@ -36,7 +36,7 @@ from aoefs.protocol.wire import (
 )
 from aoefs.softtarget.configfile import ConfigFile
 from aoefs.softtarget.server import Server
-from aoefs.softtarget.store import MemoryStore
+from tests.memorystore import MemoryStore, answer_at_once
 from tests.softtarget.serving import (
     ADDRESSES,
     FLUSH,
@@ -109,7 +109,7 @@ def test_a_batch_is_answered_as_the_export_alone_answers(
         answer
         for frame in frames
         for each in alone
-        if (answer := each.answer(frame, mac=OURS, max_sectors=max_sectors)) is not None
+        if (answer := answer_at_once(each, frame, mac=OURS, max_sectors=max_sectors)) is not None
     )
 
     async def main() -> None:
