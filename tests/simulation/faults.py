@@ -49,7 +49,7 @@ class Surroundings:
         self._homes: list[Drive] = []  # the drive that each machine had first
         self._episodes: dict[object, int] = {}
         self._macs = 0
-        # Such a target keeps its name, whatever answers with another size or serial where it has no path.
+        # Such a target keeps its name, whatever answers with another serial where it has no path.
         self._never_down = not plan.deadsecs
         for number, sectors in enumerate(plan.cables):
             segment = Segment(seed=plan.seed * 8 + number, checked=True)
@@ -171,9 +171,7 @@ class Surroundings:
         self.cut_power(machine.drive)
 
         def return_power() -> None:
-            disk = self.engine.disks.get(machine.address)
-            grown = disk is not None and disk.target.identity.sectors != machine.drive.sectors
-            if other_macs and not grown:  # a known limit: with both it counts as another disk
+            if other_macs:
                 self._macs += 1
                 machine.cables.update({cable: mac(0xBB, number, self._macs) for cable in machine.cables})
             machine.get_power()
@@ -235,17 +233,11 @@ class Surroundings:
 
     async def do_resize(self, number: int, sectors: int, announced: bool) -> None:
         machine = self.machines[number]
-        if not machine.off and self._is_known(machine) and not self._never_down:
+        if not machine.off:
             machine.drive.sectors = sectors
             machine.insert(machine.drive)
             if announced:
                 machine.announce()
-
-    def _is_known(self, machine: Machine) -> bool:
-        """With all its MACs, so that what it says of itself is believed."""
-        disk = self.engine.disks.get(machine.address)
-        macs = {path.mac for path in disk.target.paths} if disk is not None else set()
-        return macs.issuperset(machine.cables.values())
 
     async def do_announce(self, number: int) -> None:
         if not self.machines[number].off:
