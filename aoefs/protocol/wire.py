@@ -305,6 +305,17 @@ def encode_reserve(header: Header, reserve: ReserveArgument) -> bytes:
     return pad(encode_header(header) + fixed + b"".join(reserve.macs))
 
 
+def encode(header: Header, argument: Argument, data: bytes | memoryview = b"") -> bytes:
+    """A whole frame with any argument, padded; ``data`` follow the registers of an ATA command."""
+    if isinstance(argument, AtaArgument):
+        return encode_ata(header, argument, data)
+    if isinstance(argument, ConfigArgument):
+        return encode_config(header, argument)
+    if isinstance(argument, MaskArgument):
+        return encode_mask(header, argument)
+    return encode_reserve(header, argument)
+
+
 # ── decode ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

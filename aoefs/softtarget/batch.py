@@ -94,30 +94,24 @@ class Batch:
         size = stop - start
         if lba + size // SECTOR_BYTES > limit:
             return False
-        counters = export.counters
-        if opcode in READ_OPCODES:
-            try:
-                if store.readv([self.to_send[start:stop]], lba * SECTOR_BYTES) != size:
-                    return False
-            except OSError:
-                return False
-            counters.reads += end - first
-            counters.read_sectors += size // SECTOR_BYTES
-            return True
-        if opcode not in WRITE_OPCODES or store.read_only:
-            return False
-        at = first * self.stride
-        if end - first == 1 or size == (end - first) * self.stride:
-            pieces = [self.received[at : at + size]]
-        else:
-            counts = self.headers[first * ROW_BYTES + _COUNT_OFFSET : end * ROW_BYTES : ROW_BYTES].tobytes()
-            offsets = range(at, end * self.stride, self.stride)
-            pieces = [self.received[at : at + count * SECTOR_BYTES] for at, count in zip(offsets, counts, strict=True)]
         try:
-            if store.writev(pieces, lba * SECTOR_BYTES) != size:
+            if opcode in READ_OPCODES:
+                moved = store.readv([self.to_send[start:stop]], lba * SECTOR_BYTES)
+            elif opcode in WRITE_OPCODES and not store.read_only:
+                moved = store.writev(self._payloads(first, end, size), lba * SECTOR_BYTES)
+            else:
                 return False
         except OSError:
             return False
-        counters.writes += end - first
-        counters.written_sectors += size // SECTOR_BYTES
-        return True
+        if moved == size:
+            export.counters.add(end - first, size // SECTOR_BYTES, write=opcode in WRITE_OPCODES)
+        return moved == size
+
+    def _payloads(self, first: int, end: int, size: int) -> list[memoryview]:
+        """The data of the WRITEs in these slots, ``size`` bytes in all."""
+        at = first * self.stride
+        if end - first == 1 or size == (end - first) * self.stride:
+            return [self.received[at : at + size]]
+        counts = self.headers[first * ROW_BYTES + _COUNT_OFFSET : end * ROW_BYTES : ROW_BYTES].tobytes()
+        offsets = range(at, end * self.stride, self.stride)
+        return [self.received[at : at + count * SECTOR_BYTES] for at, count in zip(offsets, counts, strict=True)]

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from aoefs.errors import FrameError
 from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status, encode_identify
@@ -49,6 +50,7 @@ from aoefs.protocol.wire import (
     SECTOR_BYTES,
     Address,
     AoeCommand,
+    Argument,
     AtaArgument,
     ConfigArgument,
     ConfigCommand,
@@ -58,7 +60,6 @@ from aoefs.protocol.wire import (
     MaskArgument,
     MaskCommand,
     MaskDirective,
-    MaskError,
     ReserveArgument,
     ReserveCommand,
     decode_ata_untrusted,
@@ -66,11 +67,9 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
     decode_mask_untrusted,
     decode_reserve_untrusted,
-    encode_ata,
+    encode,
     encode_config,
     encode_header,
-    encode_mask,
-    encode_reserve,
     pad,
 )
 from aoefs.softtarget.access import MAX_MACS, Access
@@ -87,15 +86,34 @@ _CONFIG_COMMAND_OFFSET = 29
 READ_OPCODES = frozenset({Opcode.READ, Opcode.READ_EXT})
 WRITE_OPCODES = frozenset({Opcode.WRITE, Opcode.WRITE_EXT})
 EXTENDED_OPCODES = frozenset({Opcode.READ_EXT, Opcode.WRITE_EXT})
+_LEAST_BYTES: dict[int, int] = {  # of a frame, by its command
+    AoeCommand.ATA: ATA_BYTES,
+    AoeCommand.CONFIG: CONFIG_BYTES,
+    AoeCommand.MASK: MASK_BYTES,
+    AoeCommand.RESERVE: RESERVE_BYTES,
+}
+_DEVICE_FAULT = Status.DRDY | Status.DF | Status.ERR
 
 
-@dataclass(frozen=True, slots=True)
-class FlushRequest:
-    """A FLUSH that waits for the store: sync it, then :meth:`Export.finish_flush` makes the answer."""
+class Question(NamedTuple):
+    """A frame for an export, and the interface that it came on: its MAC, and how much its frames hold.
+
+    With a ``wildcard`` it is for other exports too; a ``broadcast`` has a wildcard or the broadcast MAC.
+    """
 
     header: Header
-    ata: AtaArgument
+    frame: bytes | memoryview
     mac: bytes
+    max_sectors: int
+    wildcard: bool
+    broadcast: bool
+
+
+class FlushRequest(NamedTuple):
+    """A FLUSH that waits for the store: sync it, then :meth:`Export.finish_flush` makes the answer."""
+
+    question: Question
+    ata: AtaArgument
 
 
 @dataclass(slots=True)
@@ -110,6 +128,15 @@ class Counters:
     errors: int = 0
     ignored: int = 0
     store_errors: int = 0
+
+    def add(self, commands: int, sectors: int, *, write: bool) -> None:
+        """Count READs or WRITEs that succeeded."""
+        if write:
+            self.writes += commands
+            self.written_sectors += sectors
+        else:
+            self.reads += commands
+            self.read_sectors += sectors
 
 
 class Export:
@@ -178,7 +205,7 @@ class Export:
         """
         try:
             answer = self._handle(frame, mac, max_sectors)
-        except FrameError:  # shorter than the header of its command
+        except FrameError:  # shorter than a header
             answer = None
         if answer is None:
             self.counters.ignored += 1
@@ -190,9 +217,7 @@ class Export:
         if error is not None:
             self.sync_failed = True
             self._store_failed("sync", 0, error)
-        if self.sync_failed:
-            return self._ata_answer(request.header, request.ata, request.mac, Status.DRDY | Status.DF | Status.ERR)
-        return self._ata_answer(request.header, request.ata, request.mac)
+        return self._ata_answer(*request, _DEVICE_FAULT if self.sync_failed else Status.DRDY)
 
     def _handle(self, frame: bytes | memoryview, mac: bytes, max_sectors: int) -> bytes | FlushRequest | None:
         header = decode_header_untrusted(frame)
@@ -207,46 +232,55 @@ class Export:
             or not self.access.hears(header.source)
         ):
             return None
-        if header.version != 1:
-            return self._error_answer(header, mac, ErrorCode.UNSUPPORTED_VERSION)
         broadcast = wildcard or header.destination == BROADCAST_MAC
+        question = Question(header, frame, mac, max_sectors, wildcard, broadcast)
+        if header.version != 1:
+            return self._answer(question, None, ErrorCode.UNSUPPORTED_VERSION)
+        if len(frame) < _LEAST_BYTES.get(header.command, 0):
+            return None
         if header.command == AoeCommand.CONFIG:
-            return self._handle_config(header, frame, mac, max_sectors, wildcard)
+            return self._handle_config(question)
         if header.command == AoeCommand.ATA:
-            return self._handle_ata(header, frame, mac, max_sectors, broadcast)
+            return self._handle_ata(question)
         if broadcast:
             return None
-        if header.command == AoeCommand.MASK:
-            return self._handle_mask(header, frame, mac)
-        if header.command == AoeCommand.RESERVE:
-            return self._handle_reserve(header, frame, mac)
-        return self._error_answer(header, mac, ErrorCode.UNRECOGNIZED_COMMAND)
+        try:
+            if header.command == AoeCommand.MASK:
+                return self._handle_mask(question)
+            if header.command == AoeCommand.RESERVE:
+                return self._handle_reserve(question)
+        except FrameError:
+            return self._answer(question, None, ErrorCode.BAD_ARGUMENT)
+        return self._answer(question, None, ErrorCode.UNRECOGNIZED_COMMAND)
 
-    def _answer_header(self, header: Header, mac: bytes, error: int = 0) -> Header:
+    def _answer(
+        self, question: Question, argument: Argument | None, error: int = 0, data: bytes | memoryview = b""
+    ) -> bytes:
+        """The answer with this argument; None: with the header alone, as an AoE error may be."""
+        asked = question.header
         flags = Flag.RESPONSE | (Flag.ERROR if error else 0)
-        return Header(header.source, mac, self.address, header.command, header.tag, flags, error)
-
-    def _error_answer(self, header: Header, mac: bytes, error: ErrorCode) -> bytes:
-        self.counters.errors += 1
-        return pad(encode_header(self._answer_header(header, mac, error)))
+        header = Header(asked.source, question.mac, self.address, asked.command, asked.tag, flags, error)
+        failed = error
+        if isinstance(argument, AtaArgument):
+            failed = failed or argument.command & Status.ERR
+        elif isinstance(argument, MaskArgument):
+            failed = failed or argument.error
+        self.counters.errors += bool(failed)
+        return pad(encode_header(header)) if argument is None else encode(header, argument, data)
 
     # ── config query ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _config_argument(self, command: int, max_sectors: int) -> ConfigArgument:
         return ConfigArgument(command, self.config_string, self.buffer_count, FIRMWARE, max_sectors, version=1)
 
-    def _handle_config(
-        self, header: Header, frame: bytes | memoryview, mac: bytes, max_sectors: int, wildcard: bool
-    ) -> bytes | None:
-        if len(frame) < CONFIG_BYTES:
-            return None
-        command = frame[_CONFIG_COMMAND_OFFSET] & 0x0F
-        if wildcard and command > ConfigCommand.PREFIX:  # the commands above it set, or are unknown
+    def _handle_config(self, question: Question) -> bytes | None:
+        command = question.frame[_CONFIG_COMMAND_OFFSET] & 0x0F
+        if question.wildcard and command > ConfigCommand.PREFIX:  # the commands above it set, or are unknown
             return None
         error = 0
         if command != ConfigCommand.READ:  # a READ has no string; tools put anything into its length
             try:
-                wanted = decode_config_untrusted(frame).string
+                wanted = decode_config_untrusted(question.frame).string
             except FrameError:
                 error = ErrorCode.BAD_ARGUMENT
             else:
@@ -260,60 +294,45 @@ class Export:
                     error = ErrorCode.CONFIG_STRING_PRESENT
                 elif command in (ConfigCommand.SET, ConfigCommand.FORCE_SET):
                     self.config_string = wanted
-        self.counters.errors += bool(error)
-        return encode_config(self._answer_header(header, mac, error), self._config_argument(command, max_sectors))
+        return self._answer(question, self._config_argument(command, question.max_sectors), error)
 
     # ── access ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _handle_mask(self, header: Header, frame: bytes | memoryview, mac: bytes) -> bytes | None:
+    def _handle_mask(self, question: Question) -> bytes:
         """AoEr11 section 3.3.  An edit is answered even if its sender is not on the list afterwards."""
-        if len(frame) < MASK_BYTES:
-            return None
-        command = frame[_MASK_COMMAND_OFFSET]
-        error, index = MaskError.NONE, 0
+        command = question.frame[_MASK_COMMAND_OFFSET]
         if command == MaskCommand.EDIT:
-            try:
-                wanted = decode_mask_untrusted(frame)
-            except FrameError:
-                return self._error_answer(header, mac, ErrorCode.BAD_ARGUMENT)
-            if wanted.error:  # then no directives follow, so it is no edit
-                return self._error_answer(header, mac, ErrorCode.BAD_ARGUMENT)
+            wanted = decode_mask_untrusted(question.frame)
+            if wanted.error:
+                raise FrameError("mask edit: with an error no directives follow")
             error, index = self.access.edit_mask(wanted.directives)
+            if error:
+                return self._answer(question, MaskArgument(command, (), error, index))
         elif command != MaskCommand.READ:  # a READ has no directives; its count is ignored
-            return self._error_answer(header, mac, ErrorCode.BAD_ARGUMENT)
-        if error:
-            self.counters.errors += 1
-            return encode_mask(self._answer_header(header, mac), MaskArgument(command, (), error, index))
+            raise FrameError(f"mask command {command}")
         entries = tuple((int(MaskDirective.NONE), entry) for entry in self.access.mask)
-        return encode_mask(self._answer_header(header, mac), MaskArgument(command, entries))
+        return self._answer(question, MaskArgument(command, entries))
 
-    def _handle_reserve(self, header: Header, frame: bytes | memoryview, mac: bytes) -> bytes | None:
+    def _handle_reserve(self, question: Question) -> bytes:
         """AoEr11 section 3.4.  Every answer but "bad argument" carries the list as it is after the command."""
-        if len(frame) < RESERVE_BYTES:
-            return None
-        command = frame[HEADER_BYTES]
-        error = 0
+        command = question.frame[HEADER_BYTES]
+        done = True
         if command in (ReserveCommand.SET, ReserveCommand.FORCE_SET):
-            try:
-                macs = decode_reserve_untrusted(frame).macs
-            except FrameError:
-                return self._error_answer(header, mac, ErrorCode.BAD_ARGUMENT)
+            macs = decode_reserve_untrusted(question.frame).macs
             if len(set(macs)) > MAX_MACS:
-                return self._error_answer(header, mac, ErrorCode.BAD_ARGUMENT)
-            if not self.access.reserve(header.source, macs, force=command == ReserveCommand.FORCE_SET):
-                error = ErrorCode.TARGET_RESERVED
-                self.counters.errors += 1
+                raise FrameError(f"reserve list: more than {MAX_MACS} MACs")
+            done = self.access.reserve(question.header.source, macs, force=command == ReserveCommand.FORCE_SET)
         elif command != ReserveCommand.READ:
-            return self._error_answer(header, mac, ErrorCode.BAD_ARGUMENT)
-        return encode_reserve(self._answer_header(header, mac, error), ReserveArgument(command, self.access.holders))
+            raise FrameError(f"reserve command {command}")
+        error = 0 if done else ErrorCode.TARGET_RESERVED
+        return self._answer(question, ReserveArgument(command, self.access.holders), error)
 
     # ── ATA ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _ata_answer(
         self,
-        header: Header,
+        question: Question,
         ata: AtaArgument,
-        mac: bytes,
         status: int = Status.DRDY,
         error: int = 0,
         *,
@@ -321,90 +340,72 @@ class Export:
         data: bytes | bytearray = b"",
     ) -> bytes:
         """An answer with the registers after the command.  ``count`` sectors were *not* transferred, as vblade says."""
-        if status & Status.ERR:
-            self.counters.errors += 1
         registers = AtaArgument(ata.flags, error, count, status, ata.lba)
-        return encode_ata(self._answer_header(header, mac), registers, memoryview(data))
+        return self._answer(question, registers, data=memoryview(data))
 
-    def _abort(self, header: Header, ata: AtaArgument, mac: bytes, bit: ErrorBit = ErrorBit.ABRT) -> bytes:
-        return self._ata_answer(header, ata, mac, Status.DRDY | Status.ERR, bit, count=ata.count)
+    def _abort(self, question: Question, ata: AtaArgument, bit: ErrorBit = ErrorBit.ABRT) -> bytes:
+        return self._ata_answer(question, ata, Status.DRDY | Status.ERR, bit, count=ata.count)
 
-    def _ata_error_answer(self, header: Header, ata: AtaArgument, mac: bytes, error: ErrorCode) -> bytes:
-        self.counters.errors += 1
-        return encode_ata(self._answer_header(header, mac, error), ata)
-
-    def _handle_ata(
-        self, header: Header, frame: bytes | memoryview, mac: bytes, max_sectors: int, broadcast: bool
-    ) -> bytes | FlushRequest | None:
-        ata = decode_ata_untrusted(frame)
+    def _handle_ata(self, question: Question) -> bytes | FlushRequest | None:
+        ata = decode_ata_untrusted(question.frame)
         opcode = ata.command
         if opcode == Opcode.IDENTIFY:  # always one sector, whatever the count
-            return self._ata_answer(header, ata, mac, data=self._identify)
-        if broadcast:
+            return self._ata_answer(question, ata, data=self._identify)
+        if question.broadcast:
             return None
-        if not self.access.admits(header.source):
-            return self._ata_error_answer(header, ata, mac, ErrorCode.TARGET_RESERVED)
+        if not self.access.admits(question.header.source):
+            return self._answer(question, ata, ErrorCode.TARGET_RESERVED)
         if opcode in READ_OPCODES or opcode in WRITE_OPCODES:
-            return self._transfer(header, ata, frame, mac, max_sectors)
+            return self._transfer(question, ata, write=opcode in WRITE_OPCODES)
         if opcode in (Opcode.FLUSH, Opcode.FLUSH_EXT):
-            return FlushRequest(header, ata, mac)
+            return FlushRequest(question, ata)
         if opcode == Opcode.CHECK_POWER_MODE:
-            return self._ata_answer(header, ata, mac, count=0xFF)  # active or idle
+            return self._ata_answer(question, ata, count=0xFF)  # active or idle
         if opcode == Opcode.SMART and is_smart_untrusted(ata):
-            return self._smart(header, ata, mac)
-        return self._abort(header, ata, mac)
+            return self._smart(question, ata)
+        return self._abort(question, ata)
 
-    def _smart(self, header: Header, ata: AtaArgument, mac: bytes) -> bytes:
+    def _smart(self, question: Question, ata: AtaArgument) -> bytes:
         counters = self.counters
         if ata.feature == Feature.RETURN_STATUS:
             answer = replace(ata, lba=status_lba(ata.lba, failing=self.sync_failed))
-            return self._ata_answer(header, answer, mac, data=bytes(SECTOR_BYTES))  # aoeping takes no shorter one
+            return self._ata_answer(question, answer, data=bytes(SECTOR_BYTES))  # aoeping takes no shorter one
         if ata.feature != Feature.READ_DATA:
-            return self._abort(header, ata, mac)
+            return self._abort(question, ata)
         health = max(1, 100 - counters.store_errors)
         attributes = (
             Attribute(187, health, health, counters.store_errors),
             Attribute(241, 100, 100, counters.written_sectors),
             Attribute(242, 100, 100, counters.read_sectors),
         )
-        return self._ata_answer(header, ata, mac, data=encode_smart(attributes))
+        return self._ata_answer(question, ata, data=encode_smart(attributes))
 
-    def _transfer(
-        self, header: Header, ata: AtaArgument, frame: bytes | memoryview, mac: bytes, max_sectors: int
-    ) -> bytes:
-        write = ata.command in WRITE_OPCODES
+    def _transfer(self, question: Question, ata: AtaArgument, *, write: bool) -> bytes:
         lba = ata.lba if ata.command in EXTENDED_OPCODES else ata.lba & LBA28_MASK
         size = ata.count * SECTOR_BYTES
+        written = memoryview(question.frame)[ATA_BYTES : ATA_BYTES + size]
         # A count of 0 means 256 or 65536 sectors in ATA, which no frame holds.
-        if not 1 <= ata.count <= max_sectors or (write and len(frame) < ATA_BYTES + size):
-            return self._ata_error_answer(header, ata, mac, ErrorCode.BAD_ARGUMENT)
+        if not 1 <= ata.count <= question.max_sectors or (write and len(written) < size):
+            return self._answer(question, ata, ErrorCode.BAD_ARGUMENT)
         if lba + ata.count > self.store.sectors:
-            return self._abort(header, ata, mac, ErrorBit.IDNF)
-        if write:
-            return self._write(header, ata, mac, memoryview(frame)[ATA_BYTES : ATA_BYTES + size], lba)
-        data = bytearray(size)
+            return self._abort(question, ata, ErrorBit.IDNF)
+        if write and self.store.read_only:
+            return self._abort(question, ata)
+        data = bytearray(0 if write else size)
         try:
-            if self.store.readv([data], lba * SECTOR_BYTES) != size:
-                raise OSError("the store is shorter than it was")
+            if write:
+                moved = self.store.writev([written], lba * SECTOR_BYTES)
+            else:
+                moved = self.store.readv([data], lba * SECTOR_BYTES)
+            if moved != size:
+                raise OSError("the store took only a part" if write else "the store is shorter than it was")
         except OSError as error:
-            self._store_failed("read", lba, error)
-            return self._abort(header, ata, mac, ErrorBit.UNC)
-        self.counters.reads += 1
-        self.counters.read_sectors += ata.count
-        return self._ata_answer(header, ata, mac, data=data)
-
-    def _write(self, header: Header, ata: AtaArgument, mac: bytes, data: memoryview, lba: int) -> bytes:
-        if self.store.read_only:
-            return self._abort(header, ata, mac)
-        try:
-            if self.store.writev([data], lba * SECTOR_BYTES) != len(data):
-                raise OSError("the store took only a part")
-        except OSError as error:
-            self._store_failed("write", lba, error)
-            return self._ata_answer(header, ata, mac, Status.DRDY | Status.DF | Status.ERR, count=ata.count)
-        self.counters.writes += 1
-        self.counters.written_sectors += ata.count
-        return self._ata_answer(header, ata, mac)
+            self._store_failed("write" if write else "read", lba, error)
+            if write:
+                return self._ata_answer(question, ata, _DEVICE_FAULT, count=ata.count)
+            return self._abort(question, ata, ErrorBit.UNC)
+        self.counters.add(1, ata.count, write=write)
+        return self._ata_answer(question, ata, data=data)
 
     def _store_failed(self, what: str, lba: int, error: OSError) -> None:
         self.counters.store_errors += 1

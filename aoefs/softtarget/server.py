@@ -102,10 +102,9 @@ def _admits(export: Export, batch: Batch, first: int, end: int) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class _Service:
-    """One interface that is served.
-
-    ``socket`` is replaced when another interface takes the name, ``batch`` when the MTU changes.
+class Service:
+    """One interface that is served, and its counters: ``lone`` frames were served one by one, ``dropped`` answers found
+    no room.  ``socket`` is replaced when another interface takes the name, ``batch`` when the MTU changes.
     """
 
     socket: PacketSocket
@@ -125,22 +124,8 @@ class _Work:
 
     name: str
     begin: Callable[[], None]
-    waiting: list[tuple[_Service, FlushRequest | bytes]] = field(default_factory=list)
+    waiting: list[tuple[Service, FlushRequest | bytes]] = field(default_factory=list)
     active: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceStatistics:
-    """Counters of one service: ``lone`` frames were served one by one, ``dropped`` answers found no room."""
-
-    interface: str
-    running: bool
-    rx_frames: int
-    rx_dropped: int
-    tx_frames: int
-    batches: int
-    lone: int
-    dropped: int
 
 
 class Server:
@@ -160,7 +145,7 @@ class Server:
         if len(self.exports) != len(exports):
             raise ValueError("two exports have the same address")
         self._export_by_word = {_address_word(address): export for address, export in self.exports.items()}
-        self._services = [_Service(socket, Batch(socket.max_sectors)) for socket in sockets]
+        self.services = [Service(socket, Batch(socket.max_sectors)) for socket in sockets]
         self._config_files = config_files
         self._syncs = {address: _Work("sync", export.store.sync) for address, export in self.exports.items()}
         self._saves = {
@@ -169,10 +154,6 @@ class Server:
         }
         self._limiter = trio.CapacityLimiter(max(1, 2 * len(exports)))  # no export waits for a thread
 
-    def statistics(self) -> list[ServiceStatistics]:
-        """A snapshot of each service."""
-        return [_snapshot(service) for service in self._services]
-
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Announce every export, then serve until cancelled.  Started when the announcements were sent."""
         try:
@@ -180,7 +161,7 @@ class Server:
             with InterfaceMonitor() as monitor:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    for service in self._services:
+                    for service in self.services:
                         interface = monitor.interfaces.get(service.socket.index)
                         if interface is None:
                             self._announce(service)
@@ -190,7 +171,7 @@ class Server:
                     nursery.start_soon(self._watch_interfaces, monitor, name="target interfaces")
                     task_status.started()
         finally:
-            for service in self._services:
+            for service in self.services:
                 service.socket.close()
 
     async def sync_all(self) -> list[tuple[Export, OSError]]:
@@ -205,7 +186,7 @@ class Server:
 
     # ── interfaces ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _announce(self, service: _Service) -> None:
+    def _announce(self, service: Service) -> None:
         if service.socket.max_sectors:
             for export in self.exports.values():
                 for frame in export.announcements(mac=service.socket.mac, max_sectors=service.socket.max_sectors):
@@ -213,7 +194,7 @@ class Server:
 
     async def _watch_interfaces(self, monitor: InterfaceMonitor) -> None:
         async for change in monitor:
-            for service in self._services:
+            for service in self.services:
                 if change.name != service.socket.interface:
                     continue
                 if isinstance(change, InterfaceGone):
@@ -221,7 +202,7 @@ class Server:
                 else:
                     self._follow(service, change)
 
-    def _follow(self, service: _Service, interface: Interface) -> None:
+    def _follow(self, service: Service, interface: Interface) -> None:
         """Adopt the state of an interface: a new MTU, down, up again, or another interface under the same name."""
         old = service.socket
         replaced = (interface.index, interface.mac) != (old.index, old.mac)
@@ -247,7 +228,7 @@ class Server:
 
     # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _serve(self, service: _Service) -> None:
+    async def _serve(self, service: Service) -> None:
         batches = 0
         while True:
             socket = service.socket
@@ -277,12 +258,12 @@ class Server:
 
         True when this socket has frames; False when another one has, or none in time: trio should wait then.
         """
-        descriptors = [service.socket.descriptor for service in self._services]
+        descriptors = [service.socket.descriptor for service in self.services]
         if max(descriptors) >= _SELECT_LIMIT:
             return False
         return socket.descriptor in select.select(descriptors, (), (), _PATIENCE)[0]
 
-    async def _answer_batch(self, service: _Service, count: int) -> None:
+    async def _answer_batch(self, service: Service, count: int) -> None:
         service.socket.rx_frames += count
         if not service.batch.max_sectors:
             return  # _follow has logged it
@@ -300,7 +281,7 @@ class Server:
         for first, end in answers:
             await self._send(service, first, end)
 
-    async def _send(self, service: _Service, first: int, end: int) -> None:
+    async def _send(self, service: Service, first: int, end: int) -> None:
         """Send the answers in the slots ``first`` to ``end``."""
         socket = service.socket
         while first < end:
@@ -320,7 +301,7 @@ class Server:
                 socket.tx_frames += sent
                 first += sent
 
-    def _find_run(self, service: _Service, count: int) -> Export | None:
+    def _find_run(self, service: Service, count: int) -> Export | None:
         """The export that the whole batch is for, if the batch is one run from one initiator.
 
         The first frame is checked closely; the others may differ from it by tag and LBA only.
@@ -344,7 +325,7 @@ class Server:
         needed = ATA_BYTES + (sectors * SECTOR_BYTES if opcode & _WRITE_BIT else 0)
         return export if int(batch.input.length[:count].min()) >= needed else None
 
-    async def _answer_run(self, service: _Service, export: Export, count: int) -> None:
+    async def _answer_run(self, service: Service, export: Export, count: int) -> None:
         """Execute and answer a run in parts, so that the initiator works on one part while we do the next."""
         batch, mac = service.batch, service.socket.mac
         _, sender, _, _, _, flags, _, sectors, opcode, _ = _ROW.unpack_from(batch.headers)
@@ -363,7 +344,7 @@ class Server:
             batch.row_words[first:end, 6] = registers
             await self._send(service, first, end)
 
-    def _execute_one_by_one(self, service: _Service, count: int) -> list[tuple[int, int]]:
+    def _execute_one_by_one(self, service: Service, count: int) -> list[tuple[int, int]]:
         """Execute a batch of a few frames; what is to be sent, as (first slot, end)."""
         batch, mac = service.batch, service.socket.mac
         batch.layout = None
@@ -400,7 +381,7 @@ class Server:
             answers.append((slot, slot + 1))
         return answers if len(answers) < count else [(0, count)]
 
-    def _execute_runs(self, service: _Service, count: int) -> list[tuple[int, int]]:
+    def _execute_runs(self, service: Service, count: int) -> list[tuple[int, int]]:
         """Find and execute the runs of a batch; what is to be sent, as (first slot, end)."""
         batch = service.batch
         batch.layout = None
@@ -454,7 +435,7 @@ class Server:
         headers[:, 34:36] = 0
         return answers
 
-    def _handle_frame(self, service: _Service, frame: bytes) -> None:
+    def _handle_frame(self, service: Service, frame: bytes) -> None:
         """Let the exports answer any frame: the one that it addresses, or all of them."""
         socket = service.socket
         export = self.exports.get(Address(int.from_bytes(frame[16:18], "big"), frame[18])) if len(frame) > 18 else None
@@ -473,7 +454,7 @@ class Server:
         file = self._config_files.get(export.address)
         return file is None or file.string == export.config_string
 
-    def _queue(self, export: Export, work: _Work, service: _Service, answer: FlushRequest | bytes) -> None:
+    def _queue(self, export: Export, work: _Work, service: Service, answer: FlushRequest | bytes) -> None:
         if len(work.waiting) >= _MAX_WAITING:
             service.dropped += 1
             return
@@ -512,17 +493,3 @@ def _address_word(address: Address) -> int:
     """Shelf, slot and the command ATA as the 32-bit word that they are in a row of headers."""
     word: int = struct.unpack("<I", struct.pack(">HBB", *address, 0))[0]
     return word
-
-
-def _snapshot(service: _Service) -> ServiceStatistics:
-    socket = service.socket.statistics()
-    return ServiceStatistics(
-        interface=socket.interface,
-        running=service.running,
-        rx_frames=socket.rx_frames,
-        rx_dropped=socket.rx_dropped,
-        tx_frames=socket.tx_frames,
-        batches=service.batches,
-        lone=service.lone,
-        dropped=service.dropped,
-    )

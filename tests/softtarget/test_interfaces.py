@@ -47,7 +47,7 @@ async def test_exports_are_announced_at_the_start_and_when_an_interface_comes_ba
             await nursery.start(server.run)
             assert await announced(wire) == (export.address, 0, 2)
             lab.ip(TARGET, "link", "set", "aoe0", "down")
-            await until(lambda: not server.statistics()[0].running)
+            await until(lambda: not server.services[0].running)
             lab.ip(TARGET, "link", "set", "aoe0", "up")
             assert await announced(wire) == (export.address, 0, 2)
             lab.ip(INITIATOR, "link", "set", "aoe0", "mtu", 9000)
@@ -77,7 +77,7 @@ async def test_an_interface_without_carrier_hears_of_the_exports_when_it_gets_on
         server = Server([make_export()], [PacketSocket("aoe0", role=Role.TARGET)])
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
-            assert not server.statistics()[0].running
+            assert not server.services[0].running
             lab.ip(INITIATOR, "link", "set", "aoe0", "up")
             assert await announced(wire) == (ADDRESSES[0], 0, 2)
             nursery.cancel_scope.cancel()
@@ -90,7 +90,7 @@ async def test_an_interface_of_the_same_name_takes_the_place_of_one_that_went(la
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             lab.ip(TARGET, "link", "del", "aoe0")
-            await until(lambda: not server.statistics()[0].running)
+            await until(lambda: not server.services[0].running)
             lab.ip(TARGET, "link", "add", "aoe0", "type", "veth", "peer", "name", "other0")
             lab.ip(TARGET, "link", "set", "other0", "up")
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)

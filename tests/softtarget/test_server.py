@@ -119,7 +119,7 @@ def test_a_batch_is_answered_as_the_export_alone_answers(
             await trio.testing.wait_all_tasks_blocked(0.001)
             with pytest.raises(BlockingIOError):
                 client.socket.recv(1)
-            assert server.statistics()[0].rx_frames == len(frames)
+            assert server.services[0].socket.rx_frames == len(frames)
 
     trio.run(main)
     for each, other in zip(exports, alone, strict=True):
@@ -155,15 +155,15 @@ async def test_consecutive_frames_become_few_calls_of_the_store(count: int, sect
         client.send(*(read(index, index * sectors, sectors) for index in range(count)))
         answers = {decode_header_untrusted(answer).tag: answer[36:] for answer in await client.receive(count)}
         assert b"".join(answers[index] for index in range(count)) == data
-        statistics = server.statistics()[0]
+        service = server.services[0]
     assert export.counters.written_sectors == export.counters.read_sectors == count * sectors
-    assert statistics.rx_frames == statistics.tx_frames - 1 == 2 * count
+    assert service.socket.rx_frames == service.socket.tx_frames - 1 == 2 * count
     if count >= 60:
-        assert statistics.batches >= 2
+        assert service.batches >= 2
         assert writes < count // 4
         assert len(calls) - writes < count // 4
     elif count == 1:
-        assert (statistics.lone, statistics.batches) == (2, 0)
+        assert (service.lone, service.batches) == (2, 0)
 
 
 async def test_a_read_sees_each_write_before_it_and_none_after_it() -> None:
@@ -233,7 +233,7 @@ async def test_the_holder_of_a_reserved_export_keeps_its_batches(count: int) -> 
         answers = {decode_header_untrusted(answer).tag: answer for answer in await client.receive(count)}
         assert isinstance(export.store, MemoryStore)
         assert b"".join(answers[lba][36:] for lba in range(count)) == export.store.data[: count * 512]
-        assert (server.statistics()[0].batches > 0) == (count > 3)
+        assert (server.services[0].batches > 0) == (count > 3)
 
 
 async def test_many_exports_answer_one_broadcast() -> None:
@@ -264,7 +264,7 @@ async def test_answers_that_find_no_room_wait_and_are_then_dropped_and_counted()
             with contextlib.suppress(BlockingIOError):
                 client.send(read(tag, 0))
             await trio.sleep(0.002)
-        await until(lambda: server.statistics()[0].dropped > 0)
+        await until(lambda: server.services[0].dropped > 0)
         with contextlib.suppress(BlockingIOError):
             while True:
                 client.socket.recv(1 << 16)
