@@ -12,53 +12,63 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
-from aoefs.cli.options import add_interface_argument, add_verbose_argument, argument_type, seconds
+from aoefs.cli.options import add_interface_argument, address_type, seconds
 from aoefs.errors import FrameError, TargetError, UserError
 from aoefs.host import interfaces
 from aoefs.protocol.wire import (
     Address,
     AoeCommand,
     ConfigArgument,
-    Header,
+    MaskArgument,
+    ReserveArgument,
+    encode,
     format_mac,
 )
 
 if TYPE_CHECKING:
     from aoefs.core.link import Endpoint
-    from aoefs.core.lonecommand import Answer
     from aoefs.engine.engine import Engine
     from aoefs.protocol.ata import Identity
 
-DEFAULT_SECONDS = 2.0
+_Argument = TypeVar("_Argument", ConfigArgument, MaskArgument, ReserveArgument)
+
 PATIENCE = 1.0  # seconds; then a terminal shows what this waits for
 
 
 def add_target_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=argument_type(Address.parse), metavar="X.Y", help="shelf and slot: 0.1 or e0.1")
+    parser.add_argument("target", type=address_type, metavar="X.Y", help="shelf and slot: 0.1 or e0.1")
 
 
-def add_wire_arguments(parser: argparse.ArgumentParser, *, wait: float = DEFAULT_SECONDS) -> None:
-    """``-i``, ``-W`` and ``-v``."""
+def add_action_argument(parser: argparse.ArgumentParser, actions: Iterable[str], what: str) -> None:
+    """What to do, by default ``get``; ``what`` explains the actions."""
+    parser.add_argument("action", nargs="?", choices=tuple(actions), default="get", help=what)
+
+
+def add_wire_arguments(parser: argparse.ArgumentParser, *, wait: float = 2.0) -> None:
+    """``-i`` and ``-W``."""
     add_interface_argument(parser)
-    parser.add_argument(
-        "-W",
-        "--timeout",
-        type=seconds,
-        default=wait,
-        metavar="SECONDS",
-        help=f"wait for an answer this long (default {wait:g})",
-    )
-    add_verbose_argument(parser)
+    what = f"wait for an answer this long (default {wait:g})"
+    parser.add_argument("-W", "--timeout", type=seconds, default=wait, metavar="SECONDS", help=what)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def show(arguments: argparse.Namespace, field: str, value: object, text: str) -> None:
+    """Print what the target has now: with ``--json`` a field of an object, after ``get`` a text."""
+    if arguments.json:
+        print(json.dumps({"name": str(arguments.target), field: value}))
+    elif arguments.action == "get":
+        print(text)
 
 
 def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespace], Awaitable[int]]) -> int:
@@ -148,10 +158,11 @@ class Found:
         return tuple(dict.fromkeys(endpoint.link.mac for endpoint in self.endpoints))
 
 
-async def find(engine: Engine, address: Address, wait: float) -> Found:
-    """The one disk behind ``address``; UserError when there is none or more than one."""
+async def find(engine: Engine, arguments: argparse.Namespace) -> Found:
+    """The one disk behind the address that was asked for; UserError when there is none or more than one."""
     from aoefs.engine import conversation
 
+    address, wait = arguments.target, arguments.timeout
     async with patience(f"asking for {address}"):
         answers = await conversation.find(engine.driver, address, conversation.pauses_within(wait))
         if not answers:
@@ -198,22 +209,33 @@ async def identify_all(engine: Engine, endpoint: Endpoint, wait: float) -> list[
 
 
 async def command(
-    engine: Engine, endpoint: Endpoint, kind: AoeCommand, encode: Callable[[Header], bytes], wait: float
-) -> Answer:
-    """Send one command; its answer, which may be an error.  UserError when there is none."""
+    engine: Engine,
+    endpoint: Endpoint,
+    kind: AoeCommand,
+    argument: _Argument,
+    wait: float,
+    what: str,
+    refusals: Mapping[int, str] = MappingProxyType({}),
+) -> _Argument:
+    """Send one command; the argument of its answer.
+
+    UserError when there is none, or when it is an AoE error: with the text of its code in ``refusals``, or else that
+    the target refuses ``what``.
+    """
     from aoefs.engine import conversation
 
+    pauses = conversation.pauses_within(wait)
     async with patience(f"waiting for {endpoint.address}"):
-        answers = await conversation.ask(engine.driver, [endpoint], kind, encode, conversation.pauses_within(wait))
+        answers = await conversation.ask(
+            engine.driver, [endpoint], kind, lambda header: encode(header, argument), pauses
+        )
     if not answers:
         raise UserError(
             f"{endpoint.address} answers, but no {kind.name.lower()} command within {wait:g} s: "
             "not every target knows it (kvblade and qaoed know no mask and no reserve)"
         )
-    return answers[0]
-
-
-def require_success(answer: Answer, what: str) -> None:
-    """UserError when the answer is an AoE error."""
-    if isinstance(answer.error, TargetError):
-        raise UserError(f"{answer.endpoint.address} refuses {what}: {answer.error}")
+    error, told = answers[0].error, answers[0].argument
+    if isinstance(error, TargetError):
+        raise UserError(refusals.get(error.code, f"{endpoint.address} refuses {what}: {error}"))
+    assert isinstance(told, type(argument))  # noqa: S101 (for mypy: its decoder makes no other)
+    return told

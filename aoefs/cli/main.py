@@ -2,7 +2,7 @@
 
 Owns the table of commands and the exit codes: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C, 141 when the
 reader of the output went away.  A command is a module ``cli.commands.<name>`` with ``add_arguments(parser)`` and
-``run(arguments) -> int``.  Only the module of the command that runs is imported.
+``run(arguments) -> int``; all have ``-v``.  Only the module of the command that runs is imported.
 
 Under the name ``mount.aoefs`` (or ``mount.fuse.aoefs``) it is a helper of mount(8): it translates the flags of such a
 helper into a command line of ours, and the exit codes into those of mount(8): 1 for wrong usage, 8 after Ctrl-C, 32 for
@@ -69,6 +69,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     summary = COMMANDS[command]
     parser = options.Parser(prog=f"aoefs {command}", description=f"{summary[0].upper()}{summary[1:]}.")
     _module(command).add_arguments(parser)
+    options.add_verbose_argument(parser)
     return parser
 
 

@@ -63,6 +63,10 @@ def argument_type(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
     return checked
 
 
+address_type = argument_type(Address.parse)
+mac_type = argument_type(parse_mac)
+
+
 def whole(least: int, most: int) -> Callable[[str], int]:
     """A ``type=`` for whole numbers from ``least`` to ``most``."""
 
@@ -171,13 +175,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--maxout", type=whole(1, 65535), metavar="N", help="most commands in flight to one target (default 64)")
     add("--direct", action=flag, help="no page cache: for disks that other hosts write too")
     add("--sync", action=flag, help="answer a write only when the target has, in streams of small writes too")
-    add(
-        "--allow-mac",
-        action="append",
-        type=argument_type(parse_mac),
-        metavar="MAC",
-        help="talk to this target MAC only (repeatable)",
-    )
+    add("--allow-mac", action="append", type=mac_type, metavar="MAC", help="talk to this target MAC only (repeatable)")
     add(
         "--disk",
         action="append",

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.errors import TargetError, UserError
-from aoefs.protocol.wire import (
-    MAX_CONFIG_BYTES,
-    AoeCommand,
-    ConfigArgument,
-    ConfigCommand,
-    ErrorCode,
-    Header,
-    encode_config,
-)
+from aoefs.errors import UserError
+from aoefs.protocol.wire import MAX_CONFIG_BYTES, AoeCommand, ConfigArgument, ConfigCommand, ErrorCode
 from aoefs.status.text import printable
 
 if TYPE_CHECKING:
@@ -27,14 +18,9 @@ _COMMANDS = {"set": ConfigCommand.SET, "test": ConfigCommand.TEST, "prefix": Con
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser)
-    parser.add_argument(
-        "action",
-        nargs="?",
-        choices=("get", *_COMMANDS),
-        default="get",
-        help="get: print it (default); set: store STRING, if there is none yet; "
-        "test, prefix: exit 0 if it is STRING, or begins with it",
-    )
+    what = "get: print it (default); set: store STRING, if there is none yet; "
+    what += "test, prefix: exit 0 if it is STRING, or begins with it"
+    companion.add_action_argument(parser, ("get", *_COMMANDS), what)
     parser.add_argument("string", nargs="?", metavar="STRING", help="at most 1024 bytes; '' is the empty one")
     parser.add_argument("--force", action="store_true", help="set: replace what is there")
     companion.add_json_argument(parser)
@@ -59,30 +45,27 @@ def _text(string: bytes) -> str:
 
 async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     address = arguments.target
-    found = await companion.find(engine, address, arguments.timeout)
+    found = await companion.find(engine, arguments)
+    present = found.config.string
     if arguments.action == "get":
-        text = _text(found.config.string)
-        print(json.dumps({"name": str(address), "config": text}) if arguments.json else printable(text))  # one line
+        companion.show(arguments, "config", _text(present), printable(_text(present)))  # one line
         return 0
     string = arguments.string.encode("utf-8", "surrogateescape")
     kind = ConfigCommand.FORCE_SET if arguments.force else _COMMANDS[arguments.action]
-
-    def encode(header: Header) -> bytes:
-        return encode_config(header, ConfigArgument(kind, string))
-
-    if kind in (ConfigCommand.TEST, ConfigCommand.PREFIX):
-        # A target whose string does not match does not answer.  Its string is known, so there is no need to wait.
-        present = found.config.string
-        if not (present.startswith(string) if kind is ConfigCommand.PREFIX else present == string):
-            verb = "begins otherwise" if kind is ConfigCommand.PREFIX else "is another one"
-            raise UserError(f"the config string of {address} {verb}: '{_text(present)}'")
-    answer = await companion.command(engine, found.endpoint, AoeCommand.CONFIG, encode, arguments.timeout)
-    if isinstance(answer.error, TargetError) and answer.error.code == ErrorCode.CONFIG_STRING_PRESENT:
-        there = _text(found.config.string)
-        raise UserError(f"{address} has a config string already, '{there}': --force replaces it")
-    companion.require_success(answer, "the config string")
-    assert isinstance(answer.argument, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
-    stored = answer.argument.string
-    if kind in (ConfigCommand.SET, ConfigCommand.FORCE_SET) and stored != string:
-        raise UserError(f"{address} accepted the config string, but has '{_text(stored)}' now")
+    matches = {ConfigCommand.TEST: present == string, ConfigCommand.PREFIX: present.startswith(string)}
+    if not matches.get(kind, True):  # then the target does not answer, and there is no need to wait for that
+        verb = "begins otherwise" if kind is ConfigCommand.PREFIX else "is another one"
+        raise UserError(f"the config string of {address} {verb}: '{_text(present)}'")
+    there = f"{address} has a config string already, '{_text(present)}': --force replaces it"
+    answer = await companion.command(
+        engine,
+        found.endpoint,
+        AoeCommand.CONFIG,
+        ConfigArgument(kind, string),
+        arguments.timeout,
+        "the config string",
+        {ErrorCode.CONFIG_STRING_PRESENT: there},
+    )
+    if kind in (ConfigCommand.SET, ConfigCommand.FORCE_SET) and answer.string != string:
+        raise UserError(f"{address} accepted the config string, but has '{_text(answer.string)}' now")
     return 0

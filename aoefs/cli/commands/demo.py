@@ -34,7 +34,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import own_command
@@ -65,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty directory (default: a temporary one)"
     )
     parser.add_argument("--keep", action="store_true", help="leave everything up after the tour, until Ctrl-C")
-    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

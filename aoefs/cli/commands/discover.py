@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from aoefs.cli.options import add_interface_argument, add_verbose_argument, seconds
+from aoefs.cli.options import add_interface_argument, seconds
 from aoefs.errors import RequestError
 from aoefs.host import interfaces
 from aoefs.protocol.wire import Address, format_mac
@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="wait for answers this long, also when some came: frames may be lost, and targets slow (default 1)",
     )
-    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

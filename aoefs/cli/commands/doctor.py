@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aoefs import is_compiled
-from aoefs.cli.options import add_interface_argument, add_verbose_argument
+from aoefs.cli.options import add_interface_argument
 from aoefs.errors import UserError
 from aoefs.fuse.tuning import request_timeout
 from aoefs.host import interfaces, mountpoint
@@ -59,7 +59,6 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_interface_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
-    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.host.mountreader import MountReader
@@ -27,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C or the mount goes"
     )
-    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
-    found = await companion.find(engine, arguments.target, arguments.timeout)
+    found = await companion.find(engine, arguments)
     async with companion.patience(f"waiting for {arguments.target}"):
         answers = await companion.identify_all(engine, found.endpoint, arguments.timeout)
     if not answers:
@@ -107,8 +107,9 @@ async def _smart(
         what = f"SMART {feature.name.replace('_', ' ')}"
         if not answers:
             raise UserError(f"{endpoint.address} does not answer {what}")
-        companion.require_success(answers[0], what)
         answer = answers[0]
+        if isinstance(answer.error, TargetError):
+            raise UserError(f"{endpoint.address} refuses {what}: {answer.error}")
         if answer.error is not None:
             raise answer.error
         assert isinstance(answer.argument, AtaArgument)  # noqa: S101 (for mypy: its decoder makes no other)
@@ -118,5 +119,5 @@ async def _smart(
         status, _ = await ask(smart.Feature.RETURN_STATUS)
         _, data = await ask(smart.Feature.READ_DATA, SECTOR_BYTES)
         return smart.is_failing_untrusted(status), smart.decode_smart_untrusted(data)
-    except (AtaError, FrameError, TargetError) as error:
+    except (AtaError, FrameError) as error:
         raise UserError(f"{endpoint.address} does not tell its SMART data: {error}") from None

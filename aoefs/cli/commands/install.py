@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--command", metavar="FILE", help="the aoefs that unit and mount helper start (default: this one)")
     add("--remove", action="store_true", help="take everything back that was installed there, and nothing else")
     add("--dry-run", action="store_true", help="only say what would be done")
-    options.add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

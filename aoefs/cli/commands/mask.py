@@ -8,22 +8,18 @@ it.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.cli.options import argument_type
+from aoefs.cli.options import mac_type
 from aoefs.errors import UserError
 from aoefs.protocol.wire import (
     AoeCommand,
-    Header,
     MaskArgument,
     MaskCommand,
     MaskDirective,
     MaskError,
-    encode_mask,
     format_mac,
-    parse_mac,
 )
 
 if TYPE_CHECKING:
@@ -40,14 +36,9 @@ _ERRORS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser)
-    parser.add_argument(
-        "action",
-        nargs="?",
-        choices=("get", *_DIRECTIVES),
-        default="get",
-        help="get: list the MACs that it answers (default); add, delete: change the list; an empty one is everybody",
-    )
-    parser.add_argument("macs", nargs="*", type=argument_type(parse_mac), metavar="MAC")
+    what = "get: list the MACs that it answers (default); add, delete: change the list; an empty one is everybody"
+    companion.add_action_argument(parser, ("get", *_DIRECTIVES), what)
+    parser.add_argument("macs", nargs="*", type=mac_type, metavar="MAC")
     parser.add_argument("--force", action="store_true", help="also if the target does not answer this host any more")
     companion.add_json_argument(parser)
     companion.add_wire_arguments(parser)
@@ -64,18 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     address, action = arguments.target, arguments.action
-    found = await companion.find(engine, address, arguments.timeout)
+    found = await companion.find(engine, arguments)
 
     async def ask(argument: MaskArgument) -> list[bytes]:
         """Send the command; the list that the target has afterwards."""
-
-        def encode(header: Header) -> bytes:
-            return encode_mask(header, argument)
-
-        answer = await companion.command(engine, found.endpoint, AoeCommand.MASK, encode, arguments.timeout)
-        companion.require_success(answer, "the mask command")
-        told = answer.argument
-        assert isinstance(told, MaskArgument)  # noqa: S101 (for mypy: its decoder makes no other)
+        told = await companion.command(
+            engine, found.endpoint, AoeCommand.MASK, argument, arguments.timeout, "the mask command"
+        )
         if told.error:
             why = _ERRORS.get(told.error, f"error {told.error}")  # type: ignore[call-overload]  # any byte may come
             failed = argument.directives[told.count or 0 :][:1]
@@ -99,10 +85,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             text = ", ".join(map(format_mac, listed)) or "empty"
             raise UserError(f"{address} accepted that, but its list is now {text} (vblade mixes up a third entry)")
     macs = [format_mac(mac) for mac in listed]
-    if arguments.json:
-        print(json.dumps({"name": str(address), "mask": macs}))
-    elif action == "get":
-        print("\n".join(macs) or f"{address} answers everybody")
+    companion.show(arguments, "mask", macs, "\n".join(macs) or f"{address} answers everybody")
     return 0
 
 

@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.cli.options import argument_type
+from aoefs.cli.options import address_type
 from aoefs.errors import UserError
 from aoefs.protocol.wire import (
     ATA_BYTES,
     BROADCAST_ADDRESS,
     SECTOR_BYTES,
-    Address,
     ConfigArgument,
     format_mac,
     payload_sectors,
@@ -42,13 +41,8 @@ _COLUMNS = ("name", "interface", "mac", "mtu", "limit", "to target", "from targe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "targets",
-        nargs="*",
-        type=argument_type(Address.parse),
-        metavar="X.Y",
-        help="shelf and slot: 0.1 or e0.1 (default: all that answer)",
-    )
+    what = "shelf and slot: 0.1 or e0.1 (default: all that answer)"
+    parser.add_argument("targets", nargs="*", type=address_type, metavar="X.Y", help=what)
     companion.add_json_argument(parser)
     companion.add_wire_arguments(parser, wait=1.0)
 

@@ -6,22 +6,12 @@ A reservation is a list of MACs; while it is not empty, other hosts get "target 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
-from aoefs.cli.options import argument_type
-from aoefs.errors import TargetError, UserError
-from aoefs.protocol.wire import (
-    AoeCommand,
-    ErrorCode,
-    Header,
-    ReserveArgument,
-    ReserveCommand,
-    encode_reserve,
-    format_mac,
-    parse_mac,
-)
+from aoefs.cli.options import mac_type
+from aoefs.errors import UserError
+from aoefs.protocol.wire import AoeCommand, ErrorCode, ReserveArgument, ReserveCommand, format_mac
 
 if TYPE_CHECKING:
     from aoefs.engine.engine import Engine
@@ -37,21 +27,11 @@ MAX_MACS = 64  # as many as the embedded target keeps; their count is one byte, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser)
-    parser.add_argument(
-        "action",
-        nargs="?",
-        choices=tuple(_ACTIONS),
-        default="get",
-        help="get: list who holds it (default); set: reserve it for MACs, if nobody else holds it; "
-        "force: whoever holds it; release: give it back",
-    )
-    parser.add_argument(
-        "macs",
-        nargs="*",
-        type=argument_type(parse_mac),
-        metavar="MAC",
-        help="(default: ours, on all interfaces that lead to the target)",
-    )
+    what = "get: list who holds it (default); set: reserve it for MACs, if nobody else holds it; "
+    what += "force: whoever holds it; release: give it back"
+    companion.add_action_argument(parser, _ACTIONS, what)
+    default = "(default: ours, on all interfaces that lead to the target)"
+    parser.add_argument("macs", nargs="*", type=mac_type, metavar="MAC", help=default)
     companion.add_json_argument(parser)
     companion.add_wire_arguments(parser)
 
@@ -66,22 +46,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     address, action = arguments.target, arguments.action
-    found = await companion.find(engine, address, arguments.timeout)
+    found = await companion.find(engine, arguments)
     macs = () if action in ("get", "release") else tuple(arguments.macs) or found.our_macs
-
-    def encode(header: Header) -> bytes:
-        return encode_reserve(header, ReserveArgument(_ACTIONS[action], macs))
-
-    answer = await companion.command(engine, found.endpoint, AoeCommand.RESERVE, encode, arguments.timeout)
-    if isinstance(answer.error, TargetError) and answer.error.code == ErrorCode.TARGET_RESERVED:
-        raise UserError(f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over")
-    companion.require_success(answer, f"to {'tell its reservation' if action == 'get' else action}")
-    assert isinstance(answer.argument, ReserveArgument)  # noqa: S101 (for mypy: its decoder makes no other)
-    holders = [format_mac(mac) for mac in answer.argument.macs]
+    taken = f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over"
+    answer = await companion.command(
+        engine,
+        found.endpoint,
+        AoeCommand.RESERVE,
+        ReserveArgument(_ACTIONS[action], macs),
+        arguments.timeout,
+        f"to {'tell its reservation' if action == 'get' else action}",
+        {ErrorCode.TARGET_RESERVED: taken},
+    )
+    holders = list(map(format_mac, answer.macs))
     if action != "get" and set(holders) != set(map(format_mac, macs)):
         raise UserError(f"{address} accepted that, but is held by {', '.join(holders) or 'nobody'} now")
-    if arguments.json:
-        print(json.dumps({"name": str(address), "holders": holders}))
-    elif action == "get":
-        print("\n".join(holders) or f"{address} is not reserved")
+    companion.show(arguments, "holders", holders, "\n".join(holders) or f"{address} is not reserved")
     return 0

@@ -27,7 +27,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from aoefs.cli.options import add_verbose_argument, seconds
+from aoefs.cli.options import seconds
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.host.mountreader import MountReader
@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--json", action="store_true", help="print everything as one JSON object")
     how.add_argument("--once", action="store_true", help="print one picture and end (default without a terminal)")
     how.add_argument("--watch", type=_interval, metavar="N", help="print a line of JSON every N seconds")
-    add_verbose_argument(parser)
 
 
 def _interval(text: str) -> float:

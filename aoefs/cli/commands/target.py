@@ -17,10 +17,10 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from aoefs.cli.options import argument_type
+from aoefs.cli.options import mac_type
 from aoefs.errors import UserError
 from aoefs.host.interfaces import choose, require_packet_socket
-from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
+from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address
 
 if TYPE_CHECKING:
     from aoefs.net.packetsocket import PacketSocket, Role
@@ -65,12 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-mac",
         action="append",
-        type=argument_type(parse_mac),
+        type=mac_type,
         default=[],
         metavar="MAC",
         help="answer only this initiator's MAC (repeatable); the mask list of the protocol can narrow it, never widen",
     )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more")
 
 
 def parse_export(text: str) -> tuple[Address, str]:

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from aoefs.cli.options import add_verbose_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.host.mountreader import Liveness
@@ -38,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lazy", action="store_true", help="detach at once, also when busy, as umount -l: flushed when last closed"
     )
-    add_verbose_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
