@@ -14,6 +14,7 @@ speak on a link that its user did not name.  ``-v`` adds up everywhere.  The fil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import grp
 import math
 import os
@@ -99,24 +100,21 @@ def _umask(text: str) -> int:
     return value
 
 
-def _user(text: str) -> int:
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except KeyError:
-        return _id_number(text, "user")
+def _id_of(kind: str, look_up: Callable[[str], int]) -> Callable[[str], int]:
+    """A ``type=`` for the name of a user or a group, or its number."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(KeyError):
+            return look_up(text)
+        if not (text.isascii() and text.isdigit()):
+            raise argparse.ArgumentTypeError(f"there is no {kind} '{text}': give a name of this host, or a number")
+        return whole(0, 0xFFFF_FFFE)(text)
+
+    return parse
 
 
-def _group(text: str) -> int:
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        return _id_number(text, "group")
-
-
-def _id_number(text: str, kind: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"there is no {kind} '{text}': give a name of this host, or a number")
-    return whole(0, 0xFFFF_FFFE)(text)
+_user = _id_of("user", lambda name: pwd.getpwnam(name).pw_uid)
+_group = _id_of("group", lambda name: grp.getgrnam(name).gr_gid)
 
 
 def _path(text: str) -> str:

@@ -20,6 +20,8 @@ from aoefs.protocol.wire import format_mac
 from aoefs.status.events import Event
 from aoefs.status.sparing import PerTarget, Sparing
 
+_TOTALS = ("reads", "writes", "read_bytes", "write_bytes", "flushes", "errors", "retransmits")
+_PRESENT = ("in_flight", "queued", "rtt_us")
 STATUS_EVENTS = 50  # the last ones; ``aoefs events`` shows all that are remembered
 
 
@@ -52,16 +54,7 @@ def target_report(target: TargetStatistics) -> dict[str, Any]:
         "state": target.state,
         "conflict": target.conflict,
         "paths": [{**_fields(path), "bufcnt": target.bufcnt} for path in target.paths],
-        "reads": target.reads,
-        "writes": target.writes,
-        "read_bytes": target.read_bytes,
-        "write_bytes": target.write_bytes,
-        "flushes": target.flushes,
-        "errors": target.errors,
-        "retransmits": target.retransmits,
-        "in_flight": target.in_flight,
-        "queued": target.queued,
-        "rtt_us": target.rtt_us,
+        **{name: getattr(target, name) for name in (*_TOTALS, *_PRESENT)},
         "read_latency_us": _latency_report(target.read_latency),
         "write_latency_us": _latency_report(target.write_latency),
         "dirty": target.dirty,

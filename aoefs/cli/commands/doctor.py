@@ -90,10 +90,7 @@ def examine(names: Sequence[str] = ()) -> list[Finding]:
     """All findings on this host; ``names`` are the interfaces to look at, by default every Ethernet interface."""
     checks = {
         "python": _check_python(),
-        "packages": _check_packages(),
-        "hot path": _check_compiled(),
         "fuse": _check_fuse(),
-        "raw Ethernet": _check_raw_ethernet(),
         "capabilities": _check_capabilities(),
         "interfaces": _check_interfaces(names),
         "socket buffers": _check_buffers(),
@@ -111,31 +108,26 @@ def examine(names: Sequence[str] = ()) -> list[Finding]:
     return findings
 
 
+def _verdict(check: str, good: object, text: str, problem: str, advice: str, *, state: str = "warn") -> Finding:
+    """Ok with ``text`` if it is ``good``; else ``state``, with the problem and the advice."""
+    return Finding("ok", check, text) if good else Finding(state, check, problem, advice)
+
+
 def _check_python() -> Iterator[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):  # noqa: UP036 (pip refuses this, a checkout does not)
-        yield Finding("fail", "python", version, "aoefs needs 3.11 or newer")
-    else:
-        yield Finding("ok", "python", version)
-
-
-def _check_packages() -> Iterator[Finding]:
     from importlib import metadata
 
+    version = ".".join(map(str, sys.version_info[:3]))
+    new = sys.version_info >= (3, 11)  # pip sees to that, but a checkout runs without it
+    yield _verdict("python", new, version, version, "aoefs needs 3.11 or newer", state="fail")
     for name in PACKAGES:
         try:
             importlib.import_module(name)
             yield Finding("ok", f"package {name}", metadata.version(name))
         except (ImportError, OSError) as error:  # OSError: a C library of it does not load
             yield Finding("fail", f"package {name}", str(error), "pip install --force-reinstall aoefs")
-
-
-def _check_compiled() -> Iterator[Finding]:
-    if is_compiled():
-        yield Finding("ok", "hot path", "compiled")
-    else:
-        advice = "install gcc and the Python headers, then 'pip install -v --force-reinstall --no-deps' aoefs again"
-        yield Finding("warn", "hot path", "pure Python, which takes half as much processor time again", advice)
+    advice = "install gcc and the Python headers, then 'pip install -v --force-reinstall --no-deps' aoefs again"
+    slow = "pure Python, which takes half as much processor time again"
+    yield _verdict("hot path", is_compiled(), "compiled", slow, advice)
 
 
 def _required(check: str, require: Callable[[], None], ok: str) -> Finding:
@@ -156,11 +148,9 @@ def _check_fuse() -> Iterator[Finding]:
         yield Finding("fail", "fusermount3", f"{helper} is not setuid root", f"'chmod u+s {helper}', or run as root")
     else:
         yield Finding("ok", "fusermount3", helper)
-    if mountpoint.user_allow_other():
-        yield Finding("ok", "user_allow_other", "users may mount with --allow-other")
-    else:
-        advice = "add the line 'user_allow_other' to /etc/fuse.conf, if users are to mount with --allow-other"
-        yield Finding("ok" if os.geteuid() == 0 else "warn", "user_allow_other", "not set", advice)
+    advice = "add the line 'user_allow_other' to /etc/fuse.conf, if users are to mount with --allow-other"
+    text, state = "users may mount with --allow-other", "ok" if os.geteuid() == 0 else "warn"
+    yield _verdict("user_allow_other", mountpoint.user_allow_other(), text, "not set", advice, state=state)
 
 
 def _capabilities() -> int:
@@ -171,17 +161,12 @@ def _capabilities() -> int:
     return 0
 
 
-def _check_raw_ethernet() -> Iterator[Finding]:
-    yield _required("raw Ethernet", interfaces.require_packet_socket, "packet sockets can be opened")
-
-
 def _check_capabilities() -> Iterator[Finding]:
+    yield _required("raw Ethernet", interfaces.require_packet_socket, "packet sockets can be opened")
     have = _capabilities()
     for bit, (name, consequence) in _CONSEQUENCES.items():
-        if have >> bit & 1:
-            yield Finding("ok", name, "there")
-        else:
-            yield Finding("warn", name, f"missing, so {consequence}", "run as root, or give this capability")
+        missing = f"missing, so {consequence}"
+        yield _verdict(name, have >> bit & 1, "there", missing, "run as root, or give this capability")
 
 
 def _check_interfaces(names: Sequence[str]) -> Iterator[Finding]:
@@ -219,11 +204,10 @@ def _check_buffers() -> Iterator[Finding]:
             continue
         if forced:
             yield Finding("ok", f"net.core.{name}", f"{limit}, which CAP_NET_ADMIN may exceed")
-        elif limit < needed:
-            advice = f"'sysctl -w net.core.{name}={needed}', or give CAP_NET_ADMIN"
-            yield Finding("warn", f"net.core.{name}", f"{limit}, of {needed} wanted: bursts may be dropped", advice)
         else:
-            yield Finding("ok", f"net.core.{name}", str(limit))
+            advice = f"'sysctl -w net.core.{name}={needed}', or give CAP_NET_ADMIN"
+            little = f"{limit}, of {needed} wanted: bursts may be dropped"
+            yield _verdict(f"net.core.{name}", limit >= needed, str(limit), little, advice)
 
 
 def _check_kernel_driver() -> Iterator[Finding]:
@@ -238,11 +222,8 @@ def _check_kernel_driver() -> Iterator[Finding]:
 
 def _check_log() -> Iterator[Finding]:
     there = [path for path in LOG_SOCKETS if os.path.exists(path)]
-    if there:
-        yield Finding("ok", "system log", there[0])
-    else:
-        advice = "mount with -f to see what happens, or start a log daemon"
-        yield Finding("warn", "system log", "none, so a mount in the background is silent", advice)
+    advice = "mount with -f to see what happens, or start a log daemon"
+    yield _verdict("system log", there, "".join(there[:1]), "none, so a mount in the background is silent", advice)
 
 
 def _check_mounts() -> Iterator[Finding]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -89,11 +89,15 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
     if not found:
         raise UserError(f"no target answered on {', '.join(engine.links)} within {arguments.timeout:g} s")
     found.sort(key=lambda answer: (answer.endpoint.address, answer.endpoint.link.interface, answer.endpoint.mac))
-    results = []
-    with _progress(len(found)) as advance:
-        for answer in found:
-            results.append(await _measure(engine, answer))
-            advance()
+    with ExitStack() as stack:
+        paths: Iterable[Answer] = found
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+            paths = bar.track(found, description="measuring paths")
+        results = [await _measure(engine, answer) for answer in paths]
     told = advice(results)
     if arguments.json:
         print(json.dumps([{**asdict(result), "advice": told[result]} for result in results], indent=2))
@@ -103,20 +107,6 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             for line in told[result]:
                 to_stdout(f"{result.name} on {result.interface}: {line}")
     return 0 if all(result.passes for result in results) else 1
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; what is given is to be called after each path."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("measuring paths", total=total)
-        yield lambda: bar.advance(task)
 
 
 def _row(result: PathResult) -> list[str]:

@@ -19,12 +19,11 @@ import errno
 import json
 import os
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from aoefs.cli.options import seconds
@@ -140,51 +139,41 @@ class _Reader:
     def __init__(self, source: MountReader, wake: Callable[[], None]) -> None:
         self._source = source
         self._wake = wake
-        self._asked: SimpleQueue[None] = SimpleQueue()
-        self._readings: SimpleQueue[_Reading] = SimpleQueue()
+        self._thread = ThreadPoolExecutor(1)
+        self._reading: Future[_Reading] | None = None
         self._costs: deque[float] = deque(maxlen=5)
-        self._asked_at: float | None = None
-        self._next = 0.0
-        threading.Thread(target=self._run, name="status", daemon=True).start()
+        self._asked_at = self._next = 0.0
 
     def ask(self, now: float) -> float:
         """Ask for a status if it is time to; seconds until something may have to be done."""
-        if self._asked_at is None and now >= self._next:
+        if self._reading is None and now >= self._next:
             self._asked_at = now
-            self._asked.put(None)
-        if self._asked_at is None:
-            return self._next - now
-        return INTERVAL
+            self._reading = self._thread.submit(self._read)
+            self._reading.add_done_callback(lambda _: self._wake())
+        return self._next - now if self._reading is None else INTERVAL
 
     def take(self) -> _Reading | None:
         """The answer, if it has come."""
-        try:
-            reading = self._readings.get_nowait()
-        except Empty:
+        if self._reading is None or not self._reading.done():
             return None
+        reading, self._reading = self._reading.result(), None
         self._costs.append(reading.cost)  # the least counts: the others waited for something else
-        interval = min(MAX_INTERVAL, max(INTERVAL, min(self._costs) / COST_SHARE))
-        assert self._asked_at is not None  # noqa: S101 (for mypy: only what was asked is answered)
-        self._next, self._asked_at = self._asked_at + interval, None
+        self._next = self._asked_at + min(MAX_INTERVAL, max(INTERVAL, min(self._costs) / COST_SHARE))
         return reading
 
     def notice(self, now: float) -> str:
         """A line about a mount that does not answer, or nothing."""
-        waited = 0.0 if self._asked_at is None else now - self._asked_at
+        waited = 0.0 if self._reading is None else now - self._asked_at
         return f"the mount has not answered for {waited:.0f} s" if waited >= PATIENCE else ""
 
-    def _run(self) -> None:
-        while True:
-            self._asked.get()
-            began = time.monotonic()
-            try:
-                text = self._source.ask(mountpoint.STATUS_FILE, lambda: None)
-                taken_at = time.monotonic()
-                reading = _Reading(mountpoint.parse_status(text), taken_at, taken_at - began)
-            except OSError as error:
-                reading = _Reading(error, began, 0.0)
-            self._readings.put(reading)
-            self._wake()
+    def _read(self) -> _Reading:
+        began = time.monotonic()
+        try:
+            text = self._source.ask(mountpoint.STATUS_FILE, lambda: None)
+            taken_at = time.monotonic()
+            return _Reading(mountpoint.parse_status(text), taken_at, taken_at - began)
+        except OSError as error:
+            return _Reading(error, began, 0.0)
 
 
 def watch(path: str, *, ends_mount: bool = False) -> None:
