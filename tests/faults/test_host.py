@@ -158,7 +158,7 @@ def test_what_a_full_receive_queue_dropped_is_requested_again(lab: Lab) -> None:
     mount = mount_until(lab, "e0.0")
     daemon = mount.process
     assert daemon is not None
-    header = Header(lab.mac(INITIATOR), b"\x02" + bytes(5), Address(9, 9), AoeCommand.CONFIG, 1 << 31, Flag.RESPONSE)
+    header = Header(lab.mac(INITIATOR), b"\x02" + bytes(5), Address(9, 9), AoeCommand.CONFIG, 9 << 28, Flag.RESPONSE)
     filler = encode_config(header, ConfigArgument(0, bytes(1024), 1, 1, 1, 1))
     with working(mount, disk), open_packet_socket(lab, TARGET) as liar:
         target.send_signal(signal.SIGSTOP)  # so that requests are in flight whose answers come last

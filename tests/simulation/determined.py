@@ -18,7 +18,6 @@ from unittest import mock
 import pyfuse3
 import trio
 
-from aoefs.engine import inplace
 from aoefs.fuse import operations, readahead
 from aoefs.fuse.kernel import Notice
 from tests.simulation.plan import LARGE_BYTES
@@ -96,7 +95,6 @@ def determined(seed: int, world: World, threads: Threads, requests: Requests) ->
             (secrets, "token_bytes", dice.randbytes),
             (trio.to_thread, "run_sync", threads.run_sync),
             (trio.lowlevel, "wait_readable", requests.wait_readable),
-            (inplace, "select", requests.select()),
             (pyfuse3, "readdir_reply", lambda *_: True),
             (pyfuse3, "invalidate_entry", lambda inode, name: world.log(f"it forgets {name.decode()}")),
             (
