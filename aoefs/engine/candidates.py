@@ -40,7 +40,7 @@ class Candidates:
         self.dropped = 0
         self._examined: dict[Endpoint, Need] = {}
         self._taken = dict.fromkeys(Need, 0)
-        self._waiting: dict[Need, dict[bytes, dict[Endpoint, None]]] = {need: {} for need in PLACES}
+        self._waiting: dict[Need, dict[bytes, dict[Endpoint, bool]]] = {need: {} for need in PLACES}
         self._counts = dict.fromkeys(Need, 0)  # of those that wait
 
     @property
@@ -48,25 +48,28 @@ class Candidates:
         """How many wait."""
         return sum(self._counts.values())
 
-    def add(self, endpoint: Endpoint, need: Need) -> bool:
-        """True if its examination begins now; else it waits, is under examination already, or there is no room."""
+    def add(self, endpoint: Endpoint, need: Need, *, second: bool = False) -> bool:
+        """True if its examination begins now; else it waits, is under examination already, or there is no room.
+
+        ``second``: it made room for others before it answered.
+        """
         if endpoint in self._examined:
             return False
         if need is Need.KNOWN or self._taken[need] < PLACES[need]:
             self._begin(endpoint, need)
             return True
-        self._wait(endpoint, need)
+        self._wait(endpoint, need, second)
         return False
 
-    def end(self, endpoint: Endpoint) -> Endpoint | None:
-        """Its examination is over; whose begins in its place."""
+    def end(self, endpoint: Endpoint) -> tuple[Endpoint, bool] | None:
+        """Its examination is over; whose begins in its place, and whether that is its second."""
         need = self._examined.pop(endpoint)
         self._taken[need] -= 1
         if need is Need.KNOWN or not self._counts[need]:
             return None
-        following = self._next(need)
+        following, second = self._next(need)
         self._begin(following, need)
-        return following
+        return following, second
 
     def is_awaited(self, endpoint: Endpoint) -> bool:
         """Others wait for the place of this one, which is under examination."""
@@ -76,7 +79,7 @@ class Candidates:
         self._examined[endpoint] = need
         self._taken[need] += 1
 
-    def _wait(self, endpoint: Endpoint, need: Need) -> None:
+    def _wait(self, endpoint: Endpoint, need: Need, second: bool) -> None:
         macs = self._waiting[need]
         if endpoint in macs.get(endpoint.mac, ()):
             return
@@ -88,16 +91,16 @@ class Candidates:
             endpoints.popitem()
             self._counts[need] -= 1
             self._turn(need, mac)
-        macs.setdefault(endpoint.mac, {})[endpoint] = None
+        macs.setdefault(endpoint.mac, {})[endpoint] = second
         self._counts[need] += 1
 
-    def _next(self, need: Need) -> Endpoint:
+    def _next(self, need: Need) -> tuple[Endpoint, bool]:
         mac, endpoints = next(iter(self._waiting[need].items()))
         endpoint = next(iter(endpoints))
-        del endpoints[endpoint]
+        second = endpoints.pop(endpoint)
         self._counts[need] -= 1
         self._turn(need, mac)
-        return endpoint
+        return endpoint, second
 
     def _turn(self, need: Need, mac: bytes) -> None:
         """This MAC had its turn: it is the last one now, if it still waits."""

@@ -25,6 +25,7 @@ without a size); that driver's tag 0 for queries (any host can guess it).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -71,6 +72,23 @@ MAX_REPEATED = 256  # endpoints whose last hint is remembered until its period i
 _WRONG_SHELF = 0xFFF  # DIP switches of real shelves set in reverse; the Linux driver refuses it too
 
 
+@dataclass(slots=True)
+class _Examination:
+    """Of one endpoint.  ``second``: the first one ``made_room`` for others.  ``config`` is what the endpoint said of
+    itself; ``again``: it is to be examined once more.
+    """
+
+    wait: Wait
+    second: bool
+    made_room: bool = False
+    config: ConfigArgument | None = None
+    again: bool = False
+
+    def repeat(self) -> None:
+        self.again = True
+        self.wait.wake()
+
+
 class Discovery:
     """See the module.  Sightings and strangers go to ``roster``.  ``allow_mac`` are the only MACs to look at (empty:
     all).
@@ -91,10 +109,7 @@ class Discovery:
         self._supervisor = supervisor
         self._allow_mac = allow_mac
         self._candidates = Candidates()
-        self._waits: dict[Endpoint, Wait] = {}  # of those under examination
-        self._again: set[Endpoint] = set()  # of these, those that were to be examined meanwhile
-        self._made_room: set[Endpoint] = set()  # for others, once
-        self._configs: dict[Endpoint, ConfigArgument] = {}  # what those under IDENTIFY said of themselves
+        self._examinations: dict[Endpoint, _Examination] = {}
         self._hinted: dict[Endpoint, float] = {}  # when a hint of it led to an examination, the oldest first
         self._repeated: set[Endpoint] = set()  # hinted again within the period: to be examined at its end
         self._schedules: dict[Link, trio.CancelScope] = {}
@@ -171,24 +186,31 @@ class Discovery:
         If we do already, the command that it did not answer is sent again at once; and if it answers, it is asked once
         more: it may have changed meanwhile.
         """
-        if endpoint in self._waits:
-            self._waits[endpoint].wake()
-            self._again.add(endpoint)
-        elif self._candidates.add(endpoint, self._roster.need_of(endpoint)):
-            self._begin(endpoint)
+        if endpoint in self._examinations:
+            self._examinations[endpoint].repeat()
+        else:
+            self._add(endpoint)
 
-    def _begin(self, endpoint: Endpoint) -> None:
-        self._waits[endpoint] = Wait(self._driver.sleepers)
-        self._supervisor.start(f"examination of {endpoint.address}", partial(self._examine, endpoint))
+    def _add(self, endpoint: Endpoint, *, second: bool = False) -> None:
+        if self._candidates.add(endpoint, self._roster.need_of(endpoint), second=second):
+            self._begin(endpoint, second=second)
+
+    def _begin(self, endpoint: Endpoint, *, second: bool) -> None:
+        examination = self._examinations[endpoint] = _Examination(Wait(self._driver.sleepers), second)
+        self._supervisor.start(f"examination of {endpoint.address}", partial(self._examine, endpoint, examination))
 
     def candidates(self) -> list[Stranger]:
         """Those that are under IDENTIFY."""
-        return [self._stranger(endpoint, NO_ANSWER, SILENT) for endpoint in self._configs]
+        return [
+            Stranger(endpoint, examination.config, NO_ANSWER, SILENT)
+            for endpoint, examination in self._examinations.items()
+            if examination.config is not None
+        ]
 
     @property
     def is_busy(self) -> bool:
         """Something is under examination."""
-        return bool(self._waits)
+        return bool(self._examinations)
 
     @property
     def waiting(self) -> int:
@@ -199,32 +221,21 @@ class Discovery:
     def candidates_dropped(self) -> int:
         return self._candidates.dropped
 
-    def _stranger(self, endpoint: Endpoint, state: str, reason: str) -> Stranger:
-        return Stranger(endpoint, self._configs[endpoint], state, reason)
-
-    async def _examine(self, endpoint: Endpoint) -> None:
-        again = False
-        had_made_room = endpoint in self._made_room
+    async def _examine(self, endpoint: Endpoint, examination: _Examination) -> None:
         try:
-            config = await self._ask_config(endpoint)
+            config = examination.config = await self._ask_config(endpoint)
             if config is not None:
-                self._configs[endpoint] = config
-                self._again.discard(endpoint)
+                examination.again = False
                 await self._identify(endpoint, config)
-                again = endpoint in self._again
         finally:
-            self._again.discard(endpoint)
-            self._configs.pop(endpoint, None)
-            del self._waits[endpoint]
+            del self._examinations[endpoint]
             following = self._candidates.end(endpoint)
             if following is not None:
-                self._begin(following)
-            if had_made_room:
-                self._made_room.discard(endpoint)
-            elif endpoint in self._made_room:
-                again = True
-            if again:
-                self.examine(endpoint)
+                self._begin(following[0], second=following[1])
+            if examination.made_room and not examination.second:
+                self._add(endpoint, second=True)
+            elif examination.again and examination.config is not None:
+                self._add(endpoint)
 
     async def _ask_config(self, endpoint: Endpoint) -> ConfigArgument | None:
         command = LoneCommand(AoeCommand.CONFIG, encode_query, endpoint.__eq__, good_only=True)
@@ -243,12 +254,12 @@ class Discovery:
             identities = await self._ask_identity(endpoint, refusals)
             if not identities:
                 if link in self._schedules:
-                    self._roster.on_stranger(self._stranger(endpoint, *_why_not(refusals)))
+                    self._roster.on_stranger(Stranger(endpoint, config, *_why_not(refusals)))
                 return
             identity = identities[0]
             if any(other != identity for other in identities):
                 if not self._roster.on_two_disks(endpoint, identities):
-                    self._roster.on_stranger(self._stranger(endpoint, REFUSED, "two disks answer from there"))
+                    self._roster.on_stranger(Stranger(endpoint, config, REFUSED, "two disks answer from there"))
                 return
             # 0 in a config answer means 2 (AoEr11 section 3.2)
             full_sectors = max(1, min(config.sectors or 2, link.max_sectors, identity.sectors))
@@ -261,7 +272,7 @@ class Discovery:
         except FrameError as error:
             link.rx_unknown += 1
             reason = f"its answer to IDENTIFY is unusable: {error}"
-            self._roster.on_stranger(self._stranger(endpoint, REFUSED, reason))
+            self._roster.on_stranger(Stranger(endpoint, config, REFUSED, reason))
         else:
             self._roster.on_sighting(Sighting(endpoint, config, identity, sectors, full_sectors))
 
@@ -302,16 +313,16 @@ class Discovery:
     ) -> list[Answer]:
         """Send a lone command until it is answered, or until the link is down or gone."""
         up = (pause for pause in pauses if endpoint.link in self._schedules)
-        wait = self._waits[endpoint]
+        wait = self._examinations[endpoint].wait
         return await converse(self._driver, command, lambda: [endpoint], up, linger=linger, wait=wait)
 
     def _patience(self, endpoint: Endpoint, pauses: Iterable[float]) -> Iterator[float]:
         """All of ``pauses``, or fewer if others wait for the place of this endpoint."""
-        patience = AWAITED_SECONDS[endpoint in self._made_room]
+        examination = self._examinations[endpoint]
         waited = 0.0
         for pause in pauses:
-            if waited >= patience and self._candidates.is_awaited(endpoint):
-                self._made_room.add(endpoint)
+            if waited >= AWAITED_SECONDS[examination.second] and self._candidates.is_awaited(endpoint):
+                examination.made_room = True
                 return
             waited += pause
             yield pause

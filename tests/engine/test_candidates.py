@@ -23,6 +23,22 @@ def full(need: Need = Need.NEW) -> Candidates:
     return candidates
 
 
+def follower(candidates: Candidates, number: int) -> Endpoint | None:
+    """Who takes the place of this one of :func:`full`."""
+    following = candidates.end(endpoint(10_000 + number))
+    return None if following is None else following[0]
+
+
+def test_one_that_made_room_comes_again_behind_the_others() -> None:
+    candidates = full()
+    candidates.add(endpoint(1), Need.NEW)
+    assert candidates.end(endpoint(10_000)) == (endpoint(1), False)
+    candidates.add(endpoint(10_000), Need.NEW, second=True)
+    candidates.add(endpoint(2), Need.NEW)
+    assert candidates.end(endpoint(10_001)) == (endpoint(10_000), True)
+    assert candidates.end(endpoint(10_002)) == (endpoint(2), False)
+
+
 def test_an_endpoint_is_examined_once_at_a_time() -> None:
     candidates = Candidates()
     assert candidates.add(endpoint(1), Need.NEW)
@@ -49,7 +65,7 @@ def test_the_macs_take_turns_whatever_the_number_of_their_endpoints() -> None:
         candidates.add(endpoint(1, number), Need.NEW)
     candidates.add(endpoint(2), Need.NEW)
     candidates.add(endpoint(3), Need.NEW)
-    followers = [candidates.end(endpoint(10_000 + number)) for number in range(5)]
+    followers = [follower(candidates, number) for number in range(5)]
     assert followers == [endpoint(1), endpoint(2), endpoint(3), endpoint(1, 1), endpoint(1, 2)]
     assert candidates.waiting == 97
 
@@ -70,4 +86,4 @@ def test_a_mac_with_many_endpoints_leaves_room_to_one_with_a_single_one() -> Non
     assert (candidates.waiting, candidates.dropped) == (MAX_WAITING, 50)
     candidates.add(endpoint(2), Need.NEW)
     assert (candidates.waiting, candidates.dropped) == (MAX_WAITING, 51)
-    assert [candidates.end(endpoint(10_000 + number)) for number in range(2)] == [endpoint(1), endpoint(2)]
+    assert [follower(candidates, number) for number in range(2)] == [endpoint(1), endpoint(2)]
