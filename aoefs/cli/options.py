@@ -146,13 +146,8 @@ def _metrics(text: str) -> tuple[str, int]:
 
 def add_interface_argument(parser: argparse.ArgumentParser) -> None:
     """``-i``, the same for all commands that use the network; ``arguments.interface`` is a list or None."""
-    parser.add_argument(
-        "-i",
-        "--interface",
-        action="append",
-        metavar="IF",
-        help="speak on this interface only (repeatable; default: every Ethernet interface that is up)",
-    )
+    what = "speak on this interface only (repeatable; default: every Ethernet interface that is up)"
+    parser.add_argument("-i", "--interface", action="append", metavar="IF", help=what)
 
 
 def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
@@ -174,13 +169,8 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--direct", action=flag, help="no page cache: for disks that other hosts write too")
     add("--sync", action=flag, help="answer a write only when the target has, in streams of small writes too")
     add("--allow-mac", action="append", type=mac_type, metavar="MAC", help="talk to this target MAC only (repeatable)")
-    add(
-        "--disk",
-        action="append",
-        type=_disk,
-        metavar="eX.Y=SERIAL",
-        help="where several disks answer for eX.Y, show this one (repeatable)",
-    )
+    what = "where several disks answer for eX.Y, show this one (repeatable)"
+    add("--disk", action="append", type=_disk, metavar="eX.Y=SERIAL", help=what)
     add("--max-targets", type=whole(1, MAX_TARGETS), metavar="N", help="show at most N targets (default 1024)")
     add("--fixed-paths", action=flag, help="a target has the paths found in its first second, and no others later")
     add("--reserve", action=flag, help="reserve a target while it is open for writing")
@@ -197,9 +187,8 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The whole command line of a mount."""
-    parser.add_argument(
-        "paths", nargs="*", metavar="[SOURCE] MOUNTPOINT", help="SOURCE: interfaces, such as eth0,eth1, or any"
-    )
+    what = "SOURCE: interfaces, such as eth0,eth1, or any"
+    parser.add_argument("paths", nargs="*", metavar="[SOURCE] MOUNTPOINT", help=what)
     add_options(parser)
 
 
@@ -207,14 +196,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """All options of the command line of a mount."""
     add_mount_options(parser)
     parser.add_argument("--check", action="store_true", help="check options, mount point and rights, and mount nothing")
-    parser.add_argument(
-        "-o",
-        action="append",
-        default=[],
-        dest="option_lists",
-        metavar="WORD[,WORD...]",
-        help="options as mount(8) gives them: any of the above as name or name=value, and ro",
-    )
+    words, what = "WORD[,WORD...]", "options as mount(8) gives them: any of the above as name or name=value, and ro"
+    parser.add_argument("-o", action="append", default=[], dest="option_lists", metavar=words, help=what)
 
 
 class _LayerParser(Parser):

@@ -134,7 +134,7 @@ def _relay(child: subprocess.Popen[bytes], pipe: IO[bytes]) -> int:
         if rest:
             to_stderr(rest)
         return 0
-    code = _wait(child)
+    code = wait_or_kill(child)
     if word == "error":
         number, _, message = rest.partition(" ")
         to_stderr(message)
@@ -144,10 +144,10 @@ def _relay(child: subprocess.Popen[bytes], pipe: IO[bytes]) -> int:
     return 1
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """The exit code of a child that is ending; it is killed after ``STOP_SECONDS``."""
+def wait_or_kill(child: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> int:
+    """The exit code of a child that is ending; it is killed when that takes too long."""
     try:
-        return child.wait(STOP_SECONDS)
+        return child.wait(seconds)
     except subprocess.TimeoutExpired:
         child.kill()
         return child.wait()
@@ -156,4 +156,4 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """End the child of an interrupted command; it takes its mount away."""
     child.terminate()
-    _wait(child)
+    wait_or_kill(child)

@@ -347,31 +347,34 @@ def holders(mount: Mount) -> list[Holder]:
 
 
 @contextlib.contextmanager
+def opened(path: str, flags: int, directory: int | None = None) -> Iterator[int]:
+    """A descriptor as open(2) makes it, until the end of the block; ``path`` may be relative to a ``directory``."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def _opened_parent(mount: Mount) -> Iterator[int]:
     """The directory of the mount point, if the mount is on it; OSError otherwise.  Its process is not asked."""
     directory, name = os.path.split(mount.path)
-    parent = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        root = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
+    with opened(directory, os.O_PATH | os.O_DIRECTORY) as parent:
+        with opened(name, os.O_PATH | os.O_NOFOLLOW, parent) as root:  # open, it keeps the mount busy
             if f"\nmnt_id:\t{mount.number}\n" not in Path(f"/proc/self/fdinfo/{root}").read_text():
                 raise OSError(errno.ESTALE, "something else is there by now", mount.path)
-        finally:
-            os.close(root)  # it would keep the mount busy
         yield parent
-    finally:
-        os.close(parent)
 
 
 @contextlib.contextmanager
 def opened_root(mount: Mount) -> Iterator[int]:
     """The root of the mount, which this keeps busy.  OSError if something else is there."""
-    with _opened_parent(mount) as parent:
-        root = os.open(os.path.basename(mount.path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
+    with contextlib.ExitStack() as stack:
+        with _opened_parent(mount) as parent:
+            name = os.path.basename(mount.path)
+            root = stack.enter_context(opened(name, os.O_PATH | os.O_NOFOLLOW, parent))
         yield root
-    finally:
-        os.close(root)
 
 
 def unmount(mount: Mount, *, lazy: bool = False) -> None:

@@ -17,7 +17,6 @@ import signal
 import sys
 import termios
 import tty
-from types import FrameType
 
 QUIT, RESIZED, SUSPEND, WOKEN = "quit", "resized", "suspend", "woken"
 
@@ -62,8 +61,8 @@ class Terminal:
                 undo.callback(os.close, descriptor)
                 os.set_blocking(descriptor, False)
             undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False))
-            for number in _MEANINGS:
-                undo.callback(signal.signal, number, signal.signal(number, _leave_the_number))
+            for number in _MEANINGS:  # the pipe gets their numbers, and there is nothing else to do
+                undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
             undo.callback(self._restore)
             self._take_keys()
             self._undo = undo.pop_all()
@@ -109,7 +108,3 @@ class Terminal:
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         self._take_keys()
-
-
-def _leave_the_number(_number: int, _frame: FrameType | None) -> None:
-    """Nothing to do: the wake-up pipe has the number."""

@@ -36,7 +36,7 @@ from typing import NoReturn
 
 from aoefs.errors import UserError
 from aoefs.host import interfaces, mountpoint
-from aoefs.host.background import own_command
+from aoefs.host.background import own_command, wait_or_kill
 from aoefs.status.text import to_stderr
 
 MIB = 1 << 20
@@ -60,9 +60,8 @@ _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty directory (default: a temporary one)"
-    )
+    what = "an empty directory (default: a temporary one)"
+    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help=what)
     parser.add_argument("--keep", action="store_true", help="leave everything up after the tour, until Ctrl-C")
 
 
@@ -186,16 +185,16 @@ def _start(command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
-    try:
-        child.wait(_TARGET_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    wait_or_kill(child, _TARGET_SECONDS)
+
+
+def _reason(code: int, said: str) -> str:
+    """Why a program failed: the last line that it wrote."""
+    return said.splitlines()[-1].removeprefix("aoefs: ") if said else f"exit code {code}"
 
 
 def _fail(typed: str, code: int, said: str) -> NoReturn:
-    why = said.splitlines()[-1].removeprefix("aoefs: ") if said else f"exit code {code}"
-    raise UserError(f"'{typed}' failed: {why}")
+    raise UserError(f"'{typed}' failed: {_reason(code, said)}")
 
 
 # ── the demo ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -485,8 +484,7 @@ class _Demo:
         """Run a command that undoes something; say so if it fails."""
         code, said = self._run(command, _CLEANUP_SECONDS)
         if code:
-            why = said.splitlines()[-1] if said else f"exit code {code}"
-            self._complain(f"'{shlex.join(command)}' failed: {why}")
+            self._complain(f"'{shlex.join(command)}' failed: {_reason(code, said)}")
         return not code
 
     def _clean_mount(self, point: str) -> None:

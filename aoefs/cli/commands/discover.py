@@ -30,13 +30,8 @@ Report = dict[str, Any]  # one target, as a JSON object
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_interface_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        default=1.0,
-        metavar="SECONDS",
-        help="wait for answers this long, also when some came: frames may be lost, and targets slow (default 1)",
-    )
+    what = "wait for answers this long, also when some came: frames may be lost, and targets slow (default 1)"
+    parser.add_argument("--timeout", type=seconds, default=1.0, metavar="SECONDS", help=what)
 
 
 def run(arguments: argparse.Namespace) -> int:

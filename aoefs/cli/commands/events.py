@@ -23,9 +23,8 @@ _POLL_SECONDS = 0.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C or the mount goes"
-    )
+    what = "go on with what happens, until Ctrl-C or the mount goes"
+    parser.add_argument("-f", "--follow", action="store_true", help=what)
 
 
 def run(arguments: argparse.Namespace) -> int:

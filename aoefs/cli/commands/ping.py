@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser)
     parser.add_argument("-c", "--count", type=whole(1, 1 << 31), metavar="N", help="stop after N rounds")
-    parser.add_argument(
-        "--interval", type=seconds, default=1.0, metavar="SECONDS", help="between two rounds (default 1; 0: no pause)"
-    )
+    what = "between two rounds (default 1; 0: no pause)"
+    parser.add_argument("--interval", type=seconds, default=1.0, metavar="SECONDS", help=what)
     parser.add_argument("--read", action="store_true", help="read a sector each time instead of asking who is there")
     companion.add_wire_arguments(parser, wait=1.0)
 

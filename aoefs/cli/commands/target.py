@@ -31,45 +31,20 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "exports",
-        nargs="+",
-        metavar="X.Y=PATH",
-        help="file or block device to export as eX.Y; refused if eX.Y is served on IF already, or if PATH is exported "
-        "already and one of the two may be written",
-    )
-    parser.add_argument(
-        "-i",
-        "--interface",
-        action="append",
-        required=True,
-        metavar="IF",
-        help="Ethernet interface to serve (repeatable); AoE has no passwords: whoever is on that wire can write",
-    )
-    parser.add_argument("--read-only", action="store_true", help="refuse writes")
-    parser.add_argument("--sync", action="store_true", help="answer a write only when it is on the disk (slow)")
-    parser.add_argument(
-        "--bufcnt", type=int, default=None, metavar="N", help="messages that initiators may have on their way (64)"
-    )
-    parser.add_argument(
-        "--config-string",
-        metavar="TEXT",
-        help="config string of every export, in place of the one that was kept of an earlier run",
-    )
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        help="where to keep config strings (default: in PATH.aoe, which a read-only export only reads; those of block "
-        "devices are not kept)",
-    )
-    parser.add_argument(
-        "--allow-mac",
-        action="append",
-        type=mac_type,
-        default=[],
-        metavar="MAC",
-        help="answer only this initiator's MAC (repeatable); the mask list of the protocol can narrow it, never widen",
-    )
+    add = parser.add_argument
+    what = "file or block device to export as eX.Y; refused if eX.Y is served on IF already, or if PATH is exported "
+    add("exports", nargs="+", metavar="X.Y=PATH", help=what + "already and one of the two may be written")
+    what = "Ethernet interface to serve (repeatable); AoE has no passwords: whoever is on that wire can write"
+    add("-i", "--interface", action="append", required=True, metavar="IF", help=what)
+    add("--read-only", action="store_true", help="refuse writes")
+    add("--sync", action="store_true", help="answer a write only when it is on the disk (slow)")
+    add("--bufcnt", type=int, metavar="N", help="messages that initiators may have on their way (64)")
+    what = "config string of every export, in place of the one that was kept of an earlier run"
+    add("--config-string", metavar="TEXT", help=what)
+    what = "where to keep config strings (default: in PATH.aoe, which a read-only export only reads; those of block "
+    add("--state-dir", metavar="DIR", help=what + "devices are not kept)")
+    what = "answer only this initiator's MAC (repeatable); the mask list of the protocol can narrow it, never widen"
+    add("--allow-mac", action="append", type=mac_type, default=[], metavar="MAC", help=what)
 
 
 def parse_export(text: str) -> tuple[Address, str]:

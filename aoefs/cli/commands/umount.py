@@ -34,9 +34,8 @@ _FLUSH_PATIENCE_SECONDS = 2.0  # of waiting for flushes; then a line names the t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
-    parser.add_argument(
-        "--lazy", action="store_true", help="detach at once, also when busy, as umount -l: flushed when last closed"
-    )
+    what = "detach at once, also when busy, as umount -l: flushed when last closed"
+    parser.add_argument("--lazy", action="store_true", help=what)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,12 +94,9 @@ def _flush(mount: mountpoint.Mount, status: Mapping[str, Any]) -> int:
 
     def flush(root: int, name: str) -> str | None:
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-            try:
+            with mountpoint.opened(name, os.O_RDONLY | os.O_NOFOLLOW, root) as descriptor:
                 if dirty[name]:
                     os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
         except FileNotFoundError:
             return None  # the target is gone
         except OSError as error:
