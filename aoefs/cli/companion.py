@@ -1,8 +1,8 @@
 """What the companions share, the commands for one target: arguments, the engine that they run in, finding the target.
 
-A companion is one async function, its face, which runs in an engine without discovery and sends through
-``engine.conversation``.  One more task waits for Ctrl-C, since a KeyboardInterrupt that is raised anywhere may be lost
-(in the callback of a weak reference, for example).
+A companion is one async function, its face, which gets a :class:`Session`: an engine without discovery, and what can be
+asked with it (``engine.conversation``).  One more task waits for Ctrl-C, since a KeyboardInterrupt that is raised
+anywhere may be lost (in the callback of a weak reference, for example).
 
 What always holds: no disk or several disks behind an address are one clear error line.  Every MAC in a message answered
 on this wire.  After a second of waiting a terminal shows for what.
@@ -15,7 +15,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -26,7 +26,9 @@ from aoefs.host import interfaces
 from aoefs.protocol.wire import (
     Address,
     AoeCommand,
+    AtaArgument,
     ConfigArgument,
+    Header,
     MaskArgument,
     ReserveArgument,
     encode,
@@ -35,6 +37,7 @@ from aoefs.protocol.wire import (
 
 if TYPE_CHECKING:
     from aoefs.core.link import Endpoint
+    from aoefs.core.lonecommand import Answer
     from aoefs.engine.engine import Engine
     from aoefs.protocol.ata import Identity
 
@@ -63,16 +66,8 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def show(arguments: argparse.Namespace, field: str, value: object, text: str) -> None:
-    """Print what the target has now: with ``--json`` a field of an object, after ``get`` a text."""
-    if arguments.json:
-        print(json.dumps({"name": str(arguments.target), field: value}))
-    elif arguments.action == "get":
-        print(text)
-
-
-def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespace], Awaitable[int]]) -> int:
-    """Run ``face(engine, arguments)`` on the interfaces that were asked for; its exit code."""
+def run(arguments: argparse.Namespace, face: Callable[[Session], Awaitable[int]]) -> int:
+    """Run ``face(session)`` on the interfaces that were asked for; its exit code."""
     if not arguments.timeout:
         raise UserError("--timeout 0 waits for no answer: give some seconds", exit_code=2)
     interfaces.require_packet_socket()
@@ -97,7 +92,7 @@ def run(arguments: argparse.Namespace, face: Callable[[Engine, argparse.Namespac
                         raise KeyboardInterrupt
 
                 nursery.start_soon(until_signal)
-                code = await face(engine, arguments)
+                code = await face(Session(engine, arguments))
                 nursery.cancel_scope.cancel()
             return code
 
@@ -133,14 +128,6 @@ def place(endpoint: Endpoint) -> str:
     return f"{format_mac(endpoint.mac)} on {endpoint.link.interface}"
 
 
-def no_answer(engine: Engine, address: Address, wait: float) -> UserError:
-    where = ", ".join(engine.links)
-    return UserError(
-        f"{address} did not answer on {where} within {wait:g} s: "
-        "see 'aoefs discover', and that its mask list lets this host in"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """One disk: its endpoints, in the order of their answers, and its config answer."""
@@ -158,84 +145,124 @@ class Found:
         return tuple(dict.fromkeys(endpoint.link.mac for endpoint in self.endpoints))
 
 
-async def find(engine: Engine, arguments: argparse.Namespace) -> Found:
-    """The one disk behind the address that was asked for; UserError when there is none or more than one."""
-    from aoefs.engine import conversation
-
-    address, wait = arguments.target, arguments.timeout
-    async with patience(f"asking for {address}"):
-        answers = await conversation.find(engine.driver, address, conversation.pauses_within(wait))
-        if not answers:
-            raise no_answer(engine, address, wait)
-        endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
-        if len(answers) > 1:
-            await _require_one_disk(engine, endpoints, len(answers) > len(endpoints), wait)
-    config = answers[0].argument
-    assert isinstance(config, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
-    return Found(endpoints, config)
-
-
-async def _require_one_disk(engine: Engine, endpoints: Sequence[Endpoint], doubled: bool, wait: float) -> None:
-    """UserError unless all answers to IDENTIFY at these endpoints come from one disk."""
-    disks: dict[tuple[str, str, int], Endpoint] = {}
-    address = endpoints[0].address
-    for endpoint in endpoints:
-        answers = await identify_all(engine, endpoint, wait)
-        if not answers and (doubled or len(endpoints) > 1):
-            places = ", ".join(map(place, endpoints))
-            raise UserError(f"{address} answers more than once ({places}) and does not tell who it is: choose with -i")
-        for identity, _ in answers:
-            disks.setdefault((identity.model, identity.serial, identity.sectors), endpoint)
-    if len(disks) > 1:
-        known = ", ".join(f"serial {serial} at {place(endpoint)}" for (_, serial, _), endpoint in disks.items())
-        raise UserError(f"{address} is {len(disks)} different disks ({known}): choose with -i, or move one away")
-
-
-async def identify_all(engine: Engine, endpoint: Endpoint, wait: float) -> list[tuple[Identity, bytes]]:
-    """All answers to IDENTIFY at one endpoint, decoded and as 512 bytes; invalid ones are left out."""
-    from aoefs.engine import conversation
-    from aoefs.protocol.ata import IDENTIFY_BYTES, IDENTIFY_REGISTERS, decode_identify_untrusted
-
-    pauses = conversation.pauses_within(wait)
-    found = []
-    for answer in await conversation.ask_ata(
-        engine.driver, endpoint, IDENTIFY_REGISTERS, pauses, data_bytes=IDENTIFY_BYTES
-    ):
-        if answer.error is None:
-            block = answer.data[:IDENTIFY_BYTES]
-            with contextlib.suppress(FrameError):
-                found.append((decode_identify_untrusted(block), block))
-    return found
-
-
-async def command(
-    engine: Engine,
-    endpoint: Endpoint,
-    kind: AoeCommand,
-    argument: _Argument,
-    wait: float,
-    what: str,
-    refusals: Mapping[int, str] = MappingProxyType({}),
-) -> _Argument:
-    """Send one command; the argument of its answer.
-
-    UserError when there is none, or when it is an AoE error: with the text of its code in ``refusals``, or else that
-    the target refuses ``what``.
+class Session:
+    """An ``engine`` and the ``arguments`` of a command.  Each question is sent again until it is answered, by default
+    for as long as ``--timeout`` says.
     """
-    from aoefs.engine import conversation
 
-    pauses = conversation.pauses_within(wait)
-    async with patience(f"waiting for {endpoint.address}"):
-        answers = await conversation.ask(
-            engine.driver, [endpoint], kind, lambda header: encode(header, argument), pauses
+    def __init__(self, engine: Engine, arguments: argparse.Namespace) -> None:
+        self.engine = engine
+        self.arguments = arguments
+
+    def show(self, field: str, value: object, text: str) -> None:
+        """Print what the target has now: with ``--json`` a field of an object, after ``get`` a text."""
+        if self.arguments.json:
+            print(json.dumps({"name": str(self.arguments.target), field: value}))
+        elif self.arguments.action == "get":
+            print(text)
+
+    def _pauses(self) -> Iterator[float]:
+        from aoefs.engine import conversation
+
+        return conversation.pauses_within(self.arguments.timeout)
+
+    async def look_for(self, address: Address, pauses: Iterable[float] | None = None) -> list[Answer]:
+        """The config answers of ``address``, which may be the broadcast address, on all interfaces."""
+        from aoefs.engine import conversation
+
+        return await conversation.find(self.engine.driver, address, pauses or self._pauses())
+
+    def no_answer(self, address: Address) -> UserError:
+        where, wait = ", ".join(self.engine.links), self.arguments.timeout
+        return UserError(
+            f"{address} did not answer on {where} within {wait:g} s: "
+            "see 'aoefs discover', and that its mask list lets this host in"
         )
-    if not answers:
-        raise UserError(
-            f"{endpoint.address} answers, but no {kind.name.lower()} command within {wait:g} s: "
-            "not every target knows it (kvblade and qaoed know no mask and no reserve)"
-        )
-    error, told = answers[0].error, answers[0].argument
-    if isinstance(error, TargetError):
-        raise UserError(refusals.get(error.code, f"{endpoint.address} refuses {what}: {error}"))
-    assert isinstance(told, type(argument))  # noqa: S101 (for mypy: its decoder makes no other)
-    return told
+
+    async def find(self) -> Found:
+        """The one disk behind the address that was asked for; UserError when there is none or more than one."""
+        address = self.arguments.target
+        async with patience(f"asking for {address}"):
+            answers = await self.look_for(address)
+            if not answers:
+                raise self.no_answer(address)
+            endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
+            if len(answers) > 1:
+                await self._require_one_disk(endpoints, len(answers) > len(endpoints))
+        config = answers[0].argument
+        assert isinstance(config, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
+        return Found(endpoints, config)
+
+    async def _require_one_disk(self, endpoints: Sequence[Endpoint], doubled: bool) -> None:
+        """UserError unless all answers to IDENTIFY at these endpoints come from one disk."""
+        disks: dict[tuple[str, str, int], Endpoint] = {}
+        address = endpoints[0].address
+        for endpoint in endpoints:
+            identities = await self.identify(endpoint)
+            if not identities and (doubled or len(endpoints) > 1):
+                places = ", ".join(map(place, endpoints))
+                raise UserError(
+                    f"{address} answers more than once ({places}) and does not tell who it is: choose with -i"
+                )
+            for identity in identities:
+                disks.setdefault((identity.model, identity.serial, identity.sectors), endpoint)
+        if len(disks) > 1:
+            known = ", ".join(f"serial {serial} at {place(endpoint)}" for (_, serial, _), endpoint in disks.items())
+            raise UserError(f"{address} is {len(disks)} different disks ({known}): choose with -i, or move one away")
+
+    async def identify(self, endpoint: Endpoint, pauses: Iterable[float] | None = None) -> list[Identity]:
+        """What IDENTIFY says at one endpoint: of all answers, but for invalid ones."""
+        from aoefs.protocol.ata import IDENTIFY_BYTES, IDENTIFY_REGISTERS, decode_identify_untrusted
+
+        found = []
+        for answer in await self.ask_ata(endpoint, IDENTIFY_REGISTERS, pauses, data_bytes=IDENTIFY_BYTES):
+            if answer.error is None:
+                with contextlib.suppress(FrameError):
+                    found.append(decode_identify_untrusted(answer.data))
+        return found
+
+    async def ask_ata(
+        self,
+        endpoint: Endpoint,
+        registers: AtaArgument,
+        pauses: Iterable[float] | None = None,
+        data: bytes = b"",
+        *,
+        data_bytes: int = 0,
+    ) -> list[Answer]:
+        """All answers to an ATA command at one endpoint; a good one has ``data_bytes`` of data."""
+        from aoefs.engine import conversation
+
+        pauses = pauses or self._pauses()
+        return await conversation.ask_ata(self.engine.driver, endpoint, registers, pauses, data, data_bytes=data_bytes)
+
+    async def command(
+        self,
+        endpoint: Endpoint,
+        kind: AoeCommand,
+        argument: _Argument,
+        what: str,
+        refusals: Mapping[int, str] = MappingProxyType({}),
+    ) -> _Argument:
+        """Send one command; the argument of its answer.
+
+        UserError when there is none, or when it is an AoE error: with the text of its code in ``refusals``, or else
+        that the target refuses ``what``.
+        """
+        from aoefs.engine import conversation
+
+        def frame(header: Header) -> bytes:
+            return encode(header, argument)
+
+        async with patience(f"waiting for {endpoint.address}"):
+            answers = await conversation.ask(self.engine.driver, [endpoint], kind, frame, self._pauses())
+        if not answers:
+            raise UserError(
+                f"{endpoint.address} answers, but no {kind.name.lower()} command within {self.arguments.timeout:g} s: "
+                "not every target knows it (kvblade and qaoed know no mask and no reserve)"
+            )
+        error, told = answers[0].error, answers[0].argument
+        if isinstance(error, TargetError):
+            raise UserError(refusals.get(error.code, f"{endpoint.address} refuses {what}: {error}"))
+        assert isinstance(told, type(argument))  # noqa: S101 (for mypy: its decoder makes no other)
+        return told

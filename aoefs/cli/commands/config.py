@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
+from aoefs.cli.companion import Session
 from aoefs.errors import UserError
 from aoefs.protocol.wire import MAX_CONFIG_BYTES, AoeCommand, ConfigArgument, ConfigCommand, ErrorCode
 from aoefs.status.text import printable
-
-if TYPE_CHECKING:
-    from aoefs.engine.engine import Engine
 
 _COMMANDS = {"set": ConfigCommand.SET, "test": ConfigCommand.TEST, "prefix": ConfigCommand.PREFIX}
 
@@ -43,12 +40,12 @@ def _text(string: bytes) -> str:
     return string.decode("utf-8", "backslashreplace")
 
 
-async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
-    address = arguments.target
-    found = await companion.find(engine, arguments)
+async def _face(session: Session) -> int:
+    arguments, address = session.arguments, session.arguments.target
+    found = await session.find()
     present = found.config.string
     if arguments.action == "get":
-        companion.show(arguments, "config", _text(present), printable(_text(present)))  # one line
+        session.show("config", _text(present), printable(_text(present)))  # one line
         return 0
     string = arguments.string.encode("utf-8", "surrogateescape")
     kind = ConfigCommand.FORCE_SET if arguments.force else _COMMANDS[arguments.action]
@@ -57,15 +54,9 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         verb = "begins otherwise" if kind is ConfigCommand.PREFIX else "is another one"
         raise UserError(f"the config string of {address} {verb}: '{_text(present)}'")
     there = f"{address} has a config string already, '{_text(present)}': --force replaces it"
-    answer = await companion.command(
-        engine,
-        found.endpoint,
-        AoeCommand.CONFIG,
-        ConfigArgument(kind, string),
-        arguments.timeout,
-        "the config string",
-        {ErrorCode.CONFIG_STRING_PRESENT: there},
-    )
+    refusals: dict[int, str] = {ErrorCode.CONFIG_STRING_PRESENT: there}
+    argument = ConfigArgument(kind, string)
+    answer = await session.command(found.endpoint, AoeCommand.CONFIG, argument, "the config string", refusals)
     if kind in (ConfigCommand.SET, ConfigCommand.FORCE_SET) and answer.string != string:
         raise UserError(f"{address} accepted the config string, but has '{_text(answer.string)}' now")
     return 0

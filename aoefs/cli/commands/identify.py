@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from aoefs.cli import companion
+from aoefs.cli.companion import Session
 from aoefs.errors import AtaError, FrameError, TargetError, UserError
 from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument
 from aoefs.status.tables import print_table
@@ -16,7 +17,6 @@ from aoefs.status.text import format_size, to_stdout
 
 if TYPE_CHECKING:
     from aoefs.core.link import Endpoint
-    from aoefs.engine.engine import Engine
     from aoefs.protocol.ata import Identity
     from aoefs.protocol.smart import Attribute
 
@@ -39,22 +39,23 @@ def run(arguments: argparse.Namespace) -> int:
     return companion.run(arguments, _face)
 
 
-async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
-    found = await companion.find(engine, arguments)
+async def _face(session: Session) -> int:
+    arguments = session.arguments
+    found = await session.find()
     async with companion.patience(f"waiting for {arguments.target}"):
-        answers = await companion.identify_all(engine, found.endpoint, arguments.timeout)
-    if not answers:
+        identities = await session.identify(found.endpoint)
+    if not identities:
         raise UserError(f"{arguments.target} answers, but gives no IDENTIFY data that can be read")
-    identity, block = answers[0]
+    identity = identities[0]
     if arguments.raw:
-        sys.stdout.buffer.write(block)
+        sys.stdout.buffer.write(identity.block)
         return 0
     report: dict[str, Any] = {"name": str(arguments.target), "size": identity.size_bytes, **asdict(identity)}
     del report["block"]  # that is --raw
     if not arguments.smart:
         print(json.dumps(report)) if arguments.json else _print_identity(report, identity)
         return 0
-    failing, attributes = await _smart(engine, found.endpoint, identity, arguments.timeout)
+    failing, attributes = await _smart(session, found.endpoint, identity)
     if arguments.json:
         listed = [
             {"id": a.number, "name": a.name, "value": a.value, "worst": a.worst, "raw": a.raw} for a in attributes
@@ -88,11 +89,8 @@ def _print_identity(report: dict[str, Any], identity: Identity) -> None:
     to_stdout("\n".join(f"{name + ':':<17}{value}" for name, value in lines.items()))
 
 
-async def _smart(
-    engine: Engine, endpoint: Endpoint, identity: Identity, wait: float
-) -> tuple[bool, tuple[Attribute, ...]]:
+async def _smart(session: Session, endpoint: Endpoint, identity: Identity) -> tuple[bool, tuple[Attribute, ...]]:
     """Whether the disk says that it is failing, and its attributes, if it has any."""
-    from aoefs.engine import conversation
     from aoefs.protocol import smart
 
     if not identity.smart:
@@ -101,9 +99,7 @@ async def _smart(
     async def ask(feature: smart.Feature, data_bytes: int = 0) -> tuple[AtaArgument, bytes]:
         registers = smart.smart_registers(feature)
         async with companion.patience(f"waiting for {endpoint.address}"):
-            answers = await conversation.ask_ata(
-                engine.driver, endpoint, registers, conversation.pauses_within(wait), data_bytes=data_bytes
-            )
+            answers = await session.ask_ata(endpoint, registers, data_bytes=data_bytes)
         what = f"SMART {feature.name.replace('_', ' ')}"
         if not answers:
             raise UserError(f"{endpoint.address} does not answer {what}")

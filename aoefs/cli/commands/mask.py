@@ -8,9 +8,9 @@ it.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
+from aoefs.cli.companion import Session
 from aoefs.cli.options import mac_type
 from aoefs.errors import UserError
 from aoefs.protocol.wire import (
@@ -21,9 +21,6 @@ from aoefs.protocol.wire import (
     MaskError,
     format_mac,
 )
-
-if TYPE_CHECKING:
-    from aoefs.engine.engine import Engine
 
 MAX_DIRECTIVES = 64  # of one command: 540 bytes, which every link carries
 _DIRECTIVES = {"add": MaskDirective.ADD, "delete": MaskDirective.DELETE}
@@ -53,15 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     return companion.run(arguments, _face)
 
 
-async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
-    address, action = arguments.target, arguments.action
-    found = await companion.find(engine, arguments)
+async def _face(session: Session) -> int:
+    arguments, address, action = session.arguments, session.arguments.target, session.arguments.action
+    found = await session.find()
 
     async def ask(argument: MaskArgument) -> list[bytes]:
         """Send the command; the list that the target has afterwards."""
-        told = await companion.command(
-            engine, found.endpoint, AoeCommand.MASK, argument, arguments.timeout, "the mask command"
-        )
+        told = await session.command(found.endpoint, AoeCommand.MASK, argument, "the mask command")
         if told.error:
             why = _ERRORS.get(told.error, f"error {told.error}")  # type: ignore[call-overload]  # any byte may come
             failed = argument.directives[told.count or 0 :][:1]
@@ -72,7 +67,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
         listed = await ask(MaskArgument())
     else:
         if action == "delete":
-            await _require_no_vblade(engine, found, arguments.timeout)
+            await _require_no_vblade(session, found)
         before = dict.fromkeys(await ask(MaskArgument()))
         wanted = [mac for mac in before if action == "add" or mac not in arguments.macs]
         wanted += [mac for mac in dict.fromkeys(arguments.macs) if action == "add" and mac not in before]
@@ -85,14 +80,14 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
             text = ", ".join(map(format_mac, listed)) or "empty"
             raise UserError(f"{address} accepted that, but its list is now {text} (vblade mixes up a third entry)")
     macs = [format_mac(mac) for mac in listed]
-    companion.show(arguments, "mask", macs, "\n".join(macs) or f"{address} answers everybody")
+    session.show("mask", macs, "\n".join(macs) or f"{address} answers everybody")
     return 0
 
 
-async def _require_no_vblade(engine: Engine, found: companion.Found, wait: float) -> None:
+async def _require_no_vblade(session: Session, found: companion.Found) -> None:
     address = found.endpoint.address
-    identities = await companion.identify_all(engine, found.endpoint, wait)
+    identities = await session.identify(found.endpoint)
     if not identities:
         raise UserError(f"{address} does not tell what it is, and a vblade would die of a mask delete")
-    if any("vblade" in identity.model for identity, _ in identities):
+    if any("vblade" in identity.model for identity in identities):
         raise UserError(f"{address} is a vblade, which dies of a mask delete (a bug of vblade): start it anew with -m")

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
+from aoefs.cli.companion import Session
 from aoefs.cli.options import address_type
 from aoefs.errors import UserError
 from aoefs.protocol.wire import (
@@ -33,7 +34,6 @@ from aoefs.status.text import to_stdout
 
 if TYPE_CHECKING:
     from aoefs.core.lonecommand import Answer
-    from aoefs.engine.engine import Engine
 
 PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds after each try with one size
 _JUMBO_MTU = 9000
@@ -76,18 +76,17 @@ class PathResult:
         return self.to_target >= self.limit and (self.from_target is None or self.from_target >= self.limit)
 
 
-async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
-    from aoefs.engine import conversation
-
+async def _face(session: Session) -> int:
+    arguments = session.arguments
     found: list[Answer] = []
     async with companion.patience("looking for targets"):
         for address in dict.fromkeys(arguments.targets) or [BROADCAST_ADDRESS]:
-            answers = await conversation.find(engine.driver, address, conversation.pauses_within(arguments.timeout))
+            answers = await session.look_for(address)
             if not answers and address != BROADCAST_ADDRESS:
-                raise companion.no_answer(engine, address, arguments.timeout)
+                raise session.no_answer(address)
             found += {answer.endpoint: answer for answer in answers}.values()
     if not found:
-        raise UserError(f"no target answered on {', '.join(engine.links)} within {arguments.timeout:g} s")
+        raise UserError(f"no target answered on {', '.join(session.engine.links)} within {arguments.timeout:g} s")
     found.sort(key=lambda answer: (answer.endpoint.address, answer.endpoint.link.interface, answer.endpoint.mac))
     with ExitStack() as stack:
         paths: Iterable[Answer] = found
@@ -97,7 +96,7 @@ async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
 
             bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
             paths = bar.track(found, description="measuring paths")
-        results = [await _measure(engine, answer) for answer in paths]
+        results = [await _measure(session, answer) for answer in paths]
     told = advice(results)
     if arguments.json:
         print(json.dumps([{**asdict(result), "advice": told[result]} for result in results], indent=2))
@@ -137,12 +136,11 @@ async def largest(passes: Callable[[int], Awaitable[bool]], limit: int) -> int:
     return low
 
 
-async def _measure(engine: Engine, answer: Answer) -> PathResult:
-    from aoefs.engine import conversation
+async def _measure(session: Session, answer: Answer) -> PathResult:
     from aoefs.protocol.ata import IDENTIFY_REGISTERS, transfer_registers
 
     endpoint = answer.endpoint
-    identities = await companion.identify_all(engine, endpoint, sum(PAUSES))
+    identities = await session.identify(endpoint, PAUSES)
     assert isinstance(answer.argument, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
     target_sectors = answer.argument.sectors or 2  # 0 means 2 (AoEr11 section 3.2)
     local_sectors = endpoint.link.max_sectors
@@ -151,19 +149,17 @@ async def _measure(engine: Engine, answer: Answer) -> PathResult:
 
     async def reaches(sectors: int) -> bool:
         data = bytes(sectors * SECTOR_BYTES)
-        return bool(await conversation.ask_ata(engine.driver, endpoint, IDENTIFY_REGISTERS, PAUSES, data))
+        return bool(await session.ask_ata(endpoint, IDENTIFY_REGISTERS, PAUSES, data))
 
     async def comes_back(sectors: int) -> bool:
         nonlocal refused
         registers = transfer_registers(0, sectors, write=False, lba48=False)
-        answers = await conversation.ask_ata(
-            engine.driver, endpoint, registers, PAUSES, data_bytes=sectors * SECTOR_BYTES
-        )
+        answers = await session.ask_ata(endpoint, registers, PAUSES, data_bytes=sectors * SECTOR_BYTES)
         refused = any(each.error is not None for each in answers)
         return bool(answers) and not refused
 
     to_target = await largest(reaches, limit)
-    sectors = identities[0][0].sectors if identities else limit
+    sectors = identities[0].sectors if identities else limit
     from_target = await largest(comes_back, min(limit, sectors))
     if from_target == min(limit, sectors):
         from_target = limit  # a disk of a few sectors

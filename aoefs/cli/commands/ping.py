@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
+from aoefs.cli.companion import Session
 from aoefs.cli.options import seconds, whole
 from aoefs.protocol.wire import SECTOR_BYTES, AoeCommand
 from aoefs.status.text import to_stdout
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from aoefs.core.link import Endpoint
     from aoefs.core.lonecommand import Answer
-    from aoefs.engine.engine import Engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
     return companion.run(arguments, _face)
 
 
-async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
+async def _face(session: Session) -> int:
     import trio
 
+    arguments = session.arguments
     what = "reads of a sector" if arguments.read else "config queries"
-    to_stdout(f"PING {arguments.target} on {', '.join(engine.links)}: {what}")
-    pinger = _Pinger(engine, arguments)
+    to_stdout(f"PING {arguments.target} on {', '.join(session.engine.links)}: {what}")
+    pinger = _Pinger(session)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -102,10 +103,10 @@ class Tally:
 
 
 class _Pinger:
-    def __init__(self, engine: Engine, arguments: argparse.Namespace) -> None:
+    def __init__(self, session: Session) -> None:
         self.tally = Tally()
-        self._engine = engine
-        self._arguments = arguments
+        self._session = session
+        self._arguments = session.arguments
         self._endpoints: tuple[Endpoint, ...] = ()
         self._last_heard = 0  # the newest round that was answered
 
@@ -127,12 +128,9 @@ class _Pinger:
     async def _round(self, number: int) -> None:
         import trio
 
-        from aoefs.engine import conversation
-
-        wait = (self._arguments.timeout,)
         endpoints = self._endpoints
         if not endpoints:
-            answers = await conversation.find(self._engine.driver, self._arguments.target, wait)
+            answers = await self._session.look_for(self._arguments.target, (self._arguments.timeout,))
             endpoints = self._endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
             if not (self._arguments.read and endpoints):
                 for endpoint in endpoints or (None,):
@@ -151,13 +149,10 @@ class _Pinger:
         wait = (self._arguments.timeout,)
         if self._arguments.read:
             registers = transfer_registers(0, 1, write=False, lba48=False)  # LBA28: every target knows it
-            answers = await conversation.ask_ata(
-                self._engine.driver, endpoint, registers, wait, data_bytes=SECTOR_BYTES
-            )
+            answers = await self._session.ask_ata(endpoint, registers, wait, data_bytes=SECTOR_BYTES)
         else:
-            answers = await conversation.ask(
-                self._engine.driver, [endpoint], AoeCommand.CONFIG, conversation.encode_query, wait
-            )
+            query, driver = conversation.encode_query, self._session.engine.driver
+            answers = await conversation.ask(driver, [endpoint], AoeCommand.CONFIG, query, wait)
         self._account(number, answers)
 
     def _account(self, number: int, answers: Sequence[Answer]) -> None:

@@ -6,15 +6,12 @@ A reservation is a list of MACs; while it is not empty, other hosts get "target 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from aoefs.cli import companion
+from aoefs.cli.companion import Session
 from aoefs.cli.options import mac_type
 from aoefs.errors import UserError
 from aoefs.protocol.wire import AoeCommand, ErrorCode, ReserveArgument, ReserveCommand, format_mac
-
-if TYPE_CHECKING:
-    from aoefs.engine.engine import Engine
 
 _ACTIONS = {
     "get": ReserveCommand.READ,
@@ -44,22 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
     return companion.run(arguments, _face)
 
 
-async def _face(engine: Engine, arguments: argparse.Namespace) -> int:
-    address, action = arguments.target, arguments.action
-    found = await companion.find(engine, arguments)
+async def _face(session: Session) -> int:
+    arguments, address, action = session.arguments, session.arguments.target, session.arguments.action
+    found = await session.find()
     macs = () if action in ("get", "release") else tuple(arguments.macs) or found.our_macs
     taken = f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over"
-    answer = await companion.command(
-        engine,
-        found.endpoint,
-        AoeCommand.RESERVE,
-        ReserveArgument(_ACTIONS[action], macs),
-        arguments.timeout,
-        f"to {'tell its reservation' if action == 'get' else action}",
-        {ErrorCode.TARGET_RESERVED: taken},
-    )
+    what = f"to {'tell its reservation' if action == 'get' else action}"
+    argument = ReserveArgument(_ACTIONS[action], macs)
+    refusals: dict[int, str] = {ErrorCode.TARGET_RESERVED: taken}
+    answer = await session.command(found.endpoint, AoeCommand.RESERVE, argument, what, refusals)
     holders = list(map(format_mac, answer.macs))
     if action != "get" and set(holders) != set(map(format_mac, macs)):
         raise UserError(f"{address} accepted that, but is held by {', '.join(holders) or 'nobody'} now")
-    companion.show(arguments, "holders", holders, "\n".join(holders) or f"{address} is not reserved")
+    session.show("holders", holders, "\n".join(holders) or f"{address} is not reserved")
     return 0
