@@ -293,12 +293,6 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
         what = "too many arguments" if len(paths) > 2 else "no mount point given"
         raise UserError(f"{what}: aoefs MOUNTPOINT, or aoefs --help for the commands", exit_code=2)
 
-    def value_of(name: str) -> Any:
-        """The value of the first place that has one, or None."""
-        return next(
-            (value for layer in (arguments, words, file) if (value := getattr(layer, name, None)) is not None), None
-        )
-
     def gather(name: str, more: Sequence[str] = ()) -> tuple[Any, ...]:
         own = [*(getattr(arguments, name) or ()), *(getattr(words, name) or ()), *more]
         return tuple(dict.fromkeys(own or getattr(file, name, None) or ()))
@@ -310,14 +304,14 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
     if not all(interfaces):
         raise UserError("an interface name is empty: write them as eth0,eth1, or any", exit_code=2)
     # An option that was not given is None here and has the default of the record.
-    given = {field.name: value_of(field.name) for field in fields(MountOptions)}
+    given: dict[str, Any] = {"uid": os.getuid(), "gid": os.getgid()}
+    for layer in (file, words, arguments):  # each overrides those before it
+        given |= {name: value for name, value in vars(layer).items() if value is not None}
     given |= {
         "mountpoint": os.path.abspath(paths[-1]),
         "interfaces": interfaces,
         "allow_mac": gather("allow_mac"),
         "disk": gather("disk"),
-        "uid": os.getuid() if given["uid"] is None else given["uid"],
-        "gid": os.getgid() if given["gid"] is None else given["gid"],
         "verbose": arguments.verbose + words.verbose + file.verbose,
     }
-    return MountOptions(**{name: value for name, value in given.items() if value is not None})
+    return MountOptions(**{field.name: given[field.name] for field in fields(MountOptions) if field.name in given})

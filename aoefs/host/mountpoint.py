@@ -117,16 +117,6 @@ def _connections(process: str) -> set[str]:
     return numbers
 
 
-class Holder(NamedTuple):
-    """What keeps a mount busy: a process, or without ``pid`` something in the kernel such as ``/dev/loop0``."""
-
-    pid: int | None
-    name: str
-
-    def __str__(self) -> str:
-        return self.name if self.pid is None else f"{self.name} (pid {self.pid})"
-
-
 # ── what is mounted ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -316,15 +306,15 @@ def _process_uses(process: str, mount: Mount) -> bool:
     return False
 
 
-def _process_holders(mount: Mount) -> Iterator[Holder]:
+def _process_holders(mount: Mount) -> Iterator[str]:
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid() or not _process_uses(f"/proc/{name}", mount):
             continue
         with contextlib.suppress(OSError):  # it may have ended just now
-            yield Holder(int(name), Path(f"/proc/{name}/comm").read_text(errors="replace").strip())
+            yield f"{Path(f'/proc/{name}/comm').read_text(errors='replace').strip()} (pid {name})"
 
 
-def _kernel_holders(mount: Mount) -> Iterator[Holder]:
+def _kernel_holders(mount: Mount) -> Iterator[str]:
     mounts = _mounts()
     for loop in sorted(Path("/sys/block").glob("loop*")):
         with contextlib.suppress(OSError):
@@ -332,14 +322,14 @@ def _kernel_holders(mount: Mount) -> Iterator[Holder]:
             if _is_inside(backing, mount.path):
                 device = f"/dev/{loop.name}"
                 where = [other.path for other in mounts if other.source == device]
-                yield Holder(None, device + (f" (mounted on {where[0]})" if where else ""))
+                yield device + (f" (mounted on {where[0]})" if where else "")
     for other in mounts:
         if other.path.startswith(mount.path + "/"):
-            yield Holder(None, f"the mount on {other.path}")
+            yield f"the mount on {other.path}"
 
 
-def holders(mount: Mount) -> list[Holder]:
-    """What keeps the mount busy, as far as this process may see."""
+def holders(mount: Mount) -> list[str]:
+    """What keeps the mount busy, as far as this process may see: processes, and what the kernel has such as loops."""
     return [*_process_holders(mount), *_kernel_holders(mount)]
 
 

@@ -39,14 +39,9 @@ class Store(Protocol):
     moved; fewer than asked for is a failure of the store.
     """
 
-    @property
-    def sectors(self) -> int: ...
-
-    @property
-    def read_only(self) -> bool: ...
-
-    @property
-    def volatile(self) -> bool: ...
+    sectors: int
+    read_only: bool
+    volatile: bool
 
     def readv(self, buffers: Sequence[memoryview | bytearray], offset: int) -> int: ...
 

@@ -455,7 +455,7 @@ class _Demo:
         with contextlib.suppress(KeyboardInterrupt):
             path, said = self._path, ""
             while (mount := mountpoint.find_mount(path)) is not None and (users := mountpoint.holders(mount)):
-                names = ", ".join(map(str, users))
+                names = ", ".join(users)
                 if names != said:
                     said = names
                     self._say(f"\n{path} is in use by {names}: end that, or press Ctrl-C again to cut it off")
@@ -507,12 +507,10 @@ class _Demo:
         if code:
             self._note(f"   {said}", "output")
         if self._daemon is not None:
-            poll = select.poll()
-            poll.register(self._daemon, select.POLLIN)
             for number, seconds in ((0, 1.0), (signal.SIGTERM, _MOUNT_STOP_SECONDS), (signal.SIGKILL, 5.0)):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._daemon, number)
-                if poll.poll(seconds * 1000):
+                if select.select([self._daemon], [], [], seconds)[0]:
                     break
             os.close(self._daemon)
         mountpoint.clear_dead(self._path)

@@ -129,15 +129,13 @@ def _unmount(mount: mountpoint.Mount, *, lazy: bool = False) -> None:
                 raise UserError(f"{mount.path} cannot be unmounted: {error.strerror}") from None
         holders = mountpoint.holders(mount)
         if holders or time.monotonic() > deadline:
-            names = ", ".join(map(str, holders)) or "something that you may not see"
+            names = ", ".join(holders) or "something that you may not see"
             raise UserError(f"{mount.path} is busy: used by {names}; end that, or see --lazy")
         time.sleep(0.05)
 
 
 def _wait(daemon: int, pid: int) -> None:
     """Wait until the process of the pidfd has ended."""
-    poll = select.poll()
-    poll.register(daemon, select.POLLIN)
-    if not poll.poll(PATIENCE_SECONDS * 1000):
+    if not select.select([daemon], [], [], PATIENCE_SECONDS)[0]:
         to_stderr(f"waiting for the mount process (pid {pid}), which is still flushing")
-        poll.poll()
+        select.select([daemon], [], [])
