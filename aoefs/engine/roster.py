@@ -141,6 +141,8 @@ class Roster:
         elif target.identity.same_unit(sighting.identity):
             if not others or (self._is_gone(target, others) and self._persists(target, sighting.identity)):
                 self._resize(disk, sighting)
+            elif self._is_gone(target, others):
+                target.suspend()  # so that it is asked again
             else:
                 size, known = sighting.identity.size_bytes, target.identity.size_bytes
                 self._refuse_intruder(disk, sighting, f"it has {size} bytes, and {known} on its other paths")
@@ -167,8 +169,11 @@ class Roster:
         other, since = self._rivals.get(target, (identity, now))
         if target not in self._rivals or not other.same_disk(identity):
             self._rivals[target] = identity, now
-            serials = f"serial {identity.serial}, not {target.identity.serial}"
-            log.warning("%s: another disk answers there (%s, %d bytes)", target.name, serials, identity.size_bytes)
+            known, found = target.identity, identity
+            what = (found.serial, found.size_bytes, known.serial, known.size_bytes)
+            log.warning(
+                "%s: another disk answers there: serial %s, %d bytes, not serial %s, %d bytes", target.name, *what
+            )
             return False
         return now - since >= PERSISTENCE
 

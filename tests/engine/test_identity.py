@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from aoefs.core.health import Sign
 from aoefs.core.life import State
 from aoefs.engine.changes import Change
 from aoefs.engine.roster import FIRST_SECONDS, MISSED_ROUND, PERSISTENCE
@@ -89,13 +90,32 @@ async def test_a_disk_grows_when_its_last_path_says_so_and_the_others_join_it_ag
         assert at.disk is disk
 
 
+async def test_a_disk_that_is_only_on_a_new_path_changes_its_size_when_that_persists(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    """Its first path is dead: the living one must not go (seed 700196 of the simulation)."""
+    announce("e0.0: another disk answers there: serial first, 262144 bytes")
+    announce("e0.0 grew")
+    async with sightings() as at:
+        at.see()
+        at.see(FIRST, 1)
+        at.disk.target.paths[0].take(Sign.TIMEOUTS)
+        at.see(LARGER, 1)
+        assert at.macs() == [target_mac(0), target_mac(1)]
+        assert at.disk.target.is_silent, "it is asked again"
+        await trio.sleep(PERSISTENCE)
+        at.see(LARGER, 1)
+        assert at.disk.size_bytes == LARGER.size_bytes
+        assert not at.disk.target.is_silent
+
+
 # ── another disk ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_another_disk_in_place_of_an_open_one_suspends_it_and_the_first_one_may_come_back(
     autojump_clock: MockClock, announce: Announce
 ) -> None:
-    announce(r"e0.0: another disk answers there \(serial other, not first, 131072 bytes\)")
+    announce("e0.0: another disk answers there: serial other, 131072 bytes, not serial first, 131072 bytes")
     async with sightings() as at:
         at.see()
         disk = at.disk

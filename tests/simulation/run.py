@@ -207,15 +207,9 @@ class Simulation:
         while around.under_way:  # noqa: ASYNC110 (virtual time costs nothing)
             await trio.sleep(0.25)
         around.heal()
-        while not all(machine.is_idle for machine in around.machines):  # noqa: ASYNC110
-            await trio.sleep(0.25)
         world.log("── all is well again")
-        until = trio.current_time() + HEALING
-        while lacking := [machine.drive.serial for machine in around.machines if not around.is_up(machine)]:
-            await trio.sleep(0.25)
-            if trio.current_time() > until:
-                world.complain(f"{', '.join(lacking)} did not come back within {HEALING:g} s")
-                return
+        if not await self._all_are_up():
+            return
         while users.calls:  # many calls may wait for a slow target, as long as they end one after another
             if not await self._within(HEALING, users.some_call_ended.park):
                 world.complain(f"not ended although all is well: {users.under_way}")
@@ -224,6 +218,8 @@ class Simulation:
             await trio.sleep(0.25)  # sixteen seconds at most: four times the longest RTO
         for slot in list(users.open):  # a partition that is open for writing keeps the whole disk from being so
             await users.close_file(slot)
+        if not await self._all_are_up():  # each close was a FLUSH, of which a target may do one at a time
+            return
         for number, machine in enumerate(around.machines):
             await users.use(f"e0.{number}", machine.drive.sectors)
         until = trio.current_time() + RESTING
@@ -232,6 +228,18 @@ class Simulation:
             if trio.current_time() > until:
                 world.complain(f"at rest there is still {left}")
                 return
+
+    async def _all_are_up(self) -> bool:
+        around = self._around
+        while not all(machine.is_idle for machine in around.machines):  # noqa: ASYNC110
+            await trio.sleep(0.25)
+        until = trio.current_time() + HEALING
+        while lacking := [machine.drive.serial for machine in around.machines if not around.is_up(machine)]:
+            await trio.sleep(0.25)
+            if trio.current_time() > until:
+                self.world.complain(f"{', '.join(lacking)} did not come back within {HEALING:g} s")
+                return False
+        return True
 
     async def _within(self, seconds: float, call: Callable[[], Awaitable[object]]) -> bool:
         with trio.move_on_after(seconds) as scope:
