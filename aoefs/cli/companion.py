@@ -139,11 +139,6 @@ class Found:
     def endpoint(self) -> Endpoint:
         return self.endpoints[0]
 
-    @property
-    def our_macs(self) -> tuple[bytes, ...]:
-        """Our addresses on the interfaces that lead to it."""
-        return tuple(dict.fromkeys(endpoint.link.mac for endpoint in self.endpoints))
-
 
 class Session:
     """An ``engine`` and the ``arguments`` of a command.  Each question is sent again until it is answered, by default

@@ -96,6 +96,13 @@ def _resent(row: Row, _width: int) -> Cell:
     return _count(row.record.get("retransmits", 0), NOTE if lost else "")
 
 
+def _flight(row: Row, _width: int) -> Cell:
+    """Commands in flight of a path or of a target, and how many may be."""
+    window = sum(path.get("window", 0) for path in row.record.get("paths", [row.record]))
+    count = row.record.get("in_flight", 0)
+    return f"{format_count(count)}/{format_count(window)}", "" if count else QUIET
+
+
 # ── targets ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -114,7 +121,7 @@ def targets(live: bool) -> Sequence[Column[Trend]]:
         Column("p99", _latency(0.99, *latencies), width=6, rank=6),
         Column("r-p99", _latency(0.99, "read"), width=6, rank=18),
         Column("w-p99", _latency(0.99, "write"), width=6, rank=19),
-        Column("FLIGHT", _target_flight, width=7, rank=12),
+        Column("FLIGHT", _flight, width=7, rank=12),
         Column("QUEUE", _counter("queued"), width=5, rank=17),
         Column("RTT", _duration("rtt_us"), width=6, rank=13),
         Column("RESENT", _resent, width=6, rank=11),
@@ -143,12 +150,6 @@ def _target_state(trend: Trend, _width: int) -> Cell:
     return (f"up {paths - degraded}/{paths}", NOTE) if degraded else ("up", GOOD)
 
 
-def _target_flight(trend: Trend, _width: int) -> Cell:
-    window = sum(path.get("window", 0) for path in trend.record["paths"])
-    count = trend.record.get("in_flight", 0)
-    return f"{format_count(count)}/{format_count(window)}", "" if count else QUIET
-
-
 # ── paths, shards, links, events ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -159,7 +160,7 @@ def paths() -> Sequence[Column[PathRow]]:
         Column("OVER", _text("interface"), width=8, most=15, rank=2, left=True),
         Column("MAC", _text("mac"), width=17, rank=3, left=True),
         Column("PAYLOAD", lambda row, _: (str(512 * row.record["sectors"]), ""), width=7, rank=9),
-        Column("FLIGHT", _path_flight, width=7, rank=5),
+        Column("FLIGHT", _flight, width=7, rank=5),
         Column("RTT", _duration("rtt_us"), width=6, rank=4),
         Column("RTO", _duration("rto_us"), width=6, rank=7),
         Column("SENT", _counter("sent"), width=5, rank=10),
@@ -167,11 +168,6 @@ def paths() -> Sequence[Column[PathRow]]:
         Column("RESENT", _resent, width=6, rank=6),
         Column("LATE", _counter("late"), width=5, rank=8),
     ]
-
-
-def _path_flight(row: PathRow, _width: int) -> Cell:
-    count = row.record.get("in_flight", 0)
-    return f"{count}/{row.record.get('window', 0)}", "" if count else QUIET
 
 
 def shards(live: bool) -> Sequence[Column[Trend]]:

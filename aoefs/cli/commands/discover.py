@@ -132,7 +132,8 @@ async def _explain_access(engine: Engine) -> dict[Address, tuple[str | None, str
         with suppress(RequestError):
             holders = await disk.commands.holders()
             if holders and not ours.intersection(holders):
-                found[address] = RESERVED, f"{_list(holders)} has reserved it: its I/O fails (EBUSY)"
+                names = ", ".join(map(format_mac, holders[:4])) + ", ..." * (len(holders) > 4)
+                found[address] = RESERVED, f"{names} has reserved it: its I/O fails (EBUSY)"
         with suppress(RequestError):
             mask = await disk.commands.mask()
             used = {path.interface for path in disk.target.paths}
@@ -146,7 +147,3 @@ async def _explain_access(engine: Engine) -> dict[Address, tuple[str | None, str
             for disk in engine.disks.values():
                 nursery.start_soon(explain, disk)
     return found
-
-
-def _list(macs: Sequence[bytes]) -> str:
-    return ", ".join(map(format_mac, macs[:4])) + (", ..." if len(macs) > 4 else "")

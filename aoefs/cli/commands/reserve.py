@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 async def _face(session: Session) -> int:
     arguments, address, action = session.arguments, session.arguments.target, session.arguments.action
     found = await session.find()
-    macs = () if action in ("get", "release") else tuple(arguments.macs) or found.our_macs
+    ours = dict.fromkeys(endpoint.link.mac for endpoint in found.endpoints)
+    macs = () if action in ("get", "release") else tuple(arguments.macs or ours)
     taken = f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over"
     what = f"to {'tell its reservation' if action == 'get' else action}"
     argument = ReserveArgument(_ACTIONS[action], macs)

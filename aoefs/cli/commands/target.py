@@ -90,12 +90,15 @@ def run(arguments: argparse.Namespace) -> int:
             stack.enter_context(claim(address, interface))
         stores: dict[Address, FileStore] = {}
         config_files: dict[Address, ConfigFile] = {}
+        strings = dict.fromkeys(exports, config_string or b"")
         for address, path in exports.items():
             store = FileStore(path, read_only=arguments.read_only, synchronous=arguments.sync)
             stores[address] = stack.enter_context(store)
             file = config_file(store, arguments.state_dir)
             if file is not None:
                 config_files[address] = file
+                if config_string is None:
+                    strings[address] = file.string or b""
             for warning in (store.warning, "" if file is None else file.warning):
                 if warning:
                     log.warning("%s", warning)
@@ -120,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
                 serial=store.serial,
                 firmware=__version__,
                 buffer_count=DEFAULT_BUFFER_COUNT if buffer_count is None else buffer_count,
-                config_string=config_string if config_string is not None else _kept_string(config_files.get(address)),
+                config_string=strings[address],
                 access=Access(arguments.allow_mac),
                 report=functools.partial(log.error, "%s"),
             )
@@ -136,10 +139,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"{address} {store.path} {store.sectors} sectors {mode} on {where}" for address, store in stores.items()
         ]
         return trio.run(_serve, Server(served, sockets, writable), lines)
-
-
-def _kept_string(file: ConfigFile | None) -> bytes:
-    return (file and file.string) or b""
 
 
 async def _serve(server: Server, lines: Sequence[str]) -> int:
