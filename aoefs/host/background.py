@@ -90,23 +90,21 @@ def start_in_background(arguments: Sequence[str]) -> tuple[subprocess.Popen[byte
 
     The child, and its exit code if it failed, else 0.
     """
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
-    old_handlers = {number: signal.signal(number, _interrupt) for number in numbers}
-    read_end, write_end = os.pipe()
-    try:
-        with open(read_end, "rb") as pipe:
-            try:
-                child = _start(arguments, write_end)
-            finally:
-                os.close(write_end)
-            try:
-                return child, _relay(child, pipe)
-            except BaseException:
-                _stop(child)
-                raise
-    finally:
-        for number, handler in old_handlers.items():
-            signal.signal(number, handler)
+    with contextlib.ExitStack() as undo:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                undo.callback(signal.signal, number, signal.signal(number, _interrupt))
+        read_end, write_end = os.pipe()
+        pipe = undo.enter_context(open(read_end, "rb"))
+        try:
+            child = _start(arguments, write_end)
+        finally:
+            os.close(write_end)
+        try:
+            return child, _relay(child, pipe)
+        except BaseException:
+            _stop(child)
+            raise
 
 
 def own_command() -> list[str]:

@@ -276,20 +276,14 @@ class _Demo:
 
         The output goes through a file: a pipe would stay open as long as a daemon that the program leaves behind.
         """
-        with tempfile.TemporaryFile("w+", errors="replace") as output:
-            child = None
+        with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.ExitStack() as stack:
+            with self._interrupts.hold():
+                child = _start(command, output.fileno())
+                stack.callback(_stop, child)
             try:
-                with self._interrupts.hold():
-                    child = _start(command, output.fileno())
                 code = child.wait(timeout)
             except subprocess.TimeoutExpired:
-                assert child is not None  # noqa: S101 (for mypy: it is waited for)
-                _stop(child)
                 return 1, f"no end within {timeout:g} s"
-            except BaseException:
-                if child is not None:
-                    _stop(child)
-                raise
             output.seek(0)
             return code, output.read().rstrip()
 
