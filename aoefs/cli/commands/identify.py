@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aoefs.protocol.ata import Identity
     from aoefs.protocol.smart import Attribute
 
+_FEATURES = ("lba48", "write_cache", "smart", "trim")
 _SMART_COLUMNS = ("id", "attribute", "value", "worst", "raw")
 
 
@@ -70,21 +71,12 @@ async def _face(session: Session) -> int:
 
 def _print_identity(report: dict[str, Any], identity: Identity) -> None:
     flush = identity.flush_opcode
-    features = {
-        "lba48": identity.lba48,
-        "write cache": identity.write_cache,
-        "smart": identity.smart,
-        "trim": identity.trim,
-    }
     lines = {
-        "name": report["name"],
-        "model": identity.model,
-        "serial": identity.serial,
-        "firmware": identity.firmware,
+        **{name: report[name] for name in ("name", "model", "serial", "firmware")},
         "size": f"{format_size(identity.size_bytes)} ({identity.sectors} sectors of {SECTOR_BYTES} bytes)",
         "physical sector": f"{identity.physical_sector_bytes} bytes",
         "flush": "none: what it acknowledges cannot be made durable" if flush is None else flush.name.replace("_", " "),
-        **{name: "yes" if there else "no" for name, there in features.items()},
+        **{name.replace("_", " "): "yes" if report[name] else "no" for name in _FEATURES},
     }
     to_stdout("\n".join(f"{name + ':':<17}{value}" for name, value in lines.items()))
 

@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from aoefs.cli import manual, options
@@ -134,17 +134,13 @@ def _completion(shell: str, parsers: Parsers) -> str:
 # ── installing and removing ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass
 class Installation:
     """An installation below a root and a prefix, as the record of an earlier run knows it."""
 
-    root: Path
-    prefix: Path
-    dry_run: bool
-    digests: dict[str, str] = field(default_factory=dict)
-    directories: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, root: Path, prefix: Path, dry_run: bool) -> None:
+        self.root, self.prefix, self.dry_run = root, prefix, dry_run
+        self.digests: dict[str, str] = {}
+        self.directories: list[str] = []
         self.record = self.at(self.prefix / RECORD)
         try:
             known = json.loads(self.record.read_text())
@@ -219,12 +215,9 @@ class Installation:
 
     def _write_record(self, undo: contextlib.ExitStack, digests: Mapping[str, str]) -> None:
         before = self.record.read_text() if self.record.exists() else None
-        directories = set(self.directories)
-        for path in (*digests, str(self.prefix / RECORD)):
-            for parent in Path(path).parents:
-                if not self.at(parent).exists():
-                    directories.add(str(parent))
-        text = json.dumps({"files": {**digests}, "directories": sorted(directories)}, indent=1)
+        parents = {parent for path in (*map(Path, digests), self.prefix / RECORD) for parent in path.parents}
+        ours = {str(parent) for parent in parents if not self.at(parent).exists()}.union(self.directories)
+        text = json.dumps({"files": {**digests}, "directories": sorted(ours)}, indent=1)
         self._make_directories(undo, self.record.parent)
         _replace(self.record, lambda draft: _write(draft, text))
         undo.callback(self.record.unlink if before is None else lambda: _write(self.record, before))
