@@ -22,6 +22,7 @@ from aoefs.status.sparing import PerTarget, Sparing
 
 _TOTALS = ("reads", "writes", "read_bytes", "write_bytes", "flushes", "errors", "retransmits")
 _PRESENT = ("in_flight", "queued", "rtt_us")
+_OF_ENGINE = ("hints", "hints_dropped", "candidates_dropped", "refused_identities", "stopped_seconds")
 STATUS_EVENTS = 50  # the last ones; ``aoefs events`` shows all that are remembered
 
 
@@ -98,11 +99,7 @@ def status_report(
         "shards": [asdict(shard) for shard in statistics.shards],
         "links": [_fields(link) for link in statistics.links],
         "strangers": [stranger_report(stranger) for stranger in statistics.strangers],
-        "hints": statistics.hints,
-        "hints_dropped": statistics.hints_dropped,
-        "candidates_dropped": statistics.candidates_dropped,
-        "refused_identities": statistics.refused_identities,
-        "stopped_seconds": statistics.stopped_seconds,
+        **{name: getattr(statistics, name) for name in _OF_ENGINE},
         "events": [asdict(event) for event in events[-STATUS_EVENTS:]],
     }
 

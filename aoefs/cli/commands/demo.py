@@ -260,9 +260,8 @@ class _Demo:
             self._say(f"   (done in {took:.2f} s)", "note")
         return said
 
-    def _show_aoefs(self, *arguments: str, inside: str = "") -> str:
-        said = self._show([*own_command(), *arguments], typed=shlex.join(["aoefs", *arguments]), inside=inside)
-        return said or ""
+    def _show_aoefs(self, *arguments: str, inside: str = "") -> None:
+        self._show([*own_command(), *arguments], typed=shlex.join(["aoefs", *arguments]), inside=inside)
 
     def _show_shell(self, line: str, last: int = 0) -> str:
         return self._show(["sh", "-c", line], typed=line, last=last) or ""
