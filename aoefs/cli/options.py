@@ -35,7 +35,7 @@ CONFIG_FILE = "/etc/aoefs.toml"  # read if it exists, unless --config names anot
 _STANDARD_WORDS = frozenset(
     """rw defaults auto noauto user nouser users owner group dev nodev suid nosuid exec noexec async
     atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime
-    iversion noiversion mand nomand silent loud _netdev nofail default_permissions comment fsname subtype""".split()  # noqa: SIM905
+    iversion noiversion mand nomand silent loud _netdev nofail default_permissions comment fsname subtype""".split()  # noqa: SIM905 (it is read as words)
 )
 _ALIASES = {"ro": "read-only"}
 
