@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
-from aoefs.protocol.wire import Address, parse_mac
+from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address, parse_mac
 
 _Value = TypeVar("_Value")
 
@@ -66,6 +66,14 @@ def argument_type(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
 
 address_type = argument_type(Address.parse)
 mac_type = argument_type(parse_mac)
+
+
+def config_string(text: str, what: str) -> bytes:
+    """The bytes of a config string; UserError if ``what`` is too long."""
+    string = text.encode("utf-8", "surrogateescape")
+    if len(string) > MAX_CONFIG_BYTES:
+        raise UserError(f"{what} has {len(string)} bytes; the protocol allows {MAX_CONFIG_BYTES}", exit_code=2)
+    return string
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

@@ -6,8 +6,9 @@ import argparse
 
 from aoefs.cli import companion
 from aoefs.cli.companion import Session
+from aoefs.cli.options import config_string
 from aoefs.errors import UserError
-from aoefs.protocol.wire import MAX_CONFIG_BYTES, AoeCommand, ConfigArgument, ConfigCommand, ErrorCode
+from aoefs.protocol.wire import AoeCommand, ConfigArgument, ConfigCommand, ErrorCode
 from aoefs.status.text import printable
 
 _COMMANDS = {"set": ConfigCommand.SET, "test": ConfigCommand.TEST, "prefix": ConfigCommand.PREFIX}
@@ -30,9 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"config {arguments.target} {arguments.action} {wrong}", exit_code=2)
     if arguments.force and arguments.action != "set":
         raise UserError("--force belongs to 'set'", exit_code=2)
-    string = (arguments.string or "").encode("utf-8", "surrogateescape")
-    if len(string) > MAX_CONFIG_BYTES:
-        raise UserError(f"STRING has {len(string)} bytes; the protocol allows {MAX_CONFIG_BYTES}", exit_code=2)
+    arguments.string = config_string(arguments.string or "", "STRING")
     return companion.run(arguments, _face)
 
 
@@ -47,7 +46,7 @@ async def _face(session: Session) -> int:
     if arguments.action == "get":
         session.show("config", _text(present), printable(_text(present)))  # one line
         return 0
-    string = arguments.string.encode("utf-8", "surrogateescape")
+    string = arguments.string
     kind = ConfigCommand.FORCE_SET if arguments.force else _COMMANDS[arguments.action]
     matches = {ConfigCommand.TEST: present == string, ConfigCommand.PREFIX: present.startswith(string)}
     if not matches.get(kind, True):  # then the target does not answer, and there is no need to wait for that

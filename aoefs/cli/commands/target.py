@@ -17,10 +17,10 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from aoefs.cli.options import mac_type
+from aoefs.cli.options import config_string, mac_type
 from aoefs.errors import UserError
 from aoefs.host.interfaces import choose, require_packet_socket
-from aoefs.protocol.wire import MAX_CONFIG_BYTES, Address
+from aoefs.protocol.wire import Address
 
 if TYPE_CHECKING:
     from aoefs.net.packetsocket import PacketSocket, Role
@@ -70,11 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if buffer_count is not None and not 1 <= buffer_count <= 0xFFFF:
         raise UserError(f"--bufcnt {buffer_count} is out of range: 1 to 65535", exit_code=2)
     given = arguments.config_string
-    config_string = None if given is None else given.encode("utf-8", "surrogateescape")
-    if config_string is not None and len(config_string) > MAX_CONFIG_BYTES:
-        raise UserError(
-            f"--config-string has {len(config_string)} bytes; the protocol allows {MAX_CONFIG_BYTES}", exit_code=2
-        )
+    string = None if given is None else config_string(given, "--config-string")
     if arguments.state_dir is not None and not os.path.isdir(arguments.state_dir):
         raise UserError(f"--state-dir {arguments.state_dir} is not a directory")
     require_packet_socket()
@@ -90,14 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
             stack.enter_context(claim(address, interface))
         stores: dict[Address, FileStore] = {}
         config_files: dict[Address, ConfigFile] = {}
-        strings = dict.fromkeys(exports, config_string or b"")
+        strings = dict.fromkeys(exports, string or b"")
         for address, path in exports.items():
             store = FileStore(path, read_only=arguments.read_only, synchronous=arguments.sync)
             stores[address] = stack.enter_context(store)
             file = config_file(store, arguments.state_dir)
             if file is not None:
                 config_files[address] = file
-                if config_string is None:
+                if string is None:
                     strings[address] = file.string or b""
             for warning in (store.warning, "" if file is None else file.warning):
                 if warning:
