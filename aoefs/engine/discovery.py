@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import trio
 
@@ -38,6 +39,7 @@ from aoefs.engine.driver import Driver
 from aoefs.engine.roster import Roster, Sighting
 from aoefs.engine.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
 from aoefs.engine.supervisor import Supervisor
+from aoefs.engine.timer import ROUNDING
 from aoefs.engine.waits import Wait
 from aoefs.errors import FrameError, RequestError, TargetError
 from aoefs.protocol.ata import (
@@ -317,15 +319,20 @@ class Discovery:
         return await converse(self._driver, command, lambda: [endpoint], up, linger=linger, wait=wait)
 
     def _patience(self, endpoint: Endpoint, pauses: Iterable[float]) -> Iterator[float]:
-        """All of ``pauses``, or fewer if others wait for the place of this endpoint."""
-        examination = self._examinations[endpoint]
-        waited = 0.0
-        for pause in pauses:
-            if waited >= AWAITED_SECONDS[examination.second] and self._candidates.is_awaited(endpoint):
-                examination.made_room = True
-                return
-            waited += pause
-            yield pause
+        """All of ``pauses``, or fewer if others wait for the place of this endpoint.
+
+        What is sent again in between, since the examination was to be repeated, takes nothing from them.
+        """
+        examination, now = self._examinations[endpoint], self._driver.now
+        began = now()
+        for end in accumulate(pauses):
+            while (left := began + end - now()) > ROUNDING:
+                if endpoint.link not in self._schedules:
+                    return
+                if now() - began >= AWAITED_SECONDS[examination.second] and self._candidates.is_awaited(endpoint):
+                    examination.made_room = True
+                    return
+                yield left
 
 
 def _ata_command(

@@ -169,11 +169,8 @@ class Roster:
         other, since = self._rivals.get(target, (identity, now))
         if target not in self._rivals or not other.same_disk(identity):
             self._rivals[target] = identity, now
-            known, found = target.identity, identity
-            what = (found.serial, found.size_bytes, known.serial, known.size_bytes)
-            log.warning(
-                "%s: another disk answers there: serial %s, %d bytes, not serial %s, %d bytes", target.name, *what
-            )
+            found, known = (f"serial {one.serial}, {one.size_bytes} bytes" for one in (identity, target.identity))
+            log.warning("%s: another disk answers there: %s, not %s", target.name, found, known)
             return False
         return now - since >= PERSISTENCE
 
