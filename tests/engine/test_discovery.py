@@ -428,6 +428,18 @@ async def test_slow_targets_make_room_for_others_and_are_found_all_the_same(
         assert len(scene.engine.disks) == 40
 
 
+async def test_hints_during_an_examination_do_not_end_it_early(autojump_clock: MockClock) -> None:
+    """A target that takes 2.7 s for each answer, as long as it flushes (seed 703379 of the simulation)."""
+    async with open_scene() as scene:
+        await trio.sleep(5)
+        target = scene.add_target(sectors=1)
+        target.answer = lambda _frame, reply: [(2.7, reply)]
+        for _ in range(9):
+            target.announce()
+            await trio.sleep(HINT_PERIOD + 0.05)
+        assert list(scene.engine.disks) == [ZERO]
+
+
 async def test_an_announcement_with_a_targets_own_mac_changes_neither_bufcnt_nor_payload_nor_state(
     autojump_clock: MockClock,
 ) -> None:
