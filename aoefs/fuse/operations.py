@@ -51,7 +51,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MAX_FREE = 1  # buffers of reads that wait for their next use: a stream needs no more
-CONTROL_BYTES_PER_SECOND = 5e6  # of control files: a loop that reads a status of 1 MB must not take the disks' time
+CONTROL_BYTES_PER_SECOND = 2.5e6  # of control files: a loop that reads a status of 1 MB must not take the disks' time
 CONTROL_CREDIT = 1.0  # seconds: what that allows may be read at once
 MAX_CONTROL_WAIT = 1.0  # seconds that an open of a control file waits
 TABLE_SECONDS = 1.0  # for which a close waits until the partition table was read again
