@@ -5,7 +5,8 @@
                again
     STALLED    the same, and nothing at all was answered for some seconds in which something waited
     FLUSHING   the same, while it carries out a FLUSH: then many targets answer nothing else, for as long as it takes
-    HELD       it is there, but refuses us until our reservation of it is renewed
+    HELD       it is there, but refuses us until our reservation of it is renewed; silence ends that, too: another disk
+               must not be reserved in its place
     DOWN       it was silent for too long: requests fail at once, until it is identified again
     REPLACED   another disk has its address, or it was forgotten: for ever
 
@@ -52,10 +53,10 @@ NOT_ANSWERING: Final = (State.DOWN, State.HELD, *UNANSWERING)
 #: Where an input leads; a state that is not listed for it stays as it is.
 TRANSITIONS: Final[dict[Input, dict[State, State]]] = {
     Input.TIMEOUTS: {State.UP: State.SUSPENDED},
-    Input.SILENT: {State.UP: State.STALLED, State.SUSPENDED: State.STALLED},
-    Input.SILENT_IN_FLUSH: {State.UP: State.FLUSHING, State.SUSPENDED: State.FLUSHING},
+    Input.SILENT: dict.fromkeys((State.UP, State.SUSPENDED, State.HELD), State.STALLED),
+    Input.SILENT_IN_FLUSH: dict.fromkeys((State.UP, State.SUSPENDED, State.HELD), State.FLUSHING),
     Input.FLUSHED: {State.FLUSHING: State.SUSPENDED},
-    Input.OTHER_DISK: {State.UP: State.SUSPENDED},
+    Input.OTHER_DISK: dict.fromkeys((State.UP, State.HELD), State.SUSPENDED),
     Input.UNANSWERED: dict.fromkeys(SERVED, State.DOWN),
     Input.IDENTIFIED: dict.fromkeys((*UNANSWERING, State.DOWN), State.UP),
     Input.UNRESERVED: dict.fromkeys((State.UP, *UNANSWERING), State.HELD),

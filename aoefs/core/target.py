@@ -437,7 +437,7 @@ class Target:
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
         timeouts += self._quarantine.timeouts()
         if self.life.state in SERVED and (self._flushes or self._answer_is_due):
-            if self._answer_is_due and self.life.state in (State.UP, State.SUSPENDED):
+            if self._answer_is_due and self.life.state in (State.UP, State.SUSPENDED, State.HELD):
                 timeouts.append(self._silent_from())
             if self.deadsecs:
                 since = self._silent_since

@@ -171,7 +171,7 @@ class Engine:
         target.handle_timeout(now)
         if target.life.state is before:
             pass
-        elif target.life.state in (State.SUSPENDED, State.STALLED) and before is State.UP:
+        elif target.life.state in (State.SUSPENDED, State.STALLED) and before in (State.UP, State.HELD):
             self.lookout.identify_again(target)
         elif target.life.state is State.DOWN:
             log.warning("%s is down: not one answer for %g s", target.name, target.deadsecs)

@@ -131,6 +131,27 @@ async def test_another_disk_in_place_of_an_open_one_suspends_it_and_the_first_on
         assert at.take_changes() == []
 
 
+async def test_a_disk_that_waits_for_its_reservation_is_suspended_by_another_one_or_by_silence(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    """Else the other one would be reserved, and read (seed 800858 of the simulation)."""
+    announce("e0.0: another disk answers there")
+    async with sightings() as at:
+        at.see()
+        target = at.disk.target
+        at.disk.opened += 1
+        target.await_reservation()
+        at.see(OTHER)
+        assert target.life.state == State.SUSPENDED
+        at.see()
+        target.await_reservation()
+        target.begin_lone_command(at.scene.engine.now())
+        await trio.sleep(5)
+        target.handle_timeout(at.scene.engine.now())
+        assert target.life.state == State.STALLED
+        target.end_lone_command()
+
+
 async def test_another_disk_that_persists_replaces_an_open_one(autojump_clock: MockClock, announce: Announce) -> None:
     announce("e0.0: another disk answers there")
     announce("e0.0 is another disk now")
