@@ -148,7 +148,7 @@ async def test_a_disk_that_waits_for_its_reservation_is_suspended_by_another_one
         target.begin_lone_command(at.scene.engine.now())
         await trio.sleep(5)
         target.handle_timeout(at.scene.engine.now())
-        assert target.life.state == State.STALLED
+        assert target.life.state.value == "stalled"
         target.end_lone_command()
 
 
