@@ -6,8 +6,8 @@ second disk may answer there).  Nothing in it is believed.  It leads to an *exam
 which gives buffer count, payload and config string, then IDENTIFY, then the payload that passes.  That makes a
 *sighting*, and only a sighting changes anything.
 
-Tasks: one per link that asks by broadcast (at 0, 100, 300 and 700 ms after the link came up, then
-every 60 s), and one per examination (``engine.candidates`` says how many there are, and whose turn it is).
+Tasks: one per link that asks by broadcast (at 0, 100, 300 and 700 ms after the link came up, then every 60 s), and one
+per examination (``engine.candidates`` says how many there are, and whose turn it is).
 
 What always holds:
 

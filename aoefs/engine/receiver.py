@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from aoefs.core.life import State
 from aoefs.core.link import Endpoint, Entry, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
@@ -161,7 +162,7 @@ class Receiver:
             if target is not None:
                 self._note_surplus(Endpoint(link, run.path.mac, target.address))
             return None
-        if target.is_silent:  # its answer is late, but it lives
+        if target.life.state is not State.UP:  # its answer is late, but it lives
             self._on_hint(Endpoint(link, run.path.mac, target.address), False)
         self._shards.put(Completion(target, run, first, count, error), wake=wake)
         return target

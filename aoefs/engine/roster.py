@@ -139,7 +139,7 @@ class Roster:
         if target.identity.same_disk(sighting.identity):
             self._refresh(disk, sighting)
         elif target.identity.same_unit(sighting.identity):
-            if not others or (self._is_gone(target, others) and self._persists(target, sighting.identity)):
+            if not others or (self._is_gone(target, others) and self._note_rival(target, sighting.identity)):
                 self._resize(disk, sighting)
             elif self._is_gone(target, others):
                 target.suspend()  # so that it is asked again
@@ -152,7 +152,7 @@ class Roster:
                 self._contest(disk, sighting)
             serials = f"serial {sighting.identity.serial}, not {target.identity.serial}"
             self._refuse_intruder(disk, sighting, f"it is another disk ({serials})")
-        elif (disk.opened or target.dirty) and not self._persists(target, sighting.identity):
+        elif (disk.opened or target.dirty) and not self._note_rival(target, sighting.identity):
             target.suspend()
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, sighting.identity.serial)
@@ -163,8 +163,8 @@ class Roster:
         """None of these paths is good: they say nothing against what was identified elsewhere."""
         return target.is_silent or all(path.health is not Health.GOOD for path in paths)
 
-    def _persists(self, target: Target, identity: Identity) -> bool:
-        """This is not the identity of the target, but for ``PERSISTENCE`` seconds no other has been seen there."""
+    def _note_rival(self, target: Target, identity: Identity) -> bool:
+        """This is not the identity of the target.  True if no other has been seen there for ``PERSISTENCE`` seconds."""
         now = self._driver.now()
         other, since = self._rivals.get(target, (identity, now))
         if target not in self._rivals or not other.same_disk(identity):
@@ -276,7 +276,7 @@ class Roster:
     def _refresh(self, disk: Disk, sighting: Sighting) -> None:
         """The same disk once more: its buffer count, its payload, its path; and up again if it was down."""
         target, (link, mac, _) = disk.target, sighting.endpoint
-        if self._is_unwanted(target, sighting):
+        if self._refuse_new_path(target, sighting):
             return
         self._note_alone(disk, sighting.endpoint)
         self._rivals.pop(target, None)
@@ -315,8 +315,8 @@ class Roster:
             self._supervisor.start("renewal of a reservation", partial(self._renew_reservation, disk))
         self._driver.pump(target)
 
-    def _is_unwanted(self, target: Target, sighting: Sighting) -> bool:
-        """It is a path that the target did not have in its first second, and none may be added."""
+    def _refuse_new_path(self, target: Target, sighting: Sighting) -> bool:
+        """Reject a path that the target did not have in its first second, if none may be added; whether it was one."""
         link, mac, _ = sighting.endpoint
         known = self._known_paths.get(target)
         if known is None or not self._settings.fixed_paths or (link.interface, mac) in known:

@@ -162,6 +162,25 @@ async def test_a_target_that_was_just_suspended_is_asked_on_each_path_at_once(au
         assert {target.mac, other.mac} <= {mac for _, mac in asked(scene)}
 
 
+async def test_a_late_answer_brings_a_silent_target_back_before_it_is_asked_again(
+    autojump_clock: MockClock, announce: Announce
+) -> None:
+    announce(r"does not answer: \d+ request")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        await trio.sleep(2)
+        target.answer = lambda _frame, reply: [(35.0 - trio.current_time(), reply)]  # all at once, after 35 s
+        scene.nursery.start_soon(wait_for, disk)
+        await trio.sleep(30)
+        assert disk.target.is_silent
+        target.answer = lambda _frame, reply: [(0.0, reply)]
+        asked_at = [at for at, mac in asked(scene) if mac == BROADCAST_MAC]
+        await trio.sleep(4)
+        assert not disk.target.is_silent
+        assert asked_at == [at for at, mac in asked(scene) if mac == BROADCAST_MAC]
+
+
 # ── revalidation ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -195,8 +195,19 @@ def honest(lab: Lab) -> str:
 
 
 FIGURES = (
-    forge_reads, forge_writes, poison, starve, starve_new, fill, clone, flip, pose, flood, babble, honest,
-)  # fmt: skip
+    forge_reads,
+    forge_writes,
+    poison,
+    starve,
+    starve_new,
+    fill,
+    clone,
+    flip,
+    pose,
+    flood,
+    babble,
+    honest,
+)
 
 
 def main(names: list[str]) -> None:

@@ -215,9 +215,15 @@ _boots = st.lists(_entries, max_size=4).map(lambda entries: boot_record(*entries
     boot_record(entry(0xEE, 1, 0xFFFF_FFFF))
 )
 _gpts = st.tuples(
-    st.sampled_from([1, 39]), _place, _place, _place, _place, st.integers(0, 200), st.sampled_from([128, 256, 100]),
+    st.sampled_from([1, 39]),
+    _place,
+    _place,
+    _place,
+    _place,
+    st.integers(0, 200),
+    st.sampled_from([128, 256, 100]),
     st.sampled_from([zlib.crc32(bytes(128 * count)) for count in (1, 4, 128)]) | st.integers(0, (1 << 32) - 1),
-).map(_gpt_header)  # fmt: skip
+).map(_gpt_header)
 DISKS = st.tuples(
     st.lists(_boots | _gpts | st.just(bytes(512)) | st.binary(min_size=512, max_size=512), min_size=1, max_size=40),
     st.integers(0, 1 << 34),
@@ -316,7 +322,7 @@ def _simulate(run: Callable[[], object]) -> None:
     log, exceptions = logging.getLogger("aoefs"), _Exceptions()
     log.addHandler(exceptions)
     try:
-        trio.run(run, clock=MockClock(autojump_threshold=0))  # type: ignore[arg-type]
+        trio.run(run, clock=MockClock(autojump_threshold=0))  # type: ignore[arg-type]  # trio.run wants its own Clock class
     finally:
         log.removeHandler(exceptions)
     assert not exceptions.found, exceptions.found[0]

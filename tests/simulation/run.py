@@ -214,7 +214,7 @@ class Simulation:
             if not await self._within(HEALING, users.some_call_ended.park):
                 world.complain(f"not ended although all is well: {users.under_way}")
                 return
-        while any(disk.target.statistics().quarantined for disk in self._engine.disks.values()):  # noqa: ASYNC110
+        while any(disk.target.statistics().quarantined for disk in self._engine.disks.values()):  # noqa: ASYNC110 (virtual time costs nothing)
             await trio.sleep(0.25)  # sixteen seconds at most: four times the longest RTO
         for slot in list(users.open):  # a partition that is open for writing keeps the whole disk from being so
             await users.close_file(slot)
@@ -231,7 +231,7 @@ class Simulation:
 
     async def _all_are_up(self) -> bool:
         around = self._around
-        while not all(machine.is_idle for machine in around.machines):  # noqa: ASYNC110
+        while not all(machine.is_idle for machine in around.machines):  # noqa: ASYNC110 (virtual time costs nothing)
             await trio.sleep(0.25)
         until = trio.current_time() + HEALING
         while lacking := [machine.drive.serial for machine in around.machines if not around.is_up(machine)]:
