@@ -170,7 +170,9 @@ async def test_a_late_answer_brings_a_silent_target_back_before_it_is_asked_agai
         target = scene.add_target()
         disk = await scene.disk()
         await trio.sleep(2)
-        target.answer = lambda _frame, reply: [(35.0 - trio.current_time(), reply)]  # all at once, after 35 s
+        target.answer = lambda frame, reply: (  # the data after 35 s, and nothing else
+            [] if frame[19] == AoeCommand.CONFIG else [(35.0 - trio.current_time(), reply)]
+        )
         scene.nursery.start_soon(wait_for, disk)
         await trio.sleep(30)
         assert disk.target.is_silent
