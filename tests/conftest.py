@@ -37,9 +37,15 @@ def pytest_sessionstart() -> None:
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
-    """Commands that run within a test choose where the log of aoefs goes: for that test only."""
+    """Commands that run within a test, or within a fixture of a module, choose where the log of aoefs goes.
+
+    Each test begins with the log as an import leaves it, and a test has no part in what another one chose.
+    """
     log = logging.getLogger("aoefs")
     handlers, level = log.handlers[:], log.level
+    log.handlers[:] = []
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
     yield
     log.handlers[:] = handlers
     log.setLevel(level)

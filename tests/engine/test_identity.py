@@ -28,7 +28,7 @@ async def test_a_new_path_is_an_event_with_its_mac_and_a_warning_while_the_disk_
     autojump_clock: MockClock, announce: Announce, caplog: pytest.LogCaptureFixture
 ) -> None:
     announce("e0.0 has another path: 02:aa:00:00:00:02 on seg0")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "aoefs")
     async with sightings() as at:
         at.see()
         at.see(FIRST, 1)
