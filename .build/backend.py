@@ -1,12 +1,12 @@
 """The build backend that pyproject.toml names: setuptools, with the modules of the hot path compiled by mypyc.
 
-The Python sources run unchanged where nothing is compiled: without a compiler, on an interpreter that mypyc does not
-know, or with ``AOEFS_PURE=1`` in the environment of pip.  When compiling fails, one line says why, and pure Python is
-installed.
+The frames (``net.frames``, ``net.requests``) are C made by Cython, declared in pyproject.toml, and always needed:
+without a compiler one line names what to install.  The Python sources run unchanged where mypyc compiles nothing: on an
+interpreter that it does not know, or with ``AOEFS_PURE=1`` in the environment of pip.
 
-What holds always: all compiled modules are in one library, ``aoefs/hot__mypyc``.  It is built from one state of the
-sources and carries the time of that state (tests/conftest.py does not test a library that is older than a source).  An
-sdist holds no C.
+What holds always: all modules that mypyc compiles are in one library, ``aoefs/hot__mypyc``.  What is built comes from
+one state of the sources and carries the time of that state (tests/conftest.py does not test a library that is older
+than a source).  An sdist holds no C.
 
 Rejected: hatchling with hatch-mypyc (it moves pyproject.toml away while it builds); a setup.py (everything else is
 declared); a library per module (twice the time to build, and no direct calls between modules); checking against the
@@ -36,7 +36,8 @@ _STARTED_AT = time.time()  # the time of what is built: the sources are read aft
 #: ``engine/inplace`` gives 1.04 times the lone reads of a mount.
 #:
 #: Not compiled: ``engine/engine`` (mypyc cannot compile async generators; 1.01 times), ``net/packetsocket`` (used once
-#: per interface; it passes the kernel an address whose memory only a local variable holds, see ``net.mmsg``),
+#: per interface; it passes the kernel an address whose memory only a local variable holds, which compiled code frees
+#: after its last use),
 #: ``errors`` (``--help`` loads it), the software target, and everything from ``status`` up.
 COMPILED = (
     "protocol/ata",
@@ -51,9 +52,6 @@ COMPILED = (
     "core/request",
     "core/tags",
     "core/target",
-    "net/landing",
-    "net/mmsg",
-    "net/sending",
     "engine/clock",
     "engine/disk",
     "engine/driver",
@@ -93,7 +91,7 @@ def _stay_pure(reason: BaseException) -> None:
 
 
 class BuildExtensions(build_ext):
-    """Builds all extensions, or none."""
+    """Builds all extensions, or fails with one line."""
 
     def run(self) -> None:
         places = [Path(self.build_lib), Path()] if self.editable_mode else [Path(self.build_lib)]
@@ -102,8 +100,11 @@ class BuildExtensions(build_ext):
             super().run()
         except Exception as failure:  # of many kinds: the compiler is missing or fails
             _remove_built(*places)
-            self.extensions = []
-            _stay_pure(failure)
+            why = textwrap.shorten(str(failure), 200)  # some list a hundred arguments
+            sys.exit(f"aoefs needs a C compiler (Debian: apt install gcc python3-dev): {why}")
+        finally:
+            for source in Path("aoefs/net").glob("*.pyx"):
+                source.with_suffix(".c").unlink(missing_ok=True)
         for built in _built(*places):
             os.utime(built, (_STARTED_AT, _STARTED_AT))
 

@@ -44,7 +44,7 @@ install_packages() {
 is_compiled() {
     [ "$(cat .venv/installed-pure 2>/dev/null)" = "${AOEFS_PURE:-0}" ] || return 1
     for built in aoefs/*.so aoefs/*/*.so; do
-        [ ! "${built%%.*}.py" -nt "$built" ] || return 1
+        [ ! "${built%%.*}.py" -nt "$built" ] && [ ! "${built%%.*}.pyx" -nt "$built" ] || return 1
     done
 }
 

@@ -30,9 +30,10 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "by-hand")
 def pytest_sessionstart() -> None:
     """Refuse modules that were compiled in place from older sources."""
     for built in PACKAGE.rglob("*.so"):
-        source = built.with_name(f"{built.name.partition('.')[0]}.py")
-        if source.exists() and source.stat().st_mtime > built.stat().st_mtime:
-            pytest.exit(f"{source.name} is newer than what was compiled of it: pip install -e . (tests/run.sh does)", 4)
+        for suffix in (".py", ".pyx"):
+            source = built.with_name(f"{built.name.partition('.')[0]}{suffix}")
+            if source.exists() and source.stat().st_mtime > built.stat().st_mtime:
+                pytest.exit(f"{source.name} is newer than its library: pip install -e . (tests/run.sh does)", 4)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ import trio
 
 from aoefs.core.link import Entry, LinkStatistics
 from aoefs.core.lonecommand import LoneCommand
-from aoefs.core.path import Path
 from aoefs.core.request import Run
 from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
@@ -221,12 +220,6 @@ class SegmentLink:
                 return None
             request.land(start, data)
         return run, index, 1
-
-    def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
-        return self.receive()
-
-    def forget(self, path: Path) -> None:
-        pass
 
     async def wait_readable(self) -> None:
         await trio.lowlevel.checkpoint()

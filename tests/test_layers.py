@@ -21,9 +21,9 @@ PACKAGE = Path(aoefs.__file__).parent
 FLOORS: dict[str, set[str]] = {
     "protocol": set(),
     "core": set(),
-    "net": {"ctypes", "fcntl", "numpy", "socket", "trio"},
-    "engine": {"numpy", "select", "trio"},
-    "softtarget": {"fcntl", "numpy", "select", "trio"},
+    "net": {"ctypes", "fcntl", "socket", "trio"},
+    "engine": {"select", "trio"},
+    "softtarget": {"fcntl", "select", "trio"},
     "status": {"prometheus_client", "rich", "select", "signal", "time", "trio"},
     "host": {"ctypes", "signal", "socket", "subprocess", "time"},
     "fuse": {"ctypes", "pyfuse3", "signal", "subprocess", "time", "trio"},

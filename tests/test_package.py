@@ -1,6 +1,6 @@
 """The package as users get it: wheel and sdist, built without network from a copy of the sources.
 
-The wheel holds the compiled modules and all sources; without a compiler, or with ``AOEFS_PURE=1``, only the sources.
+The wheel holds the compiled modules and all sources; with ``AOEFS_PURE=1`` the frames alone are compiled.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from aoefs import __version__, is_compiled
 ROOT = Path(__file__).parent.parent
 BACKEND = ROOT / ".build/backend.py"
 COMPILED = runpy.run_path(str(BACKEND))["COMPILED"]
+FRAMES = ("net/frames", "net/requests")  # by Cython, always
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", ".build", "aoefs")
 
 
@@ -37,7 +39,9 @@ def run(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.Compl
 
 def wanted() -> set[str]:
     """Every file of the package in the repository, without what is generated."""
-    files = (path for path in (ROOT / "aoefs").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".so"))
+    files = (
+        path for path in (ROOT / "aoefs").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".so", ".c")
+    )
     return {str(path.relative_to(ROOT)) for path in files}
 
 
@@ -71,8 +75,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_and_sdist_hold_every_file_and_no_other(built: Path) -> None:
     [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    assert held(wheel) == {*wanted(), *(f"aoefs/{name}{suffix}" for name in (*COMPILED, "hot__mypyc"))}
+    assert held(wheel) == {*wanted(), *(f"aoefs/{name}{SUFFIX}" for name in (*COMPILED, *FRAMES, "hot__mypyc"))}
     assert "-none-any" not in wheel.name
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
@@ -80,21 +83,26 @@ def test_wheel_and_sdist_hold_every_file_and_no_other(built: Path) -> None:
     assert not {name for name in names if name.endswith((".c", ".h", ".so"))}
 
 
-def test_with_aoefs_pure_the_wheel_is_pure(tmp_path: Path) -> None:
-    copy_sources(tmp_path)
-    said = build(tmp_path, "--wheel", AOEFS_PURE="1")
-    assert "mypyc" not in said
-    [wheel] = (tmp_path / "dist").iterdir()
-    assert wheel.name.endswith("-py3-none-any.whl")
-    assert held(wheel) == wanted()
+def check_only_frames_are_compiled(path: Path) -> None:
+    [wheel] = (path / "dist").iterdir()
+    assert held(wheel) == {*wanted(), *(f"aoefs/{name}{SUFFIX}" for name in FRAMES)}
 
 
-def test_without_a_compiler_the_wheel_is_pure_and_the_build_says_why(tmp_path: Path) -> None:
+def test_with_aoefs_pure_only_the_frames_are_compiled(tmp_path: Path) -> None:
     copy_sources(tmp_path)
-    said = build(tmp_path, "--wheel", CC="no-such-compiler")
-    assert re.search("^warning: aoefs is installed as pure Python, which is slower: .*no-such-compiler", said, re.M)
-    [wheel] = (tmp_path / "dist").iterdir()
-    assert held(wheel) == wanted()
+    assert "mypyc" not in build(tmp_path, "--wheel", AOEFS_PURE="1")
+    check_only_frames_are_compiled(tmp_path)
+
+
+def test_without_a_compiler_one_line_names_what_to_install(tmp_path: Path) -> None:
+    copy_sources(tmp_path)
+    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", tmp_path)
+    environment = {**os.environ, "AOEFS_PURE": "0", "CC": "no-such-compiler"}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode != 0
+    said = answer.stdout + answer.stderr
+    assert re.search("^aoefs needs a C compiler .Debian: apt install gcc python3-dev.: .*no-such-compiler", said, re.M)
+    assert not list((tmp_path / "dist").glob("*.whl"))
 
 
 def test_a_source_that_mypyc_refuses_is_installed_uncompiled(tmp_path: Path) -> None:
@@ -102,8 +110,7 @@ def test_a_source_that_mypyc_refuses_is_installed_uncompiled(tmp_path: Path) -> 
     with (tmp_path / "aoefs/core/latency.py").open("a") as source:
         source.write("\n\nBUCKETS: str\n")
     assert "warning: aoefs is installed as pure Python, which is slower: " in build(tmp_path, "--wheel")
-    [wheel] = (tmp_path / "dist").iterdir()
-    assert held(wheel) == wanted()
+    check_only_frames_are_compiled(tmp_path)
 
 
 def test_the_tested_modules_are_compiled_unless_aoefs_pure_is_set() -> None:
@@ -112,8 +119,8 @@ def test_the_tested_modules_are_compiled_unless_aoefs_pure_is_set() -> None:
 
 def test_the_uncompiled_sources_pass_the_tests_of_the_compiled_modules(tmp_path: Path) -> None:
     run("cp", "-r", ROOT / "aoefs", ROOT / "tests", ROOT / "pyproject.toml", tmp_path, cwd=tmp_path)
-    for built in (tmp_path / "aoefs").rglob("*.so"):
-        built.unlink()
+    for name in (*COMPILED, "hot__mypyc"):
+        (tmp_path / f"aoefs/{name}{SUFFIX}").unlink(missing_ok=True)
     tests = [path for name in COMPILED if (path := tmp_path / f"tests/{name.replace('/', '/test_')}.py").exists()]
     python = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run(*python, *tests, cwd=tmp_path, PYTHONPATH=str(tmp_path), AOEFS_PURE="1")

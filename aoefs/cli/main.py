@@ -144,7 +144,6 @@ def _refuse_misplaced_command(paths: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default that of the process, under its name) and return the exit code."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads that we do not use: 50 ms
     if argv is None:
         if os.path.basename(sys.argv[0]).startswith("mount."):
             return mount_helper(sys.argv[1:])

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from aoefs.protocol.wire import Address
 
 if TYPE_CHECKING:
-    from aoefs.core.path import Path
     from aoefs.core.request import Run
 
 #: Good answers to commands of a run: the run, the first command, how many.
@@ -67,19 +66,11 @@ class Link(Protocol):
         """
         ...
 
-    def receive_lone(self) -> tuple[int, list[Entry], list[bytes]]:
-        """As :meth:`receive`, for one frame."""
-        ...
-
     def receive_hints(self, most: int) -> list[bytes]:
         """Take up to ``most`` config answers that nobody asked for, or that answer a broadcast query.
 
         They may come by :meth:`receive`, too.
         """
-        ...
-
-    def forget(self, path: Path) -> None:
-        """``path`` is gone: nothing is remembered of its answers."""
         ...
 
     async def wait_readable(self) -> None: ...

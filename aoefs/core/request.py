@@ -61,7 +61,6 @@ class Request:
 
     __slots__ = (
         "_result",
-        "address",
         "borrowed",
         "buffer",
         "copies",
@@ -102,7 +101,6 @@ class Request:
         self.submitted_at = 0.0
         self.first_sent_at: float | None = None
         self.copies: list[Run] = []  # runs of which a command was given up and sent again
-        self.address = 0  # where buffer lies in memory, once a batch needed to know
 
     @property
     def ended(self) -> bool:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Container
 from functools import partial
 from typing import Final
 
-import numpy as np
 import trio
 
 from aoefs.core.overlap import Claim
@@ -37,19 +36,15 @@ from aoefs.engine.reservation import Reservation
 from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.engine.writebehind import WriteBehind
 from aoefs.errors import AddressConflict, AtaError, RequestError, TargetLost
+from aoefs.net.frames import make_buffer
 from aoefs.protocol.ata import flush_registers
 from aoefs.protocol.wire import SECTOR_BYTES
 
 log = logging.getLogger("aoefs")
 
 MAX_REQUEST_SECTORS: Final = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
+SMALL_BYTES: Final = 1 << 15  # a read of up to so many is not worth accounting for its memory
 LIGHT_SECTORS: Final = 256  # a write of up to so many is light, see Disk.exempt_calls
-SMALL_BYTES: Final = 1 << 15  # up to so many, zeroing them is cheaper than an array
-
-
-def make_buffer(size_bytes: int) -> memoryview:
-    """For a read, not zeroed: every byte of it comes from the disk, or the buffer is thrown away."""
-    return np.empty(size_bytes, np.uint8).data if size_bytes > SMALL_BYTES else memoryview(bytearray(size_bytes))
 
 
 class Disk:

@@ -28,7 +28,6 @@ from aoefs.engine.waits import Sleepers, Wait
 
 PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
 AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
-LONE_COMMANDS: Final = 2  # in flight to a target: up to so many, frame by frame is cheaper than a batch
 _EVENTS: Final = 16
 _MOST_WORKERS: Final = 8  # each one that finds nothing costs a change of tasks
 
@@ -36,7 +35,7 @@ _MOST_WORKERS: Final = 8  # each one that finds nothing costs a change of tasks
 class InPlace:
     """See the module.
 
-    ``receive_batch(link, lone=..., wake=...)`` and ``attended(by_other)`` are the receiver's, ``complete()`` completes
+    ``receive_batch(link, wake=...)`` and ``attended(by_other)`` are the receiver's, ``complete()`` completes
     what was received, ``sleepers`` counts the tasks that wait, ``now()`` is the engine's clock.
     """
 
@@ -102,7 +101,7 @@ class InPlace:
             events = self._poll.poll(PATIENCE, _EVENTS)
             if not events or self._is_requested(events):
                 return
-            self._receive(events, lone=target.in_flight <= LONE_COMMANDS)
+            self._receive(events)
 
     def next_request(self) -> bool:
         """True when there is a FUSE request; False when nothing else came for ``PATIENCE``, or others are ready.
@@ -129,7 +128,7 @@ class InPlace:
                 return True
         return False
 
-    def _receive(self, events: list[tuple[int, int]], *, lone: bool = False) -> None:
+    def _receive(self, events: list[tuple[int, int]]) -> None:
         for descriptor, _ in events:
-            self._receive_batch(self._links[descriptor], lone=lone, wake=False)
+            self._receive_batch(self._links[descriptor], wake=False)
         self._complete()

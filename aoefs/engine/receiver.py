@@ -121,13 +121,10 @@ class Receiver:
             if self.receive_batch(link) <= 1:
                 break
 
-    def receive_batch(self, link: Link, *, lone: bool = False, wake: bool = True) -> int:
-        """Take one batch of frames; how many.
-
-        ``lone``: take one frame, the cheap way.  ``wake`` the shards, or leave it to the caller to complete.
-        """
+    def receive_batch(self, link: Link, *, wake: bool = True) -> int:
+        """Take one batch of frames; how many.  ``wake`` the shards, or leave it to the caller to complete."""
         try:
-            received, entries, odd = link.receive_lone() if lone else link.receive()
+            received, entries, odd = link.receive()
         except OSError as error:
             if error.errno not in LINK_DOWN:
                 raise

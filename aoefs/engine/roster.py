@@ -375,7 +375,6 @@ class Roster:
             target.drop_path(path)
             self._mixed.pop(Endpoint(path.link, path.mac, target.address), None)
             self._judge_conflict(self.disks[target.address])
-        path.link.forget(path)
 
     def _make_room(self, mac: bytes) -> bool:
         """The table is full: forget a target that nobody uses for a new one behind ``mac``.
@@ -425,8 +424,6 @@ class Roster:
         error = IdentityChanged(f"{target.name} {why}")
         target.go(error)
         disk.interrupt(error)
-        for path in target.paths:
-            path.link.forget(path)
         del self.disks[target.address], self._appeared_at[target], self._seen_at[target]
         self._rivals.pop(target, None)
         self._known_paths.pop(target, None)

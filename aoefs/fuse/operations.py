@@ -31,7 +31,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from aoefs.engine.changes import Change
-from aoefs.engine.disk import Disk, make_buffer
+from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine
 from aoefs.engine.writebehind import WriteStream
 from aoefs.errors import AoeFsError, RequestError, TargetError
@@ -43,6 +43,7 @@ from aoefs.fuse.nodes import Node
 from aoefs.fuse.options import MountOptions
 from aoefs.fuse.readahead import ReadAhead, ReadAheads
 from aoefs.fuse.tree import BLOCK_BYTES, CONTROL, ROOT, ControlNode, Tree
+from aoefs.net.frames import make_buffer
 from aoefs.protocol.wire import SECTOR_BYTES, ErrorCode
 
 log = logging.getLogger("aoefs")

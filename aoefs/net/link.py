@@ -1,4 +1,4 @@
-"""The real link: a packet socket on a network interface, with its sending and landing halves (``core.link.Link``).
+"""The real link: a packet socket on a network interface, and the frames on it (``core.link.Link``).
 
 Hints come by a second packet socket, so that a flood of them takes no room from answers.
 """
@@ -10,9 +10,8 @@ import trio
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
 from aoefs.core.tags import TagTable
-from aoefs.net.landing import Landing
+from aoefs.net.frames import Frames
 from aoefs.net.packetsocket import PacketSocket, Role
-from aoefs.net.sending import Sending
 
 
 class EthernetLink(PacketSocket):
@@ -25,17 +24,9 @@ class EthernetLink(PacketSocket):
         except OSError:
             super().close()
             raise
-        self._sending = Sending(self)
-        self._landing = Landing(self, tags)
-        self.receive = self._landing.receive
-        self.receive_lone = self._landing.receive_lone
-        self.forget = self._landing.forget
-
-    def send_run(self, run: Run) -> int:
-        sent = self._sending.send(run)
-        if sent:
-            self._landing.expect(run)
-        return sent
+        frames = Frames(self, tags)
+        self.send_run = frames.send
+        self.receive = frames.receive
 
     def receive_hints(self, most: int) -> list[bytes]:
         return self._hints.receive_frames(most)

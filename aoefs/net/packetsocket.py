@@ -1,7 +1,7 @@
 """A raw packet socket for AoE on one local interface, with its filter, its buffers and its counters.
 
-Owns the socket, and sends lone frames.  Frames in bulk go through ``net.landing`` and ``net.sending``, which use
-:attr:`PacketSocket.descriptor` with vectors of messages.
+Owns the socket, and sends lone frames.  Frames in bulk go through ``net.frames`` and ``net.requests``, which use
+:attr:`PacketSocket.descriptor`.
 
 What holds always: the filter is attached before the socket is bound, so no other frame is ever queued; frames that this
 host sends are never received (PACKET_IGNORE_OUTGOING); the filter of an initiator passes only answers to us, so that

@@ -3,6 +3,6 @@
 Owns what an export answers (``export``, pure), to whom (``access``), where its sectors are (``store``), and
 how frames are served in batches (``server``, ``batch``).  It shares only ``protocol`` and ``net`` with the initiator.
 
-Imports ``net`` and what is below it; of the world trio, numpy and the files that it exports.
+Imports ``net`` and what is below it; of the world trio and the files that it exports.
 Begin with ``export``.
 """

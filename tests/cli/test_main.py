@@ -14,7 +14,7 @@ from aoefs.errors import UserError
 from tests.cli.commandline import aoefs
 from tests.lab import INITIATOR, Lab, require
 
-HEAVY = {"numpy", "trio", "pyfuse3", "rich", "asyncio", "subprocess", "logging", "ctypes"}
+HEAVY = {"trio", "pyfuse3", "rich", "asyncio", "subprocess", "logging", "ctypes"}
 
 
 # ── help and errors ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ from aoefs.core.link import Link
 from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.engine.disk import Disk
-from aoefs.engine.inplace import AWAY, LONE_COMMANDS, PATIENCE, InPlace
+from aoefs.engine.inplace import AWAY, PATIENCE, InPlace
 from aoefs.engine.settings import Settings
 from aoefs.engine.waits import Sleepers, Wait
 from aoefs.protocol.ata import Identity
@@ -65,7 +65,7 @@ class Bench:
         self.now = 100.0
         self.sleepers = Sleepers()
         self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
-        self.batches: list[bool] = []  # lone or not
+        self.batches = 0
         self.on_frames: Callable[[], object] = lambda: None
         self.in_place = InPlace(self.receive_batch, self.attended, self.complete, self.sleepers, lambda: self.now)
         cleanup.callback(self.in_place.close)
@@ -87,10 +87,10 @@ class Bench:
     def attended(self, by_other: bool) -> None:
         """Not used here."""
 
-    def receive_batch(self, link: Link, *, lone: bool = False, wake: bool = True) -> int:
+    def receive_batch(self, link: Link, *, wake: bool = True) -> int:
         assert not wake
         self.frames.drain()
-        self.batches.append(lone)
+        self.batches += 1
         return 1
 
     def complete(self) -> None:
@@ -103,12 +103,11 @@ def bench() -> Iterator[Bench]:
         yield Bench(cleanup)
 
 
-@pytest.mark.parametrize("in_flight", [1, LONE_COMMANDS, LONE_COMMANDS + 1])
-def test_an_answer_is_waited_for_and_completed(bench: Bench, in_flight: int) -> None:
+def test_an_answer_is_waited_for_and_completed(bench: Bench) -> None:
     bench.attend()
     bench.frames.fill()
-    assert bench.wait(in_flight=in_flight).woken
-    assert bench.batches == [in_flight <= LONE_COMMANDS]
+    assert bench.wait().woken
+    assert bench.batches == 1
 
 
 def test_nothing_is_waited_for_before_there_is_a_descriptor_of_requests(bench: Bench) -> None:
@@ -149,7 +148,7 @@ def test_frames_are_taken_while_the_next_request_is_waited_for(bench: Bench) -> 
     bench.frames.fill()
     bench.on_frames = bench.requests.fill
     assert bench.in_place.next_request()
-    assert bench.batches == [False]
+    assert bench.batches == 1
 
 
 def test_a_task_that_was_woken_gets_its_turn_at_once(bench: Bench) -> None:
@@ -166,9 +165,9 @@ def test_a_task_that_was_woken_gets_its_turn_at_once(bench: Bench) -> None:
     bench.requests.drain()
     assert not bench.in_place.next_request()
     assert bench.in_place.others_are_ready()
-    assert len(bench.batches) == 1, "frames can wait"
+    assert bench.batches == 1, "frames can wait"
     assert not bench.wait().woken
-    assert len(bench.batches) == 1
+    assert bench.batches == 1
 
 
 def test_the_loop_gets_a_turn_however_many_requests_there_are(bench: Bench) -> None:
@@ -192,7 +191,7 @@ def test_a_flood_of_frames_does_not_keep_the_loop_from_its_turn(bench: Bench) ->
     bench.frames.fill()
     bench.on_frames = more
     assert not bench.wait().woken
-    assert 10 <= len(bench.batches) <= 11
+    assert 10 <= bench.batches <= 11
 
 
 def test_a_link_that_was_dropped_is_not_looked_at(bench: Bench) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from aoefs.engine.inplace import InPlace
 from aoefs.engine.waits import Sleepers
-from aoefs.net.mmsg import MessageVector
 from aoefs.net.packetsocket import LINK_DOWN, PacketSocket
+from aoefs.net.requests import Requests
 from aoefs.softtarget.store import FileStore
 from tests.lab import INITIATOR, Lab
 
@@ -35,11 +35,11 @@ def test_a_closed_packet_socket_is_a_link_that_is_down(lab: Lab) -> None:
         packets = PacketSocket("aoe0")
     number = packets.descriptor
     packets.close()
-    vector = MessageVector(1, 1)
+    batch = Requests(1)
     with another_file(number):
-        for call in (vector.send, vector.receive):
+        for call in (batch.receive, lambda descriptor: batch.send(descriptor, 0, 1)):
             with pytest.raises(OSError, match="Bad file descriptor") as refused:
-                call(packets.descriptor, 1)
+                call(packets.descriptor)
             assert refused.value.errno in LINK_DOWN
         assert not packets.send_frame(bytes(60))
         assert not packets.up

@@ -31,7 +31,7 @@ from aoefs.protocol.wire import payload_sectors
 from aoefs.status.text import printable
 
 PROC, SYS = Path("/proc"), Path("/sys")
-PACKAGES = ("numpy", "pyfuse3", "rich", "trio")
+PACKAGES = ("pyfuse3", "rich", "trio")
 _CAP_NET_ADMIN, _CAP_SYS_RESOURCE = 12, 24
 _CONSEQUENCES = {
     _CAP_NET_ADMIN: ("CAP_NET_ADMIN", "socket buffers are bounded by the system's limits"),
