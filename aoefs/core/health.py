@@ -22,7 +22,7 @@ class Health(Enum):
 class Sign(Enum):
     ANSWER = "it answered a command"
     IDENTITY = "the target was identified on it"
-    TIMEOUTS = "several timeouts in a row, while the target has other paths"
+    TIMEOUTS = "several timeouts in a row, or a long one, while the target has other paths"
     SILENCE = "its target fell silent: each path must be identified again before it is good"
     CUT = "its link went down, or it was dropped"
 

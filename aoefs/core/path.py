@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from aoefs.core.health import TRANSITIONS, Health, Sign
 from aoefs.core.link import Link
-from aoefs.core.recovery import IDLE, CongestionWindow, ReorderWindow, RttEstimator
+from aoefs.core.recovery import IDLE, MAX_BACKOFF, MAX_RTO, CongestionWindow, ReorderWindow, RttEstimator
 from aoefs.core.request import Run, bits
 from aoefs.core.statistics import PathStatistics
 from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from aoefs.core.target import Target
 
 FRAME_LIFETIME: Final = 0.5  # seconds: for how long, at least, a copy of a frame may still arrive
+DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which another path is better
 
 
 class Path:
     """See the module.  ``macs`` are ours and the target's; ``sectors`` is the payload that passes, at least 1;
-    ``limit`` the largest window; ``lba48`` says which READ and WRITE commands the disk takes.
+    ``limit`` the largest window; ``max_rto`` the longest wait until a retransmission, in seconds; ``lba48`` says which
+    READ and WRITE commands the disk takes.
     """
 
     __slots__ = (
@@ -65,7 +67,14 @@ class Path:
     )
 
     def __init__(
-        self, link: Link, interface: str, address: Address, macs: tuple[bytes, bytes], sectors: int, limit: int
+        self,
+        link: Link,
+        interface: str,
+        address: Address,
+        macs: tuple[bytes, bytes],
+        sectors: int,
+        limit: int,
+        max_rto: float = MAX_RTO,
     ) -> None:
         local, remote = macs
         self.link = link
@@ -78,7 +87,7 @@ class Path:
         self.answer_head = encode_header(Header(local, remote, address, AoeCommand.ATA, 0, Flag.RESPONSE))[:20]
         self.sectors = max(1, sectors)
         self.full_sectors = self.sectors  # what target and link would take, if it passed
-        self.rtt = RttEstimator()
+        self.rtt = RttEstimator(max_rto)
         self.window = CongestionWindow(limit)
         self.reorder = ReorderWindow()
         self.runs: dict[Run, None] = {}
@@ -104,6 +113,11 @@ class Path:
     def room(self) -> int:
         """Commands that the window still allows."""
         return self.window.size - self.in_flight
+
+    @property
+    def is_failing(self) -> bool:
+        """It timed out, and one more try would be one too many, or would take longer than a backoff."""
+        return self.rtt.backoff >= DEGRADED_BACKOFF or (self.rtt.backoff > 0 and self.rtt.rto > MAX_BACKOFF)
 
     @property
     def losses(self) -> int:

@@ -30,16 +30,17 @@ class RttEstimator:
     """SRTT, RTTVAR and RTO (RFC 6298), with exponential backoff.
 
     ``srtt`` and ``rttvar`` are seconds, ``srtt`` is 0 before the first sample.  ``longest`` is the longest delay of
-    any answer, late ones included: the evidence of how long a frame may live on this path.
+    any answer, late ones included: the evidence of how long a frame may live on this path.  ``max_rto`` bounds the RTO.
     """
 
-    __slots__ = ("_base_rto", "backoff", "longest", "rto", "rttvar", "srtt")
+    __slots__ = ("_base_rto", "_max_rto", "backoff", "longest", "rto", "rttvar", "srtt")
 
-    def __init__(self) -> None:
+    def __init__(self, max_rto: float = MAX_RTO) -> None:
         self.srtt = 0.0
         self.rttvar = 0.0
         self.longest = 0.0
         self.backoff = 0
+        self._max_rto = max_rto
         self._base_rto = INITIAL_RTO
         self.rto = INITIAL_RTO
 
@@ -54,11 +55,11 @@ class RttEstimator:
         if rtt > self.longest:
             self.longest = rtt
         self.backoff = 0
-        self._base_rto = self.rto = min(max(self.srtt + 4 * self.rttvar, MIN_RTO), MAX_RTO)
+        self._base_rto = self.rto = min(max(self.srtt + 4 * self.rttvar, MIN_RTO), self._max_rto)
 
     def late(self, rtt: float) -> None:
         """An answer that came after its command was given up: it stretches the estimate, and ends a backoff."""
-        self.sample(min(rtt, MAX_RTO))
+        self.sample(min(rtt, self._max_rto))
         self.longest = max(self.longest, rtt)
 
     def rest(self) -> None:
@@ -83,7 +84,7 @@ class RttEstimator:
         It need not grow for ever: a target that stays silent is suspended (``core.target``) and only asked for.
         """
         self.backoff += 1
-        self.rto = min(self.rto * 2, max(MAX_BACKOFF, min(8 * self._base_rto, MAX_RTO)))
+        self.rto = min(self.rto * 2, max(MAX_BACKOFF, min(8 * self._base_rto, self._max_rto)))
 
 
 class CongestionWindow:

@@ -43,6 +43,7 @@ from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
 from aoefs.core.path import Path
 from aoefs.core.quarantine import Quarantine
+from aoefs.core.recovery import MAX_RTO
 from aoefs.core.request import NOTHING, Memory, Request, Run, bits
 from aoefs.core.statistics import TargetStatistics
 from aoefs.core.tags import BLOCK_TAGS, TagTable
@@ -56,7 +57,6 @@ SILENCE: Final = 2.0  # seconds without an answer after which a target must be i
 SUSPEND_BACKOFF: Final = 5  # timeouts in a row that mean the same, sooner: 0.3 s on a LAN
 LOSS_MEMORY: Final = 60.0  # seconds
 STUCK: Final = 1.0  # seconds that a request may take before the payload of its paths is measured again
-DEGRADED_BACKOFF: Final = 2  # timeouts in a row after which a path is degraded: not used while another one works
 
 
 class Target:
@@ -99,6 +99,7 @@ class Target:
         self._tags = tags
         self._memory = Memory() if memory is None else memory
         self._limit = 1
+        self._max_rto = min(MAX_RTO, deadsecs / 4 or MAX_RTO)  # so a command is retransmitted before it fails
         self._backlog = Backlog()
         self._waiting: dict[Request, None] = {}  # sent at least once and not ended, oldest first
         self._quarantine = Quarantine(self.order)
@@ -112,7 +113,7 @@ class Target:
 
     def add_path(self, link: Link, interface: str, macs: tuple[bytes, bytes], sectors: int) -> Path:
         """A path whose IDENTIFY matched: ``macs`` are ours and the target's, ``sectors`` is its payload."""
-        path = Path(link, interface, self.address, macs, sectors, self._limit)
+        path = Path(link, interface, self.address, macs, sectors, self._limit, self._max_rto)
         path.lba48 = self.identity.lba48
         path.target = self
         self.paths.append(path)
@@ -453,19 +454,16 @@ class Target:
             for run, mask in path.give_up(now):
                 self.in_flight -= mask.bit_count()
                 self._queue_retransmit(run, mask)
-            if path.rtt.backoff >= DEGRADED_BACKOFF and len(self.paths) > 1:
-                path.take(Sign.TIMEOUTS)
+                if path.is_failing and len(self.paths) > 1:
+                    path.take(Sign.TIMEOUTS)
         if self._quarantine.held:
             self._quarantine.end(now)
         if self._answer_is_due:
             timeouts = min((path.rtt.backoff for path in self.paths if path.health is Health.GOOD), default=0)
             silent = now >= self._silent_from()
-            if self._flushes and (silent or timeouts >= SUSPEND_BACKOFF):
-                self._fall_silent(Input.SILENT_IN_FLUSH)
-            elif silent:
-                self._fall_silent(Input.SILENT)
-            elif timeouts >= SUSPEND_BACKOFF:
-                self._fall_silent(Input.TIMEOUTS)
+            if silent or timeouts >= SUSPEND_BACKOFF:
+                happened = Input.SILENT if silent else Input.TIMEOUTS
+                self._fall_silent(Input.SILENT_IN_FLUSH if self._flushes else happened)
         if self.deadsecs and self.life.state in SERVED and (self._flushes or self._answer_is_due):
             self._expire(now)
 

@@ -98,15 +98,15 @@ def test_a_write_moved_from_a_lost_link_holds_back_overlapping_ones() -> None:
 
 
 def test_a_backed_off_rto_holds_nothing_back_any_more_when_the_target_is_back() -> None:
-    made = pair(deadsecs=3.0)
+    made = pair(deadsecs=8.0)
     for _ in range(60):
         made.target.paths[0].rtt.sample(0.5)
-    made.wires[0].segment.schedule = [(4.5, Faults(loss=1.0))]
+    made.wires[0].segment.schedule = [(9.5, Faults(loss=1.0))]
     first = made.write(0, stamp(1))
-    made.run(4.5, done=[first])
+    made.run(9.5, done=[first])
     assert isinstance(first.error, TargetLost)
     assert made.target.paths[0].rtt.rto >= 2.0
-    made.run(6.0)
+    made.run(10.25)
     second = made.write(0, stamp(2))
     made.finish(second)
-    assert second.started_at == 6.0
+    assert second.started_at == 10.25

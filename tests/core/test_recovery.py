@@ -80,6 +80,13 @@ def test_a_slow_disk_backs_off_to_eight_times_its_own_rto() -> None:
     assert rtt.rto == 8 * base > MAX_BACKOFF
 
 
+def test_an_estimator_with_a_bound_of_its_own_never_waits_longer() -> None:
+    rtt = RttEstimator(1.0)
+    rtt.late(60.0)
+    rtt.on_timeout()
+    assert (rtt.longest, rtt.rto) == (60.0, 1.0)
+
+
 def test_ending_a_backoff_goes_back_to_the_rto_of_the_samples() -> None:
     rtt = RttEstimator()
     rtt.sample(0.5)

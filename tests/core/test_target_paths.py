@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aoefs.core.health import Health, Sign
 from aoefs.core.life import State
 from aoefs.core.link import Endpoint
 from aoefs.core.recovery import MIN_RTO
 from aoefs.protocol.wire import Address
-from tests.core.targets import answer, ask, drain, drop_link, pair, segments
+from tests.core.targets import Losing, answer, ask, drain, drop_link, pair, segments
 from tests.pair import as_link, check_invariants
 
 
@@ -65,6 +67,41 @@ def test_a_degraded_path_is_left_alone_and_costs_no_error() -> None:
     made.sent.clear()
     made.finish(*(made.read(number * 8, 8) for number in range(8)))
     assert {sent.wire.name for sent in made.sent} == {"eth1"}
+
+
+@pytest.mark.parametrize("reads", [2, 3, 7])
+@pytest.mark.parametrize("halved", [0, 1])
+def test_a_dead_path_with_a_long_rto_costs_no_error(halved: int, reads: int) -> None:
+    """The target was frozen, so its answers were late, and came back with another MAC."""
+    made = pair(*segments(2), deadsecs=4.0)
+    made.target.paths[0].rtt.late(30.0)
+    for _ in range(halved):
+        made.target.paths[0].rtt.rest()
+    made.wires[0].segment.lose = lambda frame: True
+    for _ in range(2):
+        made.finish(*(made.read(number * 8, 8) for number in range(reads)))
+    assert made.target.paths[0].health is Health.DEGRADED
+
+
+def test_one_short_timeout_degrades_no_path() -> None:
+    made = pair(*segments(2))
+    for wire in made.wires:
+        wire.segment.lose = Losing(lambda frame: True)
+    made.finish(made.read(0, 2), made.read(2, 2))
+    assert [path.health for path in made.target.paths] == [Health.GOOD] * 2
+    assert sum(path.retransmits for path in made.target.paths) == 2
+
+
+def test_a_path_that_is_identified_after_its_timeouts_is_good_until_it_times_out_again() -> None:
+    made = pair(*segments(2))
+    made.wires[0].segment.lose = lambda frame: True
+    for _ in range(20):
+        made.finish(*(made.read(number * 8, 8) for number in range(8)))
+    made.target.paths[0].take(Sign.IDENTITY)
+    made.target.handle_timeout(made.now)
+    assert [path.health for path in made.target.paths] == [Health.GOOD] * 2
+    made.finish(*(made.read(number * 8, 8) for number in range(8)))
+    assert [path.health for path in made.target.paths] == [Health.DEGRADED, Health.GOOD]
 
 
 def test_a_degraded_path_is_used_when_no_other_one_is_left() -> None:

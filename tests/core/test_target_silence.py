@@ -8,7 +8,7 @@ from aoefs.core.life import State
 from aoefs.core.recovery import MIN_RTO
 from aoefs.core.target import SILENCE
 from aoefs.errors import TargetLost
-from tests.core.targets import pair
+from tests.core.targets import Losing, pair
 from tests.pair import RTT, Operation
 from tests.segment import Faults, lba_of
 
@@ -48,6 +48,14 @@ def test_one_request_may_expire_while_the_target_answers_others(bufcnt: int) -> 
     assert stuck.ended_at == 2.0
     assert made.target.statistics().state == "up"
     assert all(operation.good for operation in made.operations[0] if operation is not stuck)
+
+
+def test_after_late_answers_a_lost_frame_is_sent_again_before_deadsecs() -> None:
+    made = pair(deadsecs=4.0)
+    made.target.paths[0].rtt.late(30.0)
+    made.wires[0].segment.lose = Losing(lambda frame: True)
+    made.finish(made.read(0, 2))
+    assert made.now <= 1.0 + 4.0 / 2
 
 
 def test_a_silent_target_goes_down_and_all_that_waits_fails_in_order() -> None:
