@@ -21,8 +21,8 @@ What always holds:
 - After ``SILENCE`` seconds without an answer while something waited, or ``SUSPEND_BACKOFF`` timeouts in a row, nothing
   more is sent until the target is identified again, since another disk may come back.  A FLUSH is no reason: a disk
   may take as long for it as it likes, and its answer is all that is missing.
-- After ``deadsecs`` without an answer while something waited, the target is DOWN: what waits fails, and new requests
-  fail at once.  ``deadsecs`` 0 means never.
+- After ``deadsecs`` without an answer while something waited or the target was to be identified again, it is DOWN: what
+  waits fails, and new requests fail at once.  ``deadsecs`` 0 means never.
 
 Rejected: a task per command (the windows would be shared across awaits, with hundreds of timers), and round-trip times
 per MAC as the Linux driver keeps them (the time of the disk is part of them).
@@ -37,7 +37,7 @@ from typing import Final
 from aoefs.core.backlog import Backlog
 from aoefs.core.health import Health, Sign
 from aoefs.core.latency import BUCKETS, bucket_of
-from aoefs.core.life import NOT_ANSWERING, SERVED, Input, Life, State
+from aoefs.core.life import NOT_ANSWERING, SERVED, UNANSWERING, Input, Life, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.overlap import Claim, OverlapGuard
@@ -418,9 +418,8 @@ class Target:
         return {*self._waiting, *self._backlog.fresh}
 
     def is_on_the_wire(self, request: Request) -> bool:
-        """All of it was sent and can be expected to arrive: nothing of this target waits to be retransmitted, no path
-        had a timeout since its last answer, and not all paths are degraded.  So all that is unanswered fits into the
-        windows.
+        """All of it was sent and fits into the windows with all that is unanswered: nothing of this target waits to be
+        retransmitted, no path had a timeout since its last answer, and a path is good.
         """
         if request.cursor < request.sectors or self._backlog.retransmit or any(path.rtt.backoff for path in self.paths):
             return False
@@ -437,15 +436,13 @@ class Target:
         """When :meth:`handle_timeout` has something to do (seconds, may be early); None: never."""
         timeouts = [timeout for path in self.paths if (timeout := path.next_timeout()) is not None]
         timeouts += self._quarantine.timeouts()
-        if self.life.state in SERVED and (self._flushes or self._answer_is_due):
-            if self._answer_is_due and self.life.state in (State.UP, State.SUSPENDED, State.HELD):
-                timeouts.append(self._silent_from())
-            if self.deadsecs:
-                since = self._silent_since
-                oldest = next(iter(self._waiting), None)
-                if oldest is not None and oldest.first_sent_at is not None:
-                    since = min(since, oldest.first_sent_at)
-                timeouts.append(since + self.deadsecs)
+        if self._answer_is_due and self.life.state in (State.UP, State.SUSPENDED, State.HELD):
+            timeouts.append(self._silent_from())
+        if self.deadsecs and self._may_go_down:
+            oldest = next(iter(self._waiting), None)
+            if oldest is not None and oldest.first_sent_at is not None:
+                timeouts.append(oldest.first_sent_at + self.deadsecs)
+            timeouts.append(self._silent_since + self.deadsecs)
         return min(timeouts, default=None)
 
     def handle_timeout(self, now: float) -> None:
@@ -464,8 +461,14 @@ class Target:
             if silent or timeouts >= SUSPEND_BACKOFF:
                 happened = Input.SILENT if silent else Input.TIMEOUTS
                 self._fall_silent(Input.SILENT_IN_FLUSH if self._flushes else happened)
-        if self.deadsecs and self.life.state in SERVED and (self._flushes or self._answer_is_due):
+        if self.deadsecs and self._may_go_down:
             self._expire(now)
+
+    @property
+    def _may_go_down(self) -> bool:
+        """Silence counts: something waits, or the target is asked until it is identified."""
+        state = self.life.state
+        return state in UNANSWERING or (state in SERVED and bool(self._flushes or self._answer_is_due))
 
     def _silent_from(self) -> float:
         """When what waits will have waited for too long."""
@@ -476,12 +479,9 @@ class Target:
             self.down_since = now
             self.give_up(TargetLost(f"{self.name} has not answered for {self.deadsecs:g} s"))
             return
-        expired = []
-        for request in self._waiting:
+        for request in [*self._waiting]:
             if request.first_sent_at is None or now < request.first_sent_at + self.deadsecs:
                 break
-            expired.append(request)
-        for request in expired:
             self.fail(request, TargetLost(f"{self.name}: no answer for {self.deadsecs:g} s"))
 
     def rest(self, now: float) -> None:
@@ -519,8 +519,10 @@ class Target:
             for path in self.paths:
                 path.take(Sign.SILENCE)
 
-    def suspend(self) -> None:
+    def suspend(self, now: float) -> None:
         """Another disk was identified where this one is known to be: nothing is sent until it is identified again."""
+        if not self._may_go_down:
+            self._silent_since = now
         self._fall_silent(Input.OTHER_DISK)
 
     def give_up(self, error: RequestError) -> None:

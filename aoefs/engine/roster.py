@@ -142,7 +142,7 @@ class Roster:
             if not others or (self._is_gone(target, others) and self._note_rival(target, sighting.identity)):
                 self._resize(disk, sighting)
             elif self._is_gone(target, others):
-                target.suspend()  # so that it is asked again
+                target.suspend(self._driver.now())  # so that it is asked again
             else:
                 size, known = sighting.identity.size_bytes, target.identity.size_bytes
                 self._refuse_intruder(disk, sighting, f"it has {size} bytes, and {known} on its other paths")
@@ -153,7 +153,7 @@ class Roster:
             serials = f"serial {sighting.identity.serial}, not {target.identity.serial}"
             self._refuse_intruder(disk, sighting, f"it is another disk ({serials})")
         elif (disk.opened or target.dirty) and not self._note_rival(target, sighting.identity):
-            target.suspend()
+            target.suspend(self._driver.now())
         else:
             log.error("%s is another disk now (serial %s): open files fail", target.name, sighting.identity.serial)
             self._remove(disk, Change.REPLACED, "is another disk now")

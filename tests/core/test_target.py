@@ -54,7 +54,7 @@ class Situation:
             Input.SILENT: lambda: self.later(2.1),
             Input.SILENT_IN_FLUSH: self.be_silent_in_flush,
             Input.FLUSHED: self.end_flush,
-            Input.OTHER_DISK: target.suspend,
+            Input.OTHER_DISK: lambda: target.suspend(self.now),
             Input.UNANSWERED: lambda: target.give_up(TargetLost("silent")),
             Input.IDENTIFIED: lambda: target.come_up(self.now),
             Input.UNRESERVED: target.await_reservation,

@@ -67,6 +67,35 @@ def test_a_silent_target_goes_down_and_all_that_waits_fails_in_order() -> None:
     assert all(isinstance(operation.error, TargetLost) for operation in operations)
 
 
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_a_silent_target_goes_down_though_nothing_waits_any_more(abandoned: bool) -> None:
+    """An answer that came just after the last request was sent ends its silence later than that request ends."""
+    made = pair(deadsecs=4.0)
+    made.wires[0].segment.lose = lambda frame: lba_of(frame) == 8
+    lost = made.read(8, 1)
+    made.finish(made.read(0, 1))
+    made.wires[0].segment.lose = lambda frame: True
+    if abandoned:
+        made.run(2.5)
+        assert made.target.is_silent
+        made.abandon(lost)
+    made.run(1.0 + RTT + 4.0)
+    assert not made.target.requests()
+    assert made.target.life.state is State.DOWN
+
+
+def test_a_target_that_was_idle_is_suspended_for_deadsecs_before_it_is_down() -> None:
+    made = pair(deadsecs=4.0)
+    made.run(1000.0)
+    made.wires[0].segment.lose = lambda frame: True
+    made.target.suspend(made.now)
+    made.run(1003.9)
+    made.target.suspend(made.now)
+    assert made.target.life.is_served
+    made.run(1004.0)
+    assert made.target.life.state is State.DOWN
+
+
 def test_a_target_that_is_down_fails_new_requests_at_once_and_sends_nothing() -> None:
     made = pair(deadsecs=1.0)
     made.target.give_up(TargetLost("down"))

@@ -37,6 +37,7 @@ async def test_an_endpoint_that_answers_config_queries_only_is_a_stranger_until_
     announce: Announce,
 ) -> None:
     announce(r"does not answer: \d+ request")
+    announce("e0.0 is down")
     async with open_scene() as scene:
         target = scene.add_target()
         target.answer = lambda frame, reply: [(0.0, reply)] if frame[19] == AoeCommand.CONFIG else []
