@@ -216,6 +216,9 @@ class AoeOperations(pyfuse3.Operations):
         keep_cache = node.siblings.may_keep_pages(node)
         node.opened += 1
         node.disk.opened += 1
+        if node.gone:  # since its reservation was asked for
+            await self.release(number)
+            raise FUSEError(errno.ESTALE)
         return FileInfo(fh=number, direct_io=self._options.direct, keep_cache=keep_cache)
 
     @guarded

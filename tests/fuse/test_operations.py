@@ -346,6 +346,29 @@ async def test_a_reservation_is_taken_by_the_first_writer_and_given_back_by_the_
         assert sent() == 2
 
 
+async def test_a_file_that_goes_while_it_is_opened_is_stale_and_its_reservation_is_given_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with mounted(reserve=True) as mount:
+        target = mount.scene.add_target()
+        await mount.scene.disk()
+        target.answer = lambda frame, reply: [
+            (0.5, reply[:14] + b"\x18\0" + reply[16:] if frame[19] == AoeCommand.RESERVE else reply)
+        ]
+        node = mount.operations.tree.nodes[await mount.inode("e0.0")]
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def go() -> None:
+                await trio.sleep(0.25)
+                mount.operations.tree.mark_gone([node])
+
+            with fails(errno.ESTALE):
+                await mount.open()
+        assert (node.opened, node.writing, node.disk.opened) == (0, 0, 0)
+        assert len(mount.scene.wire.sent(AoeCommand.RESERVE)) == 2
+
+
 async def test_a_disk_that_another_host_reserved_is_busy(autojump_clock: MockClock, announce: Announce) -> None:
     announce("e0.0: reservation failed: AoE error 6")
     async with mounted(reserve=True) as mount:
