@@ -98,7 +98,7 @@ class Surroundings:
         return hasattr(self, _method(name))
 
     async def carry_out(self, name: str, who: int, given: tuple[object, ...]) -> None:
-        self.under_way += 1
+        """To be called with the fault counted in ``under_way``."""
         try:
             await getattr(self, _method(name))(who, *given)
         finally:

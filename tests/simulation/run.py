@@ -173,6 +173,7 @@ class Simulation:
             await trio.sleep_until(action.at)
             self.world.log(f"── {action}")
             if self._around.knows(action.what):
+                self._around.under_way += 1  # not in the task: all could be healed before its first step
                 faults.start_soon(self._around.carry_out, action.what, action.who, action.given, name=str(action))
             else:
                 calls.start_soon(self._user_action(users, action), name=str(action))

@@ -9,6 +9,12 @@ from tests.simulation.run import run
 
 SEEDS = 240
 CHUNK = 20
+FOUND = (800858, 801076, 1000589, 1000782, 1001126)  # each failed once, by a defect of its own
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_once_stays_right(seed: int) -> None:
+    assert not run(draw(seed)).complaint
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
