@@ -11,7 +11,7 @@ stop() {
 }
 
 need_root() {
-    [ "$(id -u)" -eq 0 ] || stop "needs root, for network namespaces and packages: run it with sudo"
+    [ "$(id -u)" -eq 0 ] || stop "needs root, for ${1:-network namespaces}: run it with sudo"
 }
 
 # install_packages NAME...: those that are missing, through apt-get.
@@ -25,6 +25,7 @@ install_packages() {
     done
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || stop "needs Debian or Ubuntu; elsewhere install what these stand for:$missing"
+    need_root "the packages$missing"
     apt-get update -qq || echo "$0: apt-get update failed: using the package lists that are here" >&2
     wanted=
     for name in $missing; do # a release may lack one; tests that need it are skipped and say so
@@ -48,18 +49,35 @@ is_compiled() {
     done
 }
 
+# as_owner COMMAND...: as the user whose checkout this is, so that sudo leaves no files of root in it.
+as_owner() {
+    owner=$(stat -c %u .)
+    if [ "$(id -u)" -eq 0 ] && [ "$owner" -ne 0 ]; then
+        home=$(getent passwd "$owner" | cut -d : -f 6)
+        HOME=${home:-/nonexistent} setpriv --reuid="$owner" --regid="$(stat -c %g .)" --clear-groups -- "$@"
+    else
+        "$@"
+    fi
+}
+
 # install_aoefs WHAT: "." or ".[test]" into .venv, and again when pyproject.toml, the build backend or a compiled module
 # has changed.  Editable, so that the command and the tests never run different code.
 install_aoefs() {
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         stop "needs Python 3.11 or newer, and python3 is $(python3 -V 2>&1 | cut -d ' ' -f 2)"
-    .venv/bin/python -c '' 2>/dev/null || python3 -m venv --clear .venv
+    .venv/bin/python -c '' 2>/dev/null || as_owner python3 -m venv --clear .venv
     stamp=.venv/installed-aoefs$(printf %s "$1" | tr -dc a-z)
     if [ ! -x .venv/bin/aoefs ] || [ ! "$stamp" -nt pyproject.toml ] ||
         [ ! "$stamp" -nt .build/backend.py ] || ! is_compiled; then
-        echo "$0: installing aoefs into $(pwd)/.venv"
-        .venv/bin/python -m pip install -q --disable-pip-version-check -e "$1"
-        printf %s "${AOEFS_PURE:-0}" >.venv/installed-pure
-        touch "$stamp"
+        echo "$0: installing aoefs into $(pwd)/.venv: pip fetches its packages, then compiles pyfuse3 and aoefs"
+        echo "$0: that takes some minutes, the most of it for the C compiler (AOEFS_PURE=1 leaves aoefs as Python)"
+        (n=0; while sleep 20 >/dev/null 2>&1; do n=$((n + 20)); echo "$0: still at it, after $n s"; done) &
+        ticker=$!
+        trap 'kill $ticker 2>/dev/null' EXIT
+        as_owner .venv/bin/python -m pip install -q --disable-pip-version-check -e "$1"
+        kill $ticker
+        trap - EXIT
+        as_owner .venv/bin/python -m compileall -q aoefs # what root runs later finds that done
+        as_owner sh -c "printf %s '${AOEFS_PURE:-0}' >.venv/installed-pure && touch $stamp"
     fi
 }

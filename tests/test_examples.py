@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from aoefs.cli import main as cli
 from aoefs.cli.manual import actions, data
 from aoefs.cli.options import mount_options
+from tests.host.livemount import NOBODY
 from tests.lab import COMMANDS, INITIATOR, Lab, require
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +97,76 @@ def test_a_pool_of_two_targets_survives_the_damage_of_one(tmp_path: Path) -> Non
     assert not re.search(rf"^\[{second}\]\.corruption_errs +0$", out, re.MULTILINE), out
     assert "Uncorrectable:  0" in out or "errors detected" not in out + err
     assert out.endswith("done: the pool is whole\n")
+
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+"-m venv --clear .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+"-m pip "*)
+    printf '#!/bin/sh\\necho "demo as $(id -u): $*"\\n' >.venv/bin/aoefs
+    chmod +x .venv/bin/aoefs
+    ;;
+-V) echo Python 3.12.0 ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """A user's checkout for quickstart.sh, on a host with all packages, where Python only pretends to install."""
+    require("setpriv")
+    with tempfile.TemporaryDirectory() as place:  # pytest's directories are root's alone
+        made, programs = Path(place, "aoefs"), Path(place, "programs")
+        os.chmod(place, 0o755)
+        programs.mkdir()
+        for name, text in {"python3": FAKE_PYTHON, "dpkg-query": "#!/bin/sh\nprintf installed\n"}.items():
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        for name in ("aoefs", ".build"):
+            (made / name).mkdir(parents=True)
+        for name in ("pyproject.toml", ".build/backend.py", "aoefs/module.py"):
+            (made / name).touch()
+        shutil.copytree(EXAMPLES, made / "examples")
+        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", place], check=True)
+        yield made
+
+
+def quickstart(checkout: Path, *before: str) -> subprocess.CompletedProcess[str]:
+    path = f"{checkout.parent}/programs{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    command = [*before, str(checkout / "examples/quickstart.sh"), "--keep"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_quickstart_leaves_no_files_of_root_in_the_checkout_of_a_user(checkout: Path) -> None:
+    answer = quickstart(checkout)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "demo as 0: demo --keep\n" in answer.stdout
+    assert (checkout / ".venv/installed-aoefs").exists()
+    assert {path.lstat().st_uid for path in checkout.rglob("*")} == {NOBODY}
+
+
+def test_the_quickstart_needs_no_root_where_every_package_is_installed(checkout: Path) -> None:
+    as_user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    answer = quickstart(checkout, *as_user)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert f"demo as {NOBODY}: demo --keep\n" in answer.stdout
+    (checkout.parent / "programs/dpkg-query").write_text("#!/bin/sh\nexit 1\n")
+    answer = quickstart(checkout, *as_user)
+    assert answer.returncode == 2
+    assert re.search(r"needs root, for the packages python3 .*: run it with sudo\n", answer.stderr)
+
+
+def test_the_quickstart_says_what_takes_so_long_and_what_comes_next(checkout: Path) -> None:
+    said = quickstart(checkout).stdout
+    assert "pip fetches its packages, then compiles pyfuse3 and aoefs" in said
+    nexts = said.partition("What next?\n")[2].splitlines()
+    assert [line.split("#")[0].split()[-2:] for line in nexts] == [
+        ["demo", "--keep"],
+        [f"{checkout}/.venv/bin/aoefs", "doctor"],
+        [f"{checkout}/.venv/bin/aoefs", "install"],
+    ]
+    assert "compiles" not in quickstart(checkout).stdout  # once is enough
 
 
 def test_scripts_are_executable_and_have_no_syntax_error() -> None:
