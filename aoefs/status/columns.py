@@ -7,10 +7,11 @@ tables are functions of ``live``.  The records are those of ``.aoefs/status.json
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from aoefs.status.history import Record, Trend
+from aoefs.status.health import degraded_paths
+from aoefs.status.history import History, Record, Trend
 from aoefs.status.layout import BAD, GOOD, NOTE, QUIET, Cell, Column
 from aoefs.status.text import format_count, format_size, format_us, sparkline
 
@@ -85,10 +86,6 @@ def _flag(name: str, yes: Cell, no: Cell) -> Callable[[Row, int], Cell]:
     return lambda row, _: yes if row.record.get(name, True) else no
 
 
-def degraded_paths(target: Record) -> int:
-    return sum(not path.get("healthy", True) for path in target["paths"])
-
-
 def _resent(row: Row, _width: int) -> Cell:
     """The retransmits of a path or of a target.  If some were not answered late after all, frames were lost."""
     paths = row.record.get("paths", [row.record])
@@ -153,10 +150,14 @@ def _target_state(trend: Trend, _width: int) -> Cell:
 # ── paths, shards, links, events ──────────────────────────────────────────────────────────────────────────────────
 
 
+def _path_state(row: PathRow, _width: int) -> Cell:
+    return ("ok", GOOD) if row.ok else ("silent", BAD)
+
+
 def paths() -> Sequence[Column[PathRow]]:
     return [
         Column("PATH", lambda row, _: (row.target["name"], "bold"), width=6, most=10, rank=0, left=True),
-        Column("STATE", lambda row, _: ("ok", GOOD) if row.ok else ("silent", BAD), width=6, most=8, rank=1, left=True),
+        Column("STATE", _path_state, width=6, most=8, rank=1, left=True),
         Column("OVER", _text("interface"), width=8, most=15, rank=2, left=True),
         Column("MAC", _text("mac"), width=17, rank=3, left=True),
         Column("PAYLOAD", lambda row, _: (str(512 * row.record["sectors"]), ""), width=7, rank=9),
@@ -167,6 +168,77 @@ def paths() -> Sequence[Column[PathRow]]:
         Column("ANSWERED", _counter("answered"), width=8, rank=11),
         Column("RESENT", _resent, width=6, rank=6),
         Column("LATE", _counter("late"), width=5, rank=8),
+    ]
+
+
+class Lane(NamedTuple):
+    """A line of ``--interval``: a target, or one of its paths with its share of the target's answers."""
+
+    target: Trend
+    path: Trend | None = None
+    share: float = 1.0
+
+    @property
+    def record(self) -> Record:
+        return (self.path or self.target).record
+
+
+def lanes(history: History) -> Iterator[Lane]:
+    """All targets, each with its paths below it."""
+    for name, target in history.targets.items():
+        yield Lane(target)
+        paths = [trend for (owner, *_), trend in history.paths.items() if owner == name]
+        answers = [path.per_second("answered") or 0.0 for path in paths]
+        for path, answered in zip(paths, answers, strict=True):
+            yield Lane(target, path, answered / sum(answers) if any(answers) else 0.0)
+
+
+def intervals() -> Sequence[Column[Lane]]:
+    """What happened in the last interval.  A path has its share of the target's bytes, and its RTT as latency."""
+
+    def traffic(counter: str, style: str) -> Callable[[Lane, int], Cell]:
+        def cell(lane: Lane, _width: int) -> Cell:
+            rate = (lane.target.per_second(counter) or 0.0) * lane.share
+            return f"{format_size(rate)}/s", style if rate else QUIET
+
+        return cell
+
+    def of_target(cell: Callable[[Trend, int], Cell]) -> Callable[[Lane, int], Cell]:
+        return lambda lane, width: ("", "") if lane.path else cell(lane.target, width)
+
+    def name(lane: Lane, _width: int) -> Cell:
+        record = lane.record
+        return (f"  {record['interface']} {record['mac']}", "") if lane.path else (record["name"], "bold")
+
+    def state(lane: Lane, width: int) -> Cell:
+        return (
+            _path_state(PathRow(lane.record, lane.target.record), width)
+            if lane.path
+            else _target_state(lane.target, width)
+        )
+
+    def iops(lane: Lane, width: int) -> Cell:
+        return _rate("answered")(lane.path, width) if lane.path else _rate("reads", "writes")(lane.target, width)
+
+    def latency(lane: Lane, width: int) -> Cell:
+        return _duration("rtt_us")(lane, width) if lane.path else _latency(0.5, "read", "write")(lane.target, width)
+
+    return [
+        Column("TARGET", name, width=24, most=34, rank=0, left=True),
+        Column("STATE", state, width=6, most=8, rank=1, left=True),
+        Column("IOPS", iops, width=5, rank=2),
+        Column("READ", traffic("read_bytes", READ), width=10, rank=3),
+        Column("WRITE", traffic("write_bytes", WRITE), width=10, rank=4),
+        Column("p50", latency, width=6, rank=6),
+        Column("p99", of_target(_latency(0.99, "read", "write")), width=6, rank=5),
+        Column("FLIGHT", _flight, width=7, rank=9),
+        Column("QUEUE", of_target(_counter("queued")), width=5, rank=8),
+        Column(
+            "RESENT/s",
+            lambda lane, width: _rate("retransmits", style=NOTE)(lane.path or lane.target, width),
+            width=8,
+            rank=7,
+        ),
     ]
 
 

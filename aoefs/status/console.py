@@ -18,7 +18,7 @@ from rich.console import Group
 from rich.text import Text
 
 from aoefs.status import columns
-from aoefs.status.columns import degraded_paths
+from aoefs.status.health import degraded_paths
 from aoefs.status.history import History, Trend
 from aoefs.status.layout import BAD, MORE, QUIET, Column, Section, allot, blank_line, fit, row_line
 from aoefs.status.text import format_size, printable, sparkline

@@ -9,9 +9,9 @@ thousand targets.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from aoefs.core.latency import percentile_us
 
@@ -19,7 +19,9 @@ LENGTH = 120  # intervals that are kept
 
 Record = Mapping[str, Any]
 
-_COUNTERS = ("reads", "writes", "read_bytes", "write_bytes", "completed", "rx_frames", "tx_frames")
+_COUNTERS = ("reads", "writes", "read_bytes", "write_bytes", "completed", "rx_frames", "tx_frames", "sent", "answered")
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Trend:
@@ -84,6 +86,7 @@ class History:
         self.targets: dict[str, Trend] = {}
         self.shards: dict[int, Trend] = {}
         self.links: dict[str, Trend] = {}
+        self.paths: dict[tuple[str, str, str], Trend] = {}  # by target, interface and MAC
         self.read_rates: deque[float] = deque(maxlen=LENGTH)  # of all targets
         self.write_rates: deque[float] = deque(maxlen=LENGTH)
         self._at = 0.0
@@ -91,22 +94,25 @@ class History:
     def add(self, status: Record, now: float) -> None:
         """The next status, read at ``now`` (seconds, later than the one before)."""
         seconds = now - self._at if self.status else 0.0
-        self.targets = _follow(self.targets, status.get("targets", ()), "name", seconds)
-        self.shards = _follow(self.shards, status.get("shards", ()), "id", seconds)
-        self.links = _follow(self.links, status.get("links", ()), "interface", seconds)
+        targets = {target["name"]: target for target in status.get("targets", ())}
+        self.targets = _follow(self.targets, targets, seconds)
+        paths = {(name, path["interface"], path["mac"]): path for name in targets for path in targets[name]["paths"]}
+        self.paths = _follow(self.paths, paths, seconds)
+        self.shards = _follow(self.shards, {shard["id"]: shard for shard in status.get("shards", ())}, seconds)
+        self.links = _follow(self.links, {link["interface"]: link for link in status.get("links", ())}, seconds)
         if seconds > 0:
             self.read_rates.append(sum(trend.per_second("read_bytes") or 0.0 for trend in self.targets.values()))
             self.write_rates.append(sum(trend.per_second("write_bytes") or 0.0 for trend in self.targets.values()))
         self.status, self._at = status, now
 
 
-def _follow(old: Mapping[Any, Trend], records: Sequence[Record], key: str, seconds: float) -> dict[Any, Trend]:
+def _follow(old: Mapping[Key, Trend], records: Mapping[Key, Record], seconds: float) -> dict[Key, Trend]:
     trends = {}
-    for record in records:
-        trend = old.get(record[key])
+    for key, record in records.items():
+        trend = old.get(key)
         if trend is None or seconds <= 0 or not _is_same(trend.record, record):
             trend = Trend(record)
         else:
             trend.add(record, seconds)
-        trends[record[key]] = trend
+        trends[key] = trend
     return trends

@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,7 +30,9 @@ from aoefs.cli.options import seconds
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.host.mountreader import MountReader
+from aoefs.status.health import Health, health
 from aoefs.status.tables import print_table
+from aoefs.status.text import to_stdout
 
 INTERVAL = 1.0  # seconds from status to status
 MAX_INTERVAL = 10.0  # seconds, also if reading takes long
@@ -39,8 +41,13 @@ PATIENCE = 3.0  # seconds without an answer of the mount; then the screen says s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    what = "which mount (default: a line for each mount of this host, or with an option the only one)"
+    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help=what)
     how = parser.add_mutually_exclusive_group()
+    what = "print one line, for monitoring and scripts; exit code 0: all is up, 1: a path is degraded or a target "
+    how.add_argument("--check", action="store_true", help=what + "stalled, 2: a target is down or nothing is mounted")
+    what = "print what happened to each target and path every N seconds"
+    how.add_argument("--interval", type=_interval, metavar="N", help=what)
     how.add_argument("--json", action="store_true", help="print everything as one JSON object")
     how.add_argument("--once", action="store_true", help="print one picture and end (default without a terminal)")
     how.add_argument("--watch", type=_interval, metavar="N", help="print a line of JSON every N seconds")
@@ -54,11 +61,19 @@ def _interval(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.check:
+        return _check(arguments.mountpoint)
+    plain = not (arguments.json or arguments.once or arguments.watch or arguments.interval)
+    if arguments.mountpoint is None and plain:
+        _print_all()
+        return 0
     path = mountpoint.require_mount(arguments.mountpoint).path
     if arguments.json:
         print(json.dumps(_read(path), indent=2))
     elif arguments.watch is not None:
-        _print_lines(path, arguments.watch)
+        _follow(path, arguments.watch, lambda status: print(json.dumps(status), flush=True))
+    elif arguments.interval is not None:
+        _print_intervals(path, arguments.interval)
     elif arguments.once or not is_screen():
         _print_once(_read(path))
     else:
@@ -78,15 +93,77 @@ def _why(path: str, error: OSError) -> str:
     if mount is None:
         return f"{path} is not mounted any more"
     why = error.strerror
-    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+    if error.errno == errno.EACCES and mount.owner != os.geteuid():
+        why = f"it was mounted by {mount.user}: 'sudo aoefs status {path}'"
+    elif error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         why = "its daemon is dead: 'aoefs umount' removes it"
     elif isinstance(error, TimeoutError):
         why = f"{why}: see 'aoefs doctor'"
     return f"{path} does not tell its status: {why}"
 
 
-def _print_lines(path: str, interval: float) -> None:
-    """One object per line, at multiples of the interval; UserError when the mount ends."""
+def _look(mount: mountpoint.Mount) -> tuple[Health, str]:
+    """How well a mount is.  That of another user may say anything, so it is not asked."""
+    if not mount.is_trusted:
+        return Health.OK, f"mounted by {mount.user}, so it was not asked"
+    try:
+        return health(mountpoint.read_status(mount.path))
+    except OSError as error:
+        return Health.CRITICAL, _why(mount.path, error).removeprefix(f"{mount.path} ")
+
+
+def _look_at_all(mounts: Sequence[mountpoint.Mount]) -> list[tuple[mountpoint.Mount, Health, str]]:
+    with ThreadPoolExecutor(max(1, len(mounts))) as pool:  # one that is silent takes seconds, all of them no longer
+        return [(mount, *look) for mount, look in zip(mounts, pool.map(_look, mounts), strict=True)]
+
+
+def _print_all() -> None:
+    mounts = mountpoint.aoefs_mounts()
+    if not mounts:
+        raise UserError("aoefs has nothing mounted here")
+    words = {Health.OK: "ok", Health.WARNING: "degraded", Health.CRITICAL: "down"}
+    rows = [[mount.path, words[state], mount.source, text] for mount, state, text in _look_at_all(mounts)]
+    print_table(("mount", "state", "source", "targets"), rows)
+
+
+def _check(path: str | None) -> int:
+    """The line and the exit code of ``--check``, as Nagios has them."""
+    try:
+        mounts = mountpoint.aoefs_mounts() if path is None else [mountpoint.require_mount(path)]
+        looks = [(state, f"{mount.path}: {text}") for mount, state, text in _look_at_all(mounts)]
+    except UserError as error:
+        looks = [(Health.CRITICAL, str(error))]
+    looks = sorted(looks, key=lambda look: -look[0]) or [(Health.CRITICAL, "nothing is mounted")]
+    to_stdout(f"AOEFS {looks[0][0].name} - {'; '.join(text for _, text in looks)}")
+    return looks[0][0]
+
+
+def _print_intervals(path: str, interval: float) -> None:
+    """A table per interval, of fixed columns, so that figures stay below each other."""
+    from rich.console import Console
+
+    from aoefs.status.columns import intervals, lanes
+    from aoefs.status.history import History
+    from aoefs.status.layout import Section
+
+    history = History()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+    def show(status: Mapping[str, Any]) -> None:
+        is_first = not history.status
+        history.add(status, time.monotonic())
+        rows = list(lanes(history))
+        if not is_first:
+            section = Section(intervals(), rows, least=0, rank=0, none="no target answers yet", size=len(rows) or 1)
+            for line in section.lines(console.width, {}):
+                console.print(line) if sys.stdout.isatty() else print(line.plain.rstrip())
+            print(flush=True)
+
+    _follow(path, interval, show)
+
+
+def _follow(path: str, interval: float, show: Callable[[Mapping[str, Any]], object]) -> None:
+    """Show each status, at multiples of the interval; UserError when the mount ends."""
     on_silence = partial(mountpoint.say_silent, path)
     began = time.monotonic()
     with MountReader(path) as reader:
@@ -95,7 +172,7 @@ def _print_lines(path: str, interval: float) -> None:
                 status = mountpoint.parse_status(reader.ask(mountpoint.STATUS_FILE, on_silence))
             except OSError as error:
                 raise UserError(_why(path, error)) from None
-            print(json.dumps(status), flush=True)
+            show(status)
             past = time.monotonic() - began
             time.sleep(interval - past % interval)
 
