@@ -46,13 +46,17 @@ _Argument = TypeVar("_Argument", ConfigArgument, MaskArgument, ReserveArgument)
 PATIENCE = 1.0  # seconds; then a terminal shows what this waits for
 
 
-def add_target_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=address_type, metavar="X.Y", help="shelf and slot: 0.1 or e0.1")
+def add_target_argument(parser: argparse.ArgumentParser, actions: Sequence[str] = (), what: str = "") -> None:
+    """The target, and after it what to do: one of the ``actions``, which ``what`` explains, by default ``get``."""
 
+    def parse(text: str) -> Address:
+        if text in actions:
+            raise argparse.ArgumentTypeError(f"the target comes first: {parser.prog} X.Y {text} ...")
+        return address_type(text)
 
-def add_action_argument(parser: argparse.ArgumentParser, actions: Iterable[str], what: str) -> None:
-    """What to do, by default ``get``; ``what`` explains the actions."""
-    parser.add_argument("action", nargs="?", choices=tuple(actions), default="get", help=what)
+    parser.add_argument("target", type=parse, metavar="X.Y", help="shelf and slot: 0.1 or e0.1")
+    if actions:
+        parser.add_argument("action", nargs="?", choices=actions, default="get", help=what)
 
 
 def add_wire_arguments(parser: argparse.ArgumentParser, *, wait: float = 2.0) -> None:

@@ -45,6 +45,8 @@ COMMANDS = {
     "install": "put unit, man pages, mount helper and shell completions in place",
 }
 
+_GUESSES = {"list": "discover", "ls": "discover", "scan": "discover", "unmount": "umount", "log": "events"}
+
 _DESCRIPTION = """\
 Show every ATA-over-Ethernet disk of the local network as a file /MOUNTPOINT/eX.Y.
 
@@ -61,8 +63,10 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             usage="aoefs [SOURCE] MOUNTPOINT [options]\n       aoefs COMMAND [options]",
             description=_DESCRIPTION + summaries,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
         )
         form = "compiled" if is_compiled() else "pure Python"
+        parser.add_argument("-h", "--help", action=options.ShortHelp, nargs=0, help="show this, without rare options")
         parser.add_argument("--version", action="version", version=f"aoefs {__version__} ({form})")
         options.add_arguments(parser)
         return parser
@@ -106,9 +110,11 @@ def _run(argv: Sequence[str], command: str | None) -> int:
     try:
         parser = build_parser(command)
         if command is None:
-            arguments = parser.parse_intermixed_args(argv)
+            arguments, unknown = parser.parse_known_intermixed_args(argv)
             arguments.argv = list(argv)
-            _refuse_misplaced_command(arguments.paths)
+            _refuse_misplaced_command(arguments)
+            if unknown:
+                parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         else:
             arguments = parser.parse_intermixed_args(argv[1:])
             arguments.all_parsers = all_parsers
@@ -130,14 +136,19 @@ def _is_there(name: str) -> bool:
     return True
 
 
-def _refuse_misplaced_command(paths: list[str]) -> None:
-    """UserError for ``aoefs -v status /mnt`` and ``aoefs dicsover``, which would be a mount on that name."""
-    word = paths[0] if paths else "/"
+def _refuse_misplaced_command(arguments: argparse.Namespace) -> None:
+    """UserError for ``aoefs -v status /mnt``, ``aoefs dicsover`` and ``aoefs mount /mnt``, which would be a mount on
+    that name.
+    """
+    word = arguments.paths[0] if arguments.paths else "/"
     if "/" in word or _is_there(word) or any(os.path.exists(f"/sys/class/net/{name}") for name in word.split(",")):
         return
+    if word == "mount":
+        rest = " ".join(each for each in arguments.argv if each != word)
+        raise UserError(f"mounting has no command word: 'aoefs {rest or '[SOURCE] MOUNTPOINT'}'", exit_code=2)
     import difflib
 
-    alike = [word] if word in COMMANDS else difflib.get_close_matches(word, COMMANDS)
+    alike = [_GUESSES.get(word, word)] if word in {*COMMANDS, *_GUESSES} else difflib.get_close_matches(word, COMMANDS)
     if alike:
         raise UserError(f"there is no '{word}': for the command write 'aoefs {alike[0]} ...'", exit_code=2)
 
@@ -154,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def mount_helper(argv: Sequence[str]) -> int:
     """As ``/sbin/mount.aoefs``; the exit code is that of mount(8)."""
     try:
-        code = _guarded(_mount_helper_argv(argv), None)
+        words = _mount_helper_argv(argv)
+        code = _guarded(words, None, words[1])
     except UserError as error:
         code = _fail(str(error), error.exit_code)
     except SystemExit:  # --help
@@ -162,13 +174,14 @@ def mount_helper(argv: Sequence[str]) -> int:
     return {0: 0, 2: 1, 130: 8}.get(code, 32)
 
 
-def _guarded(argv: Sequence[str], command: str | None) -> int:
+def _guarded(argv: Sequence[str], command: str | None, place: str = "") -> int:
+    """``place`` begins each error that does not name it: ``mount -a`` mounts several."""
     try:
         code = _run(argv, command)
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error) if place in str(error) else f"{place}: {error}", error.exit_code)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

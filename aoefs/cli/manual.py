@@ -72,7 +72,7 @@ def _metavar(action: argparse.Action) -> str:
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in actions(parser):
-        if not action.help or "--help" in action.option_strings:
+        if not action.help or action.dest == "help":
             continue
         yield ".TP"
         if action.option_strings:

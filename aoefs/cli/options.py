@@ -19,6 +19,7 @@ import grp
 import math
 import os
 import pwd
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
@@ -39,6 +40,10 @@ _STANDARD_WORDS = frozenset(
 )
 _ALIASES = {"ro": "read-only"}
 
+_RARE = frozenset(
+    """shards maxout sync allow_mac disk max_targets fixed_paths plain_loop busy_poll slow pid_file check""".split()  # noqa: SIM905 (it is read as words)
+)
+
 MAX_TARGETS = 0xFFFF * 0xFF  # the number of addresses
 
 
@@ -49,7 +54,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)", exit_code=2)
+        raise UserError(f"{self.explained(message)} (see {self.prog} --help)", exit_code=2)
+
+    def explained(self, message: str) -> str:
+        """An error of argparse in our words, with what was probably meant."""
+        flag = re.match(r"argument (?:-\w/)?([^/:]+).*: ignored explicit argument", message)
+        if flag is not None:
+            return f"{flag[1]} takes no value"
+        unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
+        return message + self.meant(unknown[1]) if unknown is not None else message
+
+    def meant(self, option: str) -> str:
+        """``: did you mean --timeout?`` of an option that is not there; nothing if none is like it."""
+        import difflib
+
+        alike = difflib.get_close_matches(option, self._option_string_actions)
+        return f": did you mean {alike[0]}?" if alike else ""
 
 
 def argument_type(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
@@ -158,6 +178,12 @@ def add_interface_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--interface", action="append", metavar="IF", help=what)
 
 
+def add_mountpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """The mount that a command is about; ``arguments.mountpoint`` is None for the only one."""
+    what = "which mount (default: the only one of this host)"
+    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help=what)
+
+
 def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
     """``-v``, the same for all commands: ``arguments.verbose`` says how often it was given."""
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
@@ -193,6 +219,17 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
 
 
+class ShortHelp(argparse.Action):
+    """``--help`` without the options of ``_RARE``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        for action in parser._actions:
+            if action.dest in _RARE:
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The whole command line of a mount."""
     what = "SOURCE: interfaces, such as eth0,eth1, or any"
@@ -202,6 +239,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """All options of the command line of a mount."""
+    parser.add_argument("--help-all", action="help", help="show all options")
     add_mount_options(parser)
     parser.add_argument("--check", action="store_true", help="check options, mount point and rights, and mount nothing")
     words, what = "WORD[,WORD...]", "options as mount(8) gives them: any of the above as name or name=value, and ro"
@@ -217,7 +255,11 @@ class _LayerParser(Parser):
         add_mount_options(self)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.place}: {message}", exit_code=2)
+        raise UserError(f"{self.place}: {self.explained(message)}", exit_code=2)
+
+    def hint(self, option: str) -> str:
+        """What to do about a word or a key that stands for an option that is not there."""
+        return self.meant(option.partition("=")[0]).replace("--", "") or " (see aoefs --help)"
 
 
 def _words(option_lists: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -239,9 +281,10 @@ def _read_words(option_lists: Sequence[str]) -> argparse.Namespace:
     parser = _LayerParser("in the -o list")
     layer = parser.parse_args([])
     for word, option in _words(option_lists):
+        parser.place = f"'{word}' in the -o list"
         _, unknown = parser.parse_known_args([option], layer)
         if unknown:
-            raise UserError(f"unknown word '{word}' in the -o list (see aoefs --help)", exit_code=2)
+            raise UserError(f"unknown word {parser.place}{parser.hint(option)}", exit_code=2)
     return layer
 
 
@@ -263,7 +306,7 @@ def _read_file(path: str) -> argparse.Namespace:
         for option in _file_options(key, value, parser):
             _, unknown = parser.parse_known_args([option], layer)
             if unknown or key == "config":
-                parser.error("no such option (see aoefs --help)")
+                parser.error(f"no such option{parser.hint(option)}")
     return layer
 
 
@@ -306,6 +349,10 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
         return tuple(dict.fromkeys(own or getattr(file, name, None) or ()))
 
     source = paths[0] if len(paths) == 2 else "none"
+    if "/" in source:
+        swapped = "/" not in paths[-1]
+        hint = f"the mount point comes last: aoefs {paths[-1]} {source}" if swapped else "SOURCE is eth0,eth1, or any"
+        raise UserError(f"'{source}' names no interface: {hint}", exit_code=2)
     interfaces = gather("interface", [] if source in ("any", "none") else source.split(","))
     if source == "any" and not arguments.interface and not words.interface:
         interfaces = ()  # also when the file names some

@@ -22,6 +22,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -172,9 +173,7 @@ class Mount:
             engine.supervisor.start("room", partial(self._make_room, engine, background))
         operations.read_aheads.wanted = not kernel_reads_ahead
         await engine.first_discovery()
-        hint = None
-        if not engine.disks:
-            hint = f"mounted, but no target answers on {', '.join(engine.links)} yet: files appear when one does"
+        links, count = ", ".join(engine.links), len(engine.disks)
         with trio.move_on_after(TABLE_PATIENCE):
             async with trio.open_nursery() as nursery:
                 for disk in engine.disks.values():
@@ -186,7 +185,15 @@ class Mount:
                 pid_file.write()
             except OSError as error:  # a disk that is full by now; the mount is live all the same
                 log.error("--pid-file %s: %s", self._options.pid_file, error.strerror)
-        self._ready.ok(hint)
+        text = f"mounted on {self._options.mountpoint}: {count} target{'s' * (count != 1)} on {links}"
+        if not count:
+            text = f"mounted, but no target answers on {links} yet: files appear when one does"
+        if is_private := self._mount is not None and mountpoint.is_private(self._mount):
+            text += "; visible in this mount namespace only"
+        surprising = not count or (is_private and sys.stderr.isatty())
+        self._ready.ok(text if surprising else None)
+        if not surprising or self._ready.is_daemon:
+            log.info("%s", text)
         self._tell_systemd("READY=1", _summary(engine))
 
     def _tell_systemd(self, *assignments: str) -> None:

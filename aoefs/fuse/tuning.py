@@ -139,7 +139,7 @@ def become_io_flusher() -> str | None:
     """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
         reason = os.strerror(ctypes.get_errno())
-        return f"PR_SET_IO_FLUSHER: {reason} (a loop mount may hang when memory is short)"
+        return f"a loop mount on a disk may hang when memory is short (PR_SET_IO_FLUSHER: {reason})"
     return None
 
 
@@ -148,5 +148,5 @@ def avoid_oom_killer() -> str | None:
     try:
         Path("/proc/self/oom_score_adj").write_text("-1000\n")
     except OSError as error:
-        return f"oom_score_adj: {error.strerror}"
+        return f"the kernel may end this mount when memory is short (oom_score_adj: {error.strerror})"
     return None

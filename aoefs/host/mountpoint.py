@@ -20,6 +20,7 @@ import errno
 import glob
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -60,6 +61,13 @@ class Mount(NamedTuple):
     def is_trusted(self) -> bool:
         """It is an aoefs mount of ours or of root: what it says is believed, and it is replaced when it is dead."""
         return self.type == FILE_SYSTEM_TYPE and self.owner in (0, os.geteuid())
+
+    @property
+    def user(self) -> str:
+        """The name of the user who made it, or the number."""
+        with contextlib.suppress(KeyError, TypeError, OverflowError):
+            return pwd.getpwuid(self.owner).pw_name  # type: ignore[arg-type]  # None is the TypeError
+        return f"user {self.owner}"
 
     def liveness(self, on_silence: Callable[[], None] | None = None) -> Liveness:
         """Ask the mount process; mounts that are not trusted are not asked, and count as live.
@@ -177,8 +185,14 @@ def find_mount(path: str) -> Mount | None:
     return next((mount for mount in reversed(mounts) if mount.path == path), None)
 
 
-def require_mount(path: str) -> Mount:
-    """The aoefs mount at this path.  UserError says what is there instead."""
+def require_mount(path: str | None) -> Mount:
+    """The aoefs mount at this path, or for None the only one.  UserError says what is there instead."""
+    if path is None:
+        mounts = aoefs_mounts()
+        if len(mounts) == 1:
+            return mounts[0]
+        names = ", ".join(mount.path for mount in mounts)
+        raise UserError(f"name one of the mounts: {names}" if mounts else "aoefs has nothing mounted here")
     mount = find_mount(path)
     if mount is None:
         raise UserError(f"{path} is not mounted")
@@ -331,6 +345,30 @@ def _kernel_holders(mount: Mount) -> Iterator[str]:
 def holders(mount: Mount) -> list[str]:
     """What keeps the mount busy, as far as this process may see: processes, and what the kernel has such as loops."""
     return [*_process_holders(mount), *_kernel_holders(mount)]
+
+
+def is_private(mount: Mount) -> bool:
+    """Whether the first process of this host does not see the mount: it is in another mount namespace."""
+    with contextlib.suppress(OSError):
+        return f" {mount.device} / " not in Path("/proc/1/mountinfo").read_text(errors="replace")
+    return False
+
+
+def copies(mount: Mount) -> list[str]:
+    """A process of each other mount namespace that has a copy of the mount: there it lives on after an unmount here."""
+    found: dict[object, str] = {}
+    for process in glob.iglob("/proc/[0-9]*"):
+        with contextlib.suppress(OSError):  # it may have ended just now
+            if f" {mount.device} / " not in Path(process, "mountinfo").read_text(errors="replace"):
+                continue
+            place: object = process
+            with contextlib.suppress(PermissionError):
+                place = os.readlink(f"{process}/ns/mnt")
+            name = Path(process, "comm").read_text(errors="replace").strip()
+            found.setdefault(place, f"{name} (pid {process.split('/')[2]})")
+    with contextlib.suppress(OSError):
+        found.pop(os.readlink("/proc/self/ns/mnt"), None)
+    return list(found.values())
 
 
 # ── unmounting ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ lookup for each request), and compression.  The latency histograms have no ``_su
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -67,7 +68,8 @@ async def listen(address: str, port: int) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(port, host=address, backlog=_BACKLOG)
     except OSError as error:
-        raise UserError(f"metrics at {address} port {port}: {error.strerror or error}") from None
+        taken = ": each mount needs a port of its own" if error.errno == errno.EADDRINUSE else ""
+        raise UserError(f"metrics at {address} port {port}: {error.strerror or error}{taken}") from None
 
 
 class Server:

@@ -12,6 +12,7 @@ import pytest
 
 from aoefs.cli import main as cli
 from aoefs.cli.commands.install import HELPERS, RECORD
+from tests.host.livemount import standin
 from tests.lab import COMMANDS, require
 
 PREFIX = Path("usr/local")
@@ -171,10 +172,26 @@ def test_bash_completes_commands_options_interfaces_and_directories(root: Path, 
     assert complete(root, "") >= set(cli.COMMANDS)
     assert complete(root, "--pid") == {"--pid-file"}
     assert complete(root, "status", "--js") == {"--json"}
-    assert "lo" in complete(root, "-i", "")
+    assert complete(root, "-i", "") == set(os.listdir("/sys/class/net")) - {"lo"}
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
-    assert complete(root, "umount", f"{tmp_path}/") == {f"{tmp_path}/directory"}
+    assert complete(root, "demo", f"{tmp_path}/") == {f"{tmp_path}/directory"}
+
+
+def test_bash_completes_the_path_of_an_export_in_one_word_or_three(root: Path, tmp_path: Path) -> None:
+    require("bash", root=False)
+    (tmp_path / "disk.img").touch()
+    assert complete(root, "target", "0.1", "=", f"{tmp_path}/d") == {f"{tmp_path}/disk.img"}
+    assert complete(root, "target", f"0.1={tmp_path}/d") == {f"0.1={tmp_path}/disk.img"}
+    assert complete(root, "target", "0.1", "=") >= {"README.md"}
+
+
+def test_bash_completes_nothing_but_mounts_where_a_mount_is_wanted(root: Path, tmp_path: Path) -> None:
+    require("bash")
+    (tmp_path / "directory").mkdir()
+    with standin(tmp_path / "mount"):
+        for command in ("umount", "status", "events"):
+            assert complete(root, command, f"{tmp_path}/") == {f"{tmp_path}/mount"}
 
 
 @pytest.mark.parametrize("check", [["zsh", "-n"], ["fish", "--no-execute"], ["bash", "-n"]], ids=lambda check: check[0])

@@ -36,10 +36,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded & (HEAVY - ({"subprocess", "ctypes", "logging"} if arguments[0] != "--help" else set()))
 
 
-def test_help_names_every_command_and_word_of_the_mount() -> None:
-    text = aoefs("--help").stdout
-    assert all(f"\n  {name} " in text for name in cli.COMMANDS)
-    assert "--deadsecs SECONDS" in text
+def test_help_shows_what_people_use_and_help_all_the_rest() -> None:
+    short, whole = aoefs("--help").stdout, aoefs("--help-all").stdout
+    assert all(f"\n  {name} " in text for name in cli.COMMANDS for text in (short, whole))
+    assert all("--deadsecs SECONDS" in text for text in (short, whole))
+    rare = ("--plain-loop", "--max-targets", "--shards", "--pid-file")
+    assert not [option for option in rare if option in short]
+    assert all(option in whole for option in rare)
+    assert len(short.splitlines()) < 60
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -59,11 +63,23 @@ def test_the_version_is_printed() -> None:
     [
         ([], 2, "no mount point given"),
         (["--frobnicate"], 2, "unrecognized arguments: --frobnicate (see aoefs --help)"),
-        (["umount"], 2, "required: MOUNTPOINT (see aoefs umount --help)"),
+        (["umount"], 1, "aoefs has nothing mounted here"),
+        (["events"], 1, "aoefs has nothing mounted here"),
         (["umount", "/mnt", "--frob"], 2, "unrecognized arguments: --frob"),
         (["dicsover"], 2, "there is no 'dicsover': for the command write 'aoefs discover ...'"),
         (["pnig", "0.1"], 2, "there is no 'pnig': for the command write 'aoefs ping ...'"),
         (["-v", "status", "/mnt"], 2, "there is no 'status': for the command write 'aoefs status ...'"),
+        (["mount", "eth1", "/mnt"], 2, "mounting has no command word: 'aoefs eth1 /mnt'"),
+        (["mount", "-i", "eth1", "/mnt"], 2, "mounting has no command word: 'aoefs -i eth1 /mnt'"),
+        (["mount"], 2, "mounting has no command word: 'aoefs [SOURCE] MOUNTPOINT'"),
+        (["list"], 2, "there is no 'list': for the command write 'aoefs discover ...'"),
+        (["ls", "--json"], 2, "there is no 'ls': for the command write 'aoefs discover ...'"),
+        (["unmount", "/mnt"], 2, "there is no 'unmount': for the command write 'aoefs umount ...'"),
+        (["/mnt/aoe", "eth1"], 2, "'/mnt/aoe' names no interface: the mount point comes last: aoefs eth1 /mnt/aoe"),
+        (["/mnt/aoe", "/mnt/b"], 2, "'/mnt/aoe' names no interface: SOURCE is eth0,eth1, or any"),
+        (["/mnt", "--deadsec=30"], 2, "unrecognized arguments: --deadsec=30: did you mean --deadsecs? (see"),
+        (["discover", "--timout", "3"], 2, "did you mean --timeout? (see aoefs discover --help)"),
+        (["/mnt", "--direct=yes"], 2, "--direct takes no value (see"),
         (["/nowhere/at/all"], 1, "/nowhere/at/all does not exist: 'mkdir -p"),
         (["/etc/hostname"], 1, "is not a directory"),
         (["/etc"], 1, "is not empty"),
@@ -82,6 +98,9 @@ def test_the_version_is_printed() -> None:
         (["ping", "0.0", "-i", "nowhere0"], 1, "interface nowhere0 does not exist"),
         (["config", "65535.255"], 2, "is out of range"),
         (["config", "0.0", "set"], 2, "config e0.0 set needs a STRING"),
+        (["config", "set", "foo"], 2, "the target comes first: aoefs config X.Y set ..."),
+        (["mask", "add", "02:00:00:00:00:01"], 2, "the target comes first: aoefs mask X.Y add ..."),
+        (["reserve", "release"], 2, "the target comes first: aoefs reserve X.Y release ..."),
         (["config", "0.0", "get", "x"], 2, "prints, and takes no STRING"),
         (["config", "0.0", "test", "x", "--force"], 2, "--force belongs to 'set'"),
         (["config", "0.0", "set", "ä" * 513], 2, "1026 bytes; the protocol allows 1024"),
@@ -163,6 +182,16 @@ def test_a_source_that_is_named_like_a_command_is_an_interface(name: str, source
             assert lab.run(INITIATOR, ["ls", point]).stdout == "e0.1\n"
         finally:
             lab.aoefs("umount", point)
+
+
+def test_an_error_of_a_helper_begins_with_the_mount_point_since_fstab_has_several(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.mount_helper(["eth1", "/mnt/aoe", "-o", "rw,deadsec=30"]) == 1
+    says = "aoefs: /mnt/aoe: unknown word 'deadsec=30' in the -o list: did you mean deadsecs?\n"
+    assert capsys.readouterr().err == says
+    assert cli.mount_helper(["any", "/nowhere/at/all"]) == 32
+    assert capsys.readouterr().err == "aoefs: /nowhere/at/all does not exist: 'mkdir -p /nowhere/at/all' first\n"
 
 
 # ── what main() makes of what a command does ──────────────────────────────────────────────────────────────────────

@@ -12,9 +12,10 @@ import pytest
 
 from aoefs.cli.commands import umount
 from aoefs.cli.main import main
+from aoefs.host import mountpoint
 from tests.cli.commandline import aoefs, aoefs_in_time
 from tests.host.livemount import is_mounted, standin
-from tests.lab import Process, wait_until
+from tests.lab import Process, require, wait_until
 
 
 def test_umount_returns_when_the_daemon_has_ended(tmp_path: Path) -> None:
@@ -113,6 +114,75 @@ def test_umount_says_what_it_waits_for(
         assert main(["umount", str(tmp_path / "mnt")]) == 0
     says = f"aoefs: waiting for the mount process (pid {process.pid}), which is still flushing\n"
     assert capsys.readouterr().err == says
+
+
+def test_umount_says_every_ten_seconds_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(umount, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(umount, "EVERY_SECONDS", 0.1)
+    with standin(tmp_path / "mnt", "slow-exit"):
+        assert main(["umount", str(tmp_path / "mnt")]) == 0
+    assert capsys.readouterr().err.count("which is still flushing\n") >= 3
+
+
+def test_a_copy_of_the_mount_in_another_namespace_is_named_and_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require("unshare")
+    monkeypatch.setattr(umount, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(umount, "COPY_SECONDS", 0.3)
+    path = tmp_path / "mnt"
+    with standin(path) as process:
+        with subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as holder:
+            try:
+                wait_until(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n", what="it has its copy")
+                assert main(["umount", str(path)]) == 1
+                lines = capsys.readouterr().err.splitlines()
+            finally:
+                holder.kill()
+        assert process.wait(10) == 0
+    who = f"sleep (pid {holder.pid})"
+    waits = f"since {who} keeps a copy of the mount in another namespace"
+    assert lines[0] == f"aoefs: waiting for the mount process (pid {process.pid}), {waits}"
+    assert lines[-1] == (
+        f"aoefs: {path} is unmounted and flushed, but {who} keeps a copy of it in another namespace: "
+        f"the mount process (pid {process.pid}) ends when that does"
+    )
+
+
+def test_a_timeout_bounds_the_wait_for_the_mount_process(tmp_path: Path) -> None:
+    path = tmp_path / "mnt"
+    with standin(path, "slow-exit") as process:
+        answer = aoefs_in_time("umount", path, "--timeout", "0.1")
+        says = f"aoefs: {path} is unmounted, but its process (pid {process.pid}) has not ended within 0.1 s\n"
+        assert (answer.returncode, answer.stderr) == (1, says)
+
+
+def test_a_timeout_bounds_a_flush_that_nothing_answers_and_the_mount_stays(tmp_path: Path) -> None:
+    path = tmp_path / "mnt"
+    with standin(path, "flush-hangs"):
+        answer = aoefs_in_time("umount", path, "--timeout", "3")
+        first, last = answer.stderr.splitlines()
+        assert first.startswith("aoefs: waiting for e0.0 to flush its last writes, for 2 s so far: until it answers")
+        assert last == f"aoefs: {path} stays mounted: e0.0 did not flush within 3 s"
+        assert answer.returncode == 1
+        assert is_mounted(path)
+
+
+def test_without_a_mount_point_the_only_mount_is_meant_and_of_several_one_is_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with standin(tmp_path / "one") as one, standin(tmp_path / "two"):
+        everything = mountpoint.aoefs_mounts()  # others may have mounts, too
+        ours = [mount for mount in everything if mount.path.startswith(f"{tmp_path}/")]
+        monkeypatch.setattr(mountpoint, "aoefs_mounts", lambda: ours)
+        assert main(["umount"]) == 1
+        assert capsys.readouterr().err == f"aoefs: name one of the mounts: {tmp_path}/one, {tmp_path}/two\n"
+        monkeypatch.setattr(mountpoint, "aoefs_mounts", lambda: ours[:1])
+        assert main(["umount"]) == 0
+        assert one.wait(10) == 0
+        assert is_mounted(tmp_path / "two")
 
 
 def test_an_interrupt_ends_a_command_with_130(tmp_path: Path) -> None:

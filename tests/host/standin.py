@@ -7,7 +7,8 @@ the real module: :func:`environment`.  The variable ``STANDIN`` holds words that
 - ``hint`` sends one; ``user-error``, ``defect``, ``silent-exit``, ``killed`` fail so before the mount is live;
 - ``deaf`` takes every request and answers none;
 - ``hang`` never gets live, ``hang-mounted`` does so after mounting; ``stubborn`` ignores SIGTERM too;
-- ``flush-fails`` lets every fsync of e0.0 fail; ``slow-exit`` takes half a second from the unmount to the exit;
+- ``flush-fails`` lets every fsync of e0.0 fail, ``flush-hangs`` lets it never end;
+- ``slow-exit`` takes half a second from the unmount to the exit;
 - ``defect-later`` fails when the mount is gone, as a defect would;
 - ``as=UID`` serves as this user;
 - ``pid=PID`` and ``name=NAME`` (instead of e0.1's) are lies of its status, ``dead`` an answer that a dead one gives;
@@ -125,6 +126,8 @@ class Disks(pyfuse3.Operations):
         return data[off : off + size]
 
     async def fsync(self, fh: int, datasync: bool) -> None:
+        if "flush-hangs" in WORDS:
+            await trio.sleep_forever()
         if fh == DOWN or "flush-fails" in WORDS:
             raise pyfuse3.FUSEError(errno.EIO)
 

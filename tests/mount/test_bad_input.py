@@ -91,7 +91,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "umount of nothing": ("umount {}/point", 1, "not mounted"),
     "umount of others": ("umount {}/taken", 1, "tmpfs is mounted there"),
     "umount of a missing one": ("umount {}/none", 1, "not mounted"),
-    "umount without": ("umount", 2, "MOUNTPOINT"),
+    "mount as a word": ("mount {}/point", 2, "mounting has no command word: 'aoefs /"),
     "status of nothing": ("status {}/point", 1, "not mounted"),
     "discover nowhere": ("discover -i aoe9", 1, "aoe9"),
     "target on a bad slot": ("target -i aoe0 0.255={}/odd.img", 2, "255"),

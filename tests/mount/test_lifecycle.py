@@ -135,10 +135,14 @@ def test_a_signal_ends_an_idle_mount_at_once(lab: Lab, number: signal.Signals) -
     lab.vblade(0, 0, lab.image("image", MIB))
     mount = lab.mount(foreground=True)
     assert mount.process is not None
-    wait_until(lambda: (mount.here / "e0.0").exists(), what="the target")
+    wait_until(lambda: "mounted on" in mount.process.output, what="it says so")
     assert mount.process.stop(number, timeout=20) == 0, mount.process.output
     assert nothing_is_left(lab, mount)
-    assert mount.process.output == ""
+    lines = mount.process.output.splitlines()
+    assert any(line.startswith("aoefs: e0.0: ") for line in lines)
+    mounted = f"aoefs: mounted on {mount.path}: 1 target on aoe0; visible in this mount namespace only"
+    assert [line for line in lines if "mounted" in line] == [mounted]
+    assert lines[-1].startswith(f"aoefs: {number.name}: unmounting")
 
 
 def test_after_a_signal_an_open_file_is_served_until_its_close(lab: Lab) -> None:

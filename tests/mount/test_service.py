@@ -228,7 +228,8 @@ def test_metrics_are_on_loopback_by_default_and_an_address_in_use_is_one_line(ho
     assert scrape(host, "127.0.0.2:9100")
     answer = host.aoefs("-i", "aoe0", "--metrics", "9100", other, check=False)
     assert answer.returncode == 1
-    assert answer.stderr == "aoefs: metrics at 127.0.0.1 port 9100: Address already in use\n"
+    says = "Address already in use: each mount needs a port of its own"
+    assert answer.stderr == f"aoefs: metrics at 127.0.0.1 port 9100: {says}\n"
     assert not mounted(host, other)
     host.aoefs("umount", point)
     host.aoefs("-i", "aoe0", "--metrics", "9100", point)

@@ -249,5 +249,6 @@ async def test_without_a_descriptor_accept_is_not_tried_in_a_loop(autojump_clock
 async def test_an_address_that_is_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^metrics at 127\.0\.0\.1 port {port}: Address already in use$"):
+        says = rf"^metrics at 127\.0\.0\.1 port {port}: Address already in use: each mount needs a port of its own$"
+        with pytest.raises(UserError, match=says):
             await listen("127.0.0.1", port)

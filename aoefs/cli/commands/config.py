@@ -15,10 +15,9 @@ _COMMANDS = {"set": ConfigCommand.SET, "test": ConfigCommand.TEST, "prefix": Con
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    companion.add_target_argument(parser)
     what = "get: print it (default); set: store STRING, if there is none yet; "
     what += "test, prefix: exit 0 if it is STRING, or begins with it"
-    companion.add_action_argument(parser, ("get", *_COMMANDS), what)
+    companion.add_target_argument(parser, ("get", *_COMMANDS), what)
     parser.add_argument("string", nargs="?", metavar="STRING", help="at most 1024 bytes; '' is the empty one")
     parser.add_argument("--force", action="store_true", help="set: replace what is there")
     companion.add_json_argument(parser)

@@ -61,7 +61,7 @@ _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "an empty directory (default: a temporary one)"
-    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help=what)
+    parser.add_argument("mountpoint", nargs="?", metavar="DIR", help=what)
     parser.add_argument("--keep", action="store_true", help="leave everything up after the tour, until Ctrl-C")
 
 
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
     """Start this command again, in place of this process, as root of a user namespace."""
     if arguments.keep or arguments.mountpoint:
-        raise UserError("without root nobody else sees the demo's mount: --keep and MOUNTPOINT need sudo")
+        raise UserError("without root nobody else sees the demo's mount: --keep and DIR need sudo")
     mountpoint.require_fuse()
     unshare = find_program("unshare")
     if unshare is None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from aoefs.cli.options import add_mountpoint_argument
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
 from aoefs.host.mountreader import MountReader
@@ -22,7 +23,7 @@ _POLL_SECONDS = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    add_mountpoint_argument(parser)
     what = "go on with what happens, until Ctrl-C or the mount goes"
     parser.add_argument("-f", "--follow", action="store_true", help=what)
 

@@ -120,15 +120,45 @@ def _completion(shell: str, parsers: Parsers) -> str:
     for name, parser in parsers.items():
         if name is not None:
             made.append(commands.add_parser(name, help=parser.description, parents=[parser], add_help=False))
-    interfaces = {"bash": "_shtab_aoefs_interfaces", "zsh": "_net_interfaces", "fish": "(command ls /sys/class/net)"}
-    kinds = {"MOUNTPOINT": shtab.DIRECTORY, "DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "IF": interfaces}
+    kinds = {
+        "DIR": shtab.DIRECTORY,
+        "FILE": shtab.FILE,
+        "IF": {
+            "bash": "_shtab_aoefs_interfaces",
+            "zsh": "_net_interfaces",
+            "fish": "(command ls /sys/class/net | string match -v lo)",
+        },
+        "MOUNTPOINT": {
+            "bash": "_shtab_aoefs_mounts",
+            "zsh": "_files -/",
+            "fish": r"(string match -rg '^\S+ (\S+) fuse\.aoefs ' </proc/self/mounts)",
+        },
+        "X.Y=PATH": {"bash": "_shtab_aoefs_exports", "zsh": "_files", "fish": "(__fish_complete_path)"},
+    }
     for parser in made:
         for action in manual.actions(parser):
             if action.metavar in kinds:
                 action.complete = kinds[action.metavar]  # type: ignore[attr-defined]  # for shtab
-    list_interfaces = '_shtab_aoefs_interfaces() { compgen -W "$(command ls /sys/class/net)" -- "$1"; }'
-    text: str = shtab.complete(root, shell, preamble=list_interfaces if shell == "bash" else "")
+    text: str = shtab.complete(root, shell, preamble=_BASH if shell == "bash" else "")
     return text
+
+
+# What bash completes by itself.  It takes "0.1=disk" for one word or, by default, for three.
+_BASH = """
+_shtab_aoefs_interfaces() { compgen -X lo -W "$(command ls /sys/class/net)" -- "$1"; }
+_shtab_aoefs_mounts() {
+  local path type
+  while read -r _ path type _; do
+    printf -v path %b "$path"
+    if [[ $type == fuse.aoefs && $path == "$1"* ]]; then echo "$path"; fi
+  done </proc/self/mounts
+}
+_shtab_aoefs_exports() {
+  local name=
+  case $1 in ?*=*) name=${1%%=*}= ;; esac
+  compgen -P "$name" -f -- "${1#*=}"
+}
+"""
 
 
 # ── installing and removing ───────────────────────────────────────────────────────────────────────────────────────

@@ -32,9 +32,8 @@ _ERRORS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    companion.add_target_argument(parser)
     what = "get: list the MACs that it answers (default); add, delete: change the list; an empty one is everybody"
-    companion.add_action_argument(parser, ("get", *_DIRECTIVES), what)
+    companion.add_target_argument(parser, ("get", *_DIRECTIVES), what)
     parser.add_argument("macs", nargs="*", type=mac_type, metavar="MAC")
     parser.add_argument("--force", action="store_true", help="also if the target does not answer this host any more")
     companion.add_json_argument(parser)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import subprocess
+import sys
 
 from aoefs.cli.options import mount_options
 from aoefs.errors import UserError
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     ready = Ready.from_environment()
     try:
         options = mount_options(arguments)
-        log_to_stderr(options.verbose)
+        log_to_stderr(max(options.verbose, int(options.foreground and not ready.is_daemon)))
         _check(options)
         if arguments.check:
             return 0
@@ -54,7 +55,8 @@ def _check(options: MountOptions) -> None:
     if options.pid_file is not None:
         service.check_pid_file(options.pid_file)
     if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
-        raise UserError("--metrics needs the Python package prometheus_client: pip install 'aoefs[metrics]'")
+        pip = f"'{sys.executable} -m pip install prometheus-client'"
+        raise UserError(f"--metrics needs the Python package prometheus_client: {pip}, or leave metrics out")
 
 
 def _mount_in_background(options: MountOptions, argv: list[str]) -> int:

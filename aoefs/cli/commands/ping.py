@@ -134,7 +134,7 @@ class _Pinger:
             endpoints = self._endpoints = tuple(dict.fromkeys(answer.endpoint for answer in answers))
             if not (self._arguments.read and endpoints):
                 for endpoint in endpoints or (None,):
-                    self._account(number, [answer for answer in answers if answer.endpoint == endpoint])
+                    self._account(number, endpoint, [answer for answer in answers if answer.endpoint == endpoint])
                 return
         async with trio.open_nursery() as nursery:
             for endpoint in endpoints:
@@ -153,12 +153,15 @@ class _Pinger:
         else:
             query, driver = conversation.encode_query, self._session.engine.driver
             answers = await conversation.ask(driver, [endpoint], AoeCommand.CONFIG, query, wait)
-        self._account(number, answers)
+        self._account(number, endpoint, answers)
 
-    def _account(self, number: int, answers: Sequence[Answer]) -> None:
-        """One probe to one endpoint is over."""
+    def _account(self, number: int, endpoint: Endpoint | None, answers: Sequence[Answer]) -> None:
+        """One probe to one endpoint is over; None is a probe to all, which nothing answered."""
         tally = self.tally
         tally.sent += 1
+        if not answers:
+            where = f" from {companion.place(endpoint)}" if endpoint else ""
+            to_stdout(f"{self._arguments.target}{where}: seq={number} no answer within {self._arguments.timeout:g} s")
         for index, answer in enumerate(answers):
             self._last_heard = max(self._last_heard, number)
             failure = answer.error

@@ -23,10 +23,9 @@ MAX_MACS = 64  # as many as the embedded target keeps; their count is one byte, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    companion.add_target_argument(parser)
     what = "get: list who holds it (default); set: reserve it for MACs, if nobody else holds it; "
     what += "force: whoever holds it; release: give it back"
-    companion.add_action_argument(parser, _ACTIONS, what)
+    companion.add_target_argument(parser, tuple(_ACTIONS), what)
     default = "(default: ours, on all interfaces that lead to the target)"
     parser.add_argument("macs", nargs="*", type=mac_type, metavar="MAC", help=default)
     companion.add_json_argument(parser)
