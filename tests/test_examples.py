@@ -181,15 +181,55 @@ def test_the_readme_names_every_command_and_no_option_that_is_not_there() -> Non
     parsers = cli.all_parsers()
     assert all(f"aoefs {command} " in readme for command in parsers if command is not None)
     known = {option for parser in parsers.values() for action in actions(parser) for option in action.option_strings}
-    foreign = {
-        "--now",
-        "--sparse",
-        "--against",
-        "--yardstick",
-        "--profile",
-        "--minutes",
-    }  # of systemctl, cp, benchmark, soak
+    foreign = {"--now", "--sparse", "--net"}  # of systemctl, cp, nsenter
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", readme)) <= known | foreign
+
+
+def test_the_readme_is_short_and_has_its_parts_in_order() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    order = [
+        "**Status:**",
+        "## Try it",
+        "## Install",
+        "## A session",
+        "## What is durable",
+        "> **It is a file",
+        "## Where",
+    ]
+    places = [readme.index(part) for part in order]
+    assert places == sorted(places)
+    assert "**`qemu-img convert`**" in readme
+    assert "frames/s" not in readme + data("aoefs.1.in")  # figures are in BENCHMARKS.md
+
+
+def test_the_packages_of_the_install_line_are_those_of_the_quickstart() -> None:
+    [line] = re.findall(r"^ +sudo apt install (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    [known] = re.findall(r"^run_packages='(.*)'$", (EXAMPLES / "prepare.sh").read_text(), re.MULTILINE)
+    there = {"python3", "iproute2", "mount", "e2fsprogs"}  # on every Debian, and python3 comes with the others
+    assert set(line.split()) == set(known.split()) - there
+
+
+def test_the_session_of_the_readme_works_as_written(tmp_path: Path) -> None:
+    require("ip", "nsenter", "unshare", "mkfs.ext4", "/dev/fuse", "/dev/loop-control")
+    [session] = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    own = "mkdir -p /run/netns; mount -t tmpfs none /run/netns; mount -t tmpfs none /mnt"
+    path = f"{COMMANDS}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin"
+    script = (
+        subprocess.Popen(  # the names in it are for one machine: in a mount namespace of its own nothing is in the way
+            ["unshare", "--mount", "sh", "-e", "-c", f"{own}\n{session}"],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+    out, err = script.communicate(timeout=300)
+    assert script.returncode == 0, err
+    assert re.search(r"^e0\.1 +1\.00 GiB +aoefs software target", out, re.MULTILINE)
+    assert re.search(r"^-rw------- 1 root root 1073741824 .* e0\.1$", out, re.MULTILINE)
+    assert "1073741824 bytes (1.1 GB, 1.0 GiB) copied" in err
 
 
 def test_the_configuration_file_of_the_readme_and_of_the_manual_can_be_read(tmp_path: Path) -> None:
