@@ -14,7 +14,7 @@ from aoefs.cli.commands import umount
 from aoefs.cli.main import main
 from aoefs.host import mountpoint
 from tests.cli.commandline import aoefs, aoefs_in_time
-from tests.host.livemount import is_mounted, standin
+from tests.host.livemount import NOBODY, is_mounted, standin
 from tests.lab import Process, require, wait_until
 
 
@@ -183,6 +183,19 @@ def test_without_a_mount_point_the_only_mount_is_meant_and_of_several_one_is_to_
         assert main(["umount"]) == 0
         assert one.wait(10) == 0
         assert is_mounted(tmp_path / "two")
+
+
+def test_a_user_learns_whose_mount_it_is(tmp_path: Path) -> None:
+    require("setpriv")
+    path = tmp_path / "mnt"
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, "-m", "aoefs"]
+    with standin(path):
+        for command, says in {
+            "umount": "was mounted by root: only that user and root can unmount it",
+            "status": f"does not tell its status: it was mounted by root: 'sudo aoefs status {path}'",
+        }.items():
+            answer = subprocess.run([*user, command, path], capture_output=True, text=True, check=False)
+            assert (answer.returncode, answer.stderr) == (1, f"aoefs: {path} {says}\n")
 
 
 def test_an_interrupt_ends_a_command_with_130(tmp_path: Path) -> None:

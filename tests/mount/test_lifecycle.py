@@ -134,11 +134,12 @@ def test_umount_of_a_busy_mount_names_its_users_and_changes_nothing(lab: Lab) ->
 def test_a_signal_ends_an_idle_mount_at_once(lab: Lab, number: signal.Signals) -> None:
     lab.vblade(0, 0, lab.image("image", MIB))
     mount = lab.mount(foreground=True)
-    assert mount.process is not None
-    wait_until(lambda: "mounted on" in mount.process.output, what="it says so")
-    assert mount.process.stop(number, timeout=20) == 0, mount.process.output
+    process = mount.process
+    assert process is not None
+    wait_until(lambda: "mounted on" in process.output, what="it says so")
+    assert process.stop(number, timeout=20) == 0, process.output
     assert nothing_is_left(lab, mount)
-    lines = mount.process.output.splitlines()
+    lines = process.output.splitlines()
     assert any(line.startswith("aoefs: e0.0: ") for line in lines)
     mounted = f"aoefs: mounted on {mount.path}: 1 target on aoe0; visible in this mount namespace only"
     assert [line for line in lines if "mounted" in line] == [mounted]
