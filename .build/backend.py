@@ -61,6 +61,10 @@ COMPILED = (
     "engine/timer",
     "engine/waits",
     "engine/writebehind",
+    "fuse/handles",
+    "fuse/nodes",
+    "fuse/transfers",
+    "fuse/workerloop",
 )
 
 

@@ -1,8 +1,9 @@
-"""What pyfuse3 asks for: handlers for names, attributes, open files, reads, writes and flushes.
+"""What pyfuse3 asks for: handlers for names, attributes, open files and flushes.
 
-Owns the open files.  Which name is which inode is ``fuse.tree``'s; what the control files mean is ``fuse.control``'s.
-Handlers are called by pyfuse3's workers, one task per request.  In the background (``engine.supervisor``) the
-partition table of a disk is read again after a change, and the kernel is told what to forget (``fuse.kernel``).
+Owns opening and closing.  Reads and writes are ``fuse.transfers``'; which name is which inode is ``fuse.tree``'s; what
+the control files mean is ``fuse.control``'s.  Handlers are called by pyfuse3's workers, one task per request.  In the
+background (``engine.supervisor``) the partition table of a disk is read again after a change, and the kernel is told
+what to forget (``fuse.kernel``).
 
 What always holds:
 
@@ -42,8 +43,8 @@ from aoefs.fuse.kernel import Kernel, Notice
 from aoefs.fuse.nodes import Node
 from aoefs.fuse.options import MountOptions
 from aoefs.fuse.readahead import ReadAhead, ReadAheads
-from aoefs.fuse.tree import BLOCK_BYTES, CONTROL, ROOT, ControlNode, Tree
-from aoefs.net.frames import make_buffer
+from aoefs.fuse.transfers import Transfers, failed, failed_unexpectedly
+from aoefs.fuse.tree import CONTROL, ROOT, ControlNode, Tree
 from aoefs.protocol.wire import SECTOR_BYTES, ErrorCode
 
 log = logging.getLogger("aoefs")
@@ -51,7 +52,6 @@ log = logging.getLogger("aoefs")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MAX_FREE = 1  # buffers of reads that wait for their next use: a stream needs no more
 CONTROL_BYTES_PER_SECOND = 2.5e6  # of control files: a loop that reads a status of 1 MB must not take the disks' time
 CONTROL_CREDIT = 1.0  # seconds: what that allows may be read at once
 MAX_CONTROL_WAIT = 1.0  # seconds that an open of a control file waits
@@ -70,34 +70,9 @@ def guarded(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
         except (FUSEError, trio.Cancelled):
             raise
         except Exception:
-            log.exception("%s failed unexpectedly", handler.__name__)
-            raise FUSEError(errno.EIO) from None
+            raise failed_unexpectedly(handler.__name__) from None
 
     return guarded
-
-
-class _Buffers:
-    """The buffers of reads of ``BLOCK_BYTES``, used again: fresh memory costs a page fault for each 4 KiB of it.
-
-    pyfuse3 replies before any other handler runs: what a handler returned can be taken back when the next one begins.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[memoryview] = []
-        self._lent: memoryview | None = None
-
-    def make(self, size_bytes: int) -> memoryview:
-        return self._free.pop() if self._free and size_bytes == BLOCK_BYTES else make_buffer(size_bytes)
-
-    def lend(self, buffer: memoryview) -> memoryview:
-        """``buffer`` goes to pyfuse3 now."""
-        self._lent = buffer if len(buffer) == BLOCK_BYTES else None
-        return buffer
-
-    def take_back(self) -> None:
-        if self._lent is not None and len(self._free) < _MAX_FREE:
-            self._free.append(self._lent)
-        self._lent = None
 
 
 class AoeOperations(pyfuse3.Operations):
@@ -118,8 +93,10 @@ class AoeOperations(pyfuse3.Operations):
         self._engine = engine
         self._kernel = kernel
         self._options = options
-        self._buffers = _Buffers()
-        self._handles: dict[int, Handle] = {}
+        transfers = Transfers(self._write_control)
+        self._handles = transfers.handles
+        self.read = transfers.read  # type: ignore[method-assign]
+        self.write = transfers.write  # type: ignore[method-assign]
         self._next_handle = 1
         self._control_due = -math.inf  # when the next control file may be read
         engine.changes.subscribe(self._on_change)
@@ -289,7 +266,7 @@ class AoeOperations(pyfuse3.Operations):
         try:
             await node.disk.reservation.take()
         except RequestError as error:
-            failure = self._fail(node, "reservation", error)
+            failure = failed(node, "reservation", error)
             if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
                 failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
             raise failure from None
@@ -298,54 +275,7 @@ class AoeOperations(pyfuse3.Operations):
         try:
             await node.disk.reservation.give_back()
         except RequestError as error:
-            self._fail(node, "giving back the reservation", error)
-
-    def _fail(self, node: Node, what: str, error: RequestError) -> FUSEError:
-        """One log line with target, place and cause; the errno for the caller."""
-        log.error("%s: %s%s failed: %s", node.target.name, what, error.at, error)
-        return FUSEError(errno_of(error, ever_written=node.target.ever_written))
-
-    @guarded
-    async def read(self, fh: int, off: int, size: int) -> Any:  # bytes, says pyfuse3; it takes any buffer
-        handle = self._handles[fh]
-        if isinstance(handle, ControlHandle):
-            return handle.content[off : off + size]
-        node = handle.node
-        try:
-            size = min(size, node.room(off))
-            if size <= 0:
-                return b""
-            start = node.start + off
-            if handle.ahead is not None:
-                return await handle.ahead.read(start, size, start + node.room(off))
-            if size < BLOCK_BYTES:
-                return await node.disk.read(start, size)
-            self._buffers.take_back()
-            return self._buffers.lend(await node.disk.read(start, size, self._buffers.make))
-        except RequestError as error:
-            raise self._fail(node, "read", error) from None
-
-    @guarded
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
-        handle = self._handles[fh]
-        if isinstance(handle, ControlHandle):
-            return await self._write_control(handle, buf)
-        node, stream = handle.node, handle.stream
-        try:
-            room = node.room(off)
-            if room <= 0:
-                raise FUSEError(errno.ENOSPC)
-            data = buf if len(buf) <= room else memoryview(buf)[:room]
-            if data:
-                stream.report_to_writer()
-                await node.disk.write(node.start + off, data, behind=stream.goes_on(off, len(data)))
-            if handle.flush_each_write:
-                await node.disk.flush()
-        except RequestError as error:
-            raise self._fail(node, "write", error) from None
-        if len(data) < len(buf) and handle.whole_writes:
-            raise FUSEError(errno.ENOSPC)  # all that fits is written, as dd expects of a disk
-        return len(data)
+            failed(node, "giving back the reservation", error)
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -377,11 +307,11 @@ class AoeOperations(pyfuse3.Operations):
             if asking:
                 await node.disk.flush()
         except RequestError as error:
-            failure = self._fail(node, "flush", error)
+            failure = failed(node, "flush", error)
         try:
             handle.stream.report(once=once)
         except RequestError as error:
-            failure = self._fail(node, "an earlier write", error)
+            failure = failed(node, "an earlier write", error)
         if failure is not None:
             raise failure from None
 

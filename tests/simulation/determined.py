@@ -18,7 +18,7 @@ from unittest import mock
 import pyfuse3
 import trio
 
-from aoefs.fuse import operations, readahead
+from aoefs.fuse import readahead, transfers
 from aoefs.fuse.kernel import Notice
 from tests.simulation.plan import LARGE_BYTES
 from tests.simulation.requests import Requests
@@ -102,7 +102,7 @@ def determined(seed: int, world: World, threads: Threads, requests: Requests) ->
                 "invalidate_inode",
                 lambda inode, attr_only: world.log(f"the kernel forgets {inode} {attr_only}"),
             ),
-            (operations, "BLOCK_BYTES", LARGE_BYTES),
+            (transfers, "BLOCK_BYTES", LARGE_BYTES),
             (readahead, "CHUNK_BYTES", CHUNK_BYTES),
             (readahead, "SLACK_BYTES", CHUNK_BYTES // 4),
             (log, "handlers", [handler]),

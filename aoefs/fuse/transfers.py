@@ -1,0 +1,123 @@
+"""Reads and writes of open files: the two handlers that every request of a disk goes through, so this is compiled.
+
+Owns the open ``handles`` by number, and the buffers of large reads.  ``fuse.operations`` opens and closes.
+
+What always holds: nothing but ``FUSEError`` leaves a handler; a read is short only at the end of the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from pyfuse3 import FUSEError
+
+from aoefs.errors import RequestError
+from aoefs.fuse.errnos import errno_of
+from aoefs.fuse.handles import ControlHandle, Handle
+from aoefs.fuse.nodes import Node
+from aoefs.fuse.tree import BLOCK_BYTES
+from aoefs.net.frames import make_buffer
+
+log = logging.getLogger("aoefs")
+
+_MAX_FREE = 1  # buffers of reads that wait for their next use: a stream needs no more
+
+
+def failed(node: Node, what: str, error: RequestError) -> FUSEError:
+    """One log line with target, place and cause; the errno for the caller."""
+    log.error("%s: %s%s failed: %s", node.target.name, what, error.at, error)
+    return FUSEError(errno_of(error, ever_written=node.target.ever_written))
+
+
+def failed_unexpectedly(handler: str) -> FUSEError:
+    """For any other exception, which would end the mount: it is logged with its traceback, and answered EIO."""
+    log.exception("%s failed unexpectedly", handler)
+    return FUSEError(errno.EIO)
+
+
+class _Buffers:
+    """The buffers of reads of ``BLOCK_BYTES``, used again: fresh memory costs a page fault for each 4 KiB of it.
+
+    pyfuse3 replies before any other handler runs: what a handler returned can be taken back when the next one begins.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+        self._lent: memoryview | None = None
+
+    def make(self, size_bytes: int) -> memoryview:
+        return self._free.pop() if self._free and size_bytes == BLOCK_BYTES else make_buffer(size_bytes)
+
+    def lend(self, buffer: memoryview) -> memoryview:
+        """``buffer`` goes to pyfuse3 now."""
+        self._lent = buffer if len(buffer) == BLOCK_BYTES else None
+        return buffer
+
+    def take_back(self) -> None:
+        if self._lent is not None and len(self._free) < _MAX_FREE:
+            self._free.append(self._lent)
+        self._lent = None
+
+
+class Transfers:
+    """See the module.  ``write_control(handle, order)`` carries out an order to a control file; bytes taken."""
+
+    def __init__(self, write_control: Callable[[ControlHandle, bytes], Awaitable[int]]) -> None:
+        self.handles: dict[int, Handle] = {}
+        self._buffers = _Buffers()
+        self._write_control = write_control
+
+    async def read(self, fh: int, off: int, size: int) -> Any:  # bytes, says pyfuse3; it takes any buffer
+        try:
+            handle = self.handles[fh]
+            if isinstance(handle, ControlHandle):
+                return handle.content[off : off + size]
+            node = handle.node
+            try:
+                room = node.room(off)
+                size = min(size, room)
+                if size <= 0:
+                    return b""
+                start = node.start + off
+                if handle.ahead is not None:
+                    return await handle.ahead.read(start, size, start + room)
+                if size < BLOCK_BYTES:
+                    return await node.disk.read(start, size)
+                self._buffers.take_back()
+                return self._buffers.lend(await node.disk.read(start, size, self._buffers.make))
+            except RequestError as error:
+                raise failed(node, "read", error) from None
+        except (FUSEError, trio.Cancelled):
+            raise
+        except Exception:
+            raise failed_unexpectedly("read") from None
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        try:
+            handle = self.handles[fh]
+            if isinstance(handle, ControlHandle):
+                return await self._write_control(handle, buf)
+            node, stream = handle.node, handle.stream
+            try:
+                room = node.room(off)
+                if room <= 0:
+                    raise FUSEError(errno.ENOSPC)
+                data = buf if len(buf) <= room else memoryview(buf)[:room]
+                if data:
+                    stream.report_to_writer()
+                    await node.disk.write(node.start + off, data, behind=stream.goes_on(off, len(data)))
+                if handle.flush_each_write:
+                    await node.disk.flush()
+            except RequestError as error:
+                raise failed(node, "write", error) from None
+            if len(data) < len(buf) and handle.whole_writes:
+                raise FUSEError(errno.ENOSPC)  # all that fits is written, as dd expects of a disk
+            return len(data)
+        except (FUSEError, trio.Cancelled):
+            raise
+        except Exception:
+            raise failed_unexpectedly("write") from None
