@@ -118,6 +118,7 @@ class Mount:
                 workerloop.install(engine.in_place)
             self._open_fuse(operations)
             stack.callback(self._close_fuse)
+            _complain(tuning.become_io_flusher(), tuning.avoid_oom_killer(), tuning.receive_by_read())
             stack.callback(engine.supervisor.cancel)
             engine.supervisor.start("interfaces", spoken_on.follow)
             nursery = await stack.enter_async_context(trio.open_nursery())
@@ -162,9 +163,7 @@ class Mount:
         device = os.stat(self._options.mountpoint).st_dev
         small = tuning.set_read_ahead(device)
         background = tuning.Background(device)
-        for complaint in (small, background.complaint, tuning.become_io_flusher(), tuning.avoid_oom_killer()):
-            if complaint:
-                log.info("%s", complaint)
+        _complain(small, background.complaint)
         return background, small is None
 
     async def _become_ready(self, engine: Engine, operations: AoeOperations, pid_file: PidFile | None) -> None:
@@ -266,6 +265,12 @@ class Mount:
             self._unmounted = True
         except (OSError, UserError) as error:
             log.warning("%s", error)
+
+
+def _complain(*complaints: str | None) -> None:
+    """Log what is not as fast or as safe as it could be."""
+    for complaint in filter(None, complaints):
+        log.info("%s", complaint)
 
 
 def _summary(engine: Engine) -> str:

@@ -26,6 +26,8 @@ KEPT_BYTES = 8 << 20  # of freed memory that malloc keeps
 LARGEST_KEPT_BYTES = (1 << 20) + 2048  # the data of a write of 1 MiB as a bytes object, but not libfuse's buffer for it
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_IO_FLUSHER = 57
+_CAPABILITY_VERSION_3 = 0x20080522
+CAP_SYS_RESOURCE = 24
 FUSECTL = Path("/sys/fs/fuse/connections")
 SYSCTLS = Path("/proc/sys/fs/fuse")
 OWN_SHARE = 0.75  # of the kernel's request timeout: so long may a request wait here; the rest is for the kernel's queue
@@ -133,9 +135,10 @@ def keep_freed_memory() -> None:
 
 
 def become_io_flusher() -> str | None:
-    """Let this process allocate memory while the kernel writes dirty pages through it (PR_SET_IO_FLUSHER, Linux 5.6).
+    """Let this thread allocate memory while the kernel writes dirty pages through it (PR_SET_IO_FLUSHER, Linux 5.6).
 
-    Without it, a loop device on one of our files can deadlock when memory is short.
+    Without it, a loop device on one of our files can deadlock when memory is short.  It is a right of a thread, which
+    those that it starts inherit: call this in the thread that serves the requests.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
         reason = os.strerror(ctypes.get_errno())
@@ -150,3 +153,26 @@ def avoid_oom_killer() -> str | None:
     except OSError as error:
         return f"the kernel may end this mount when memory is short (oom_score_adj: {error.strerror})"
     return None
+
+
+def receive_by_read() -> str | None:
+    """Keep libfuse from receiving requests through a pipe: :func:`give_up_capability` of CAP_SYS_RESOURCE.
+
+    libfuse does so if it may make a pipe larger than ``fs.pipe-max-size``, by default 1 MiB, which that right allows.
+    Each request then takes a splice and at least one read, and the data of a write go through the pipe.  Call this
+    before the first request, and after what needs the right.  Where an administrator raised ``fs.pipe-max-size``,
+    everybody has such a pipe, and libfuse cannot be told through pyfuse3 not to use it.
+    """
+    return give_up_capability(CAP_SYS_RESOURCE)
+
+
+def give_up_capability(number: int) -> str | None:
+    """Take a right from this thread and from those that it starts, of the ones that count now (effective)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable of the first 32 rights, then of the others
+    if libc.capget(header, sets) == 0:
+        sets[number // 32 * 3] &= ~(1 << number % 32)
+        if libc.capset(header, sets) == 0:
+            return None
+    return f"capability {number} is kept: {os.strerror(ctypes.get_errno())} (requests may take a slower way)"

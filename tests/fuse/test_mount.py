@@ -35,7 +35,8 @@ class NoBackground:
         pass
 
 
-TUNING = ("set_read_ahead", "become_io_flusher", "avoid_oom_killer", "collect_garbage_rarely", "keep_freed_memory")
+RIGHTS = ("become_io_flusher", "avoid_oom_killer", "receive_by_read")
+TUNING = ("set_read_ahead", "collect_garbage_rarely", "keep_freed_memory", *RIGHTS)
 
 
 class FakeInterfaces:
@@ -127,6 +128,36 @@ async def test_a_mount_that_is_unmounted_flushes_what_is_dirty(stage: Stage, aut
     assert await stage.run() == 0
     assert stage.flushed() == 1
     assert stage.unmounts == []
+
+
+async def test_what_is_a_right_of_a_thread_is_arranged_in_the_one_that_serves_and_before_it_does(
+    stage: Stage, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, bool]] = []
+    elsewhere = False
+
+    async def run_elsewhere(call: Callable[..., object], *arguments: object, **_named: object) -> object:
+        nonlocal elsewhere
+        await trio.lowlevel.checkpoint()
+        elsewhere = True
+        try:
+            return call(*arguments)
+        finally:
+            elsewhere = False
+
+    async def serve() -> None:
+        await trio.sleep(1)
+        calls.append(("main", elsewhere))
+
+    def arrange(name: str) -> Callable[[], None]:
+        return lambda: calls.append((name, elsewhere))
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_elsewhere)
+    for name in RIGHTS:
+        monkeypatch.setattr(tuning, name, arrange(name))
+    stage.main = serve
+    assert await stage.run() == 0
+    assert calls == [*((name, False) for name in RIGHTS), ("main", False)]
 
 
 async def test_a_mount_that_ends_by_an_exception_flushes_and_unmounts(stage: Stage, autojump_clock: MockClock) -> None:

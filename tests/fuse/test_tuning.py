@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,3 +104,31 @@ def test_a_limit_that_the_kernel_does_not_grant_leaves_things_as_they_are(
         for reader in readers.values():
             os.close(reader)
         background.allow(tuning.MOST_BACKGROUND)  # every write fails now
+
+
+def _effective_rights() -> int:
+    status = Path("/proc/thread-self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+
+
+@pytest.mark.parametrize("number", [10, 24, 38])
+def test_a_right_is_given_up_by_one_thread_only(number: int) -> None:
+    seen: list[int] = []
+
+    def give_up() -> None:
+        assert tuning.give_up_capability(number) is None
+        seen.append(_effective_rights())
+
+    before = _effective_rights()
+    thread = threading.Thread(target=give_up)
+    thread.start()
+    thread.join()
+    assert seen == [before & ~(1 << number)]
+    assert _effective_rights() == before
+
+
+def test_a_right_that_cannot_be_given_up_is_a_line_for_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_CAPABILITY_VERSION_3", 0)  # the kernel refuses the call
+    complaint = tuning.receive_by_read()
+    assert complaint is not None
+    assert complaint.startswith("capability 24 is kept: Invalid argument")
