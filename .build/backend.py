@@ -58,6 +58,7 @@ COMPILED = (
     "engine/inplace",
     "engine/receiver",
     "engine/shards",
+    "engine/slowlog",
     "engine/timer",
     "engine/waits",
     "engine/writebehind",

@@ -208,6 +208,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--max-targets", type=whole(1, MAX_TARGETS), metavar="N", help="show at most N targets (default 1024)")
     add("--fixed-paths", action=flag, help="a target has the paths found in its first second, and no others later")
     add("--reserve", action=flag, help="reserve a target while it is open for writing")
+    add("--slow", type=seconds, metavar="SECONDS", help="log each request that takes longer, and where it waited")
     add("--plain-loop", action=flag, help="no short cuts around the event loop (to compare, or if in doubt)")
     add("--allow-other", action=flag, help="let other users in, as the file modes allow")
     add("--uid", type=_user, metavar="USER", help="owner of the files (default: you)")

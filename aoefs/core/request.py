@@ -71,6 +71,7 @@ class Request:
         "make_buffer",
         "on_end",
         "on_sent",
+        "path",
         "sectors",
         "submitted_at",
         "todo",
@@ -100,6 +101,7 @@ class Request:
         self.error: RequestError | None = None
         self.submitted_at = 0.0
         self.first_sent_at: float | None = None
+        self.path: Path | None = None  # the last one that carried a part of it
         self.copies: list[Run] = []  # runs of which a command was given up and sent again
 
     @property

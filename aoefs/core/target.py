@@ -259,6 +259,7 @@ class Target:
                 backlog.retransmit.appendleft((request, sector + taken, sectors - taken))
             resent = True
         run = Run(request, path, sector, taken, path.sectors, now)
+        request.path = path
         if resent and request.write:
             request.copies.append(run)
         self._tags.open(run)

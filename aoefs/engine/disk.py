@@ -174,8 +174,11 @@ class Disk:
         RequestError if it fails or there is no answer; the target then stays dirty.  A target that does not know its
         own command (ABRT) has no cache that we could flush; that is remembered and shown.
         """
-        target = self.target
         await self.write_behind.wait_acknowledged()
+        await self._flush_target()
+
+    async def _flush_target(self) -> None:
+        target = self.target
         opcode = target.identity.flush_opcode
         written = target.writes
         if opcode is not None and not target.flush_unknown:

@@ -41,6 +41,7 @@ from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
 from aoefs.engine.inplace import InPlace
 from aoefs.engine.settings import Settings
+from aoefs.engine.slowlog import TimedDisk
 from aoefs.engine.strangers import REFUSED, Stranger, Strangers
 from aoefs.engine.supervisor import Supervisor
 from aoefs.errors import IdentityChanged
@@ -265,7 +266,8 @@ class Roster:
             memory=self._memory,
         )
         target.conflict = self._contested.get(address, "")  # since the disk that was here before
-        disk = self.disks[address] = Disk(target, self._driver, self._in_place, self._changes)
+        parts = target, self._driver, self._in_place, self._changes
+        disk = self.disks[address] = Disk(*parts) if settings.slow is None else TimedDisk(*parts, settings.slow)
         self.last_appeared_at = self._appeared_at[target] = self._driver.now()
         self.first_appeared.set()
         self._refresh(disk, sighting)

@@ -14,7 +14,8 @@ class Settings:
     """``shards`` completion queues (None: one per usable CPU); ``deadsecs`` seconds that a request may wait (0: no
     limit); ``maxout`` commands in flight per target; ``allow_mac`` the only MACs to talk to (empty: all);
     ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address;
-    ``fixed_paths``: a target has those found in its first second.
+    ``fixed_paths``: a target has those found in its first second; ``slow`` seconds after which a call is logged when it
+    ends (None: never).
     """
 
     shards: int | None = None
@@ -24,3 +25,4 @@ class Settings:
     serials: Mapping[Address, str] = field(default_factory=dict)
     max_targets: int = 1024
     fixed_paths: bool = False
+    slow: float | None = None

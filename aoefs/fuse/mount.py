@@ -97,6 +97,7 @@ class Mount:
                 serials=dict(reversed(options.disk)),
                 max_targets=options.max_targets,
                 fixed_paths=options.fixed_paths,
+                slow=options.slow,
                 shards=options.shards,
             )
             try:

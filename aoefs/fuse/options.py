@@ -15,7 +15,8 @@ class MountOptions:
     as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
     flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``disk`` says
     which serial is meant where several disks answer for one address; with ``fixed_paths`` a target has those found in
-    its first second; ``umask`` is taken from mode 0666 of the files;
+    its first second; ``slow`` is the seconds after which a request is logged as slow, None for never; ``umask`` is
+    taken from mode 0666 of the files;
     ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path;
     ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
     """
@@ -39,6 +40,7 @@ class MountOptions:
     max_targets: int = 1024
     fixed_paths: bool = False
     reserve: bool = False
+    slow: float | None = None
     plain_loop: bool = False
     pid_file: str | None = None
     metrics: tuple[str, int] | None = None

@@ -59,6 +59,7 @@ EVERY_OPTION = [
     ("max-targets", "5", ("max_targets", 5)),
     ("fixed-paths", None, ("fixed_paths", True)),
     ("reserve", None, ("reserve", True)),
+    ("slow", "0.5", ("slow", 0.5)),
     ("plain-loop", None, ("plain_loop", True)),
     ("allow-other", None, ("allow_other", True)),
     ("uid", "12", ("uid", 12)),

@@ -1,0 +1,136 @@
+"""The log of slow requests (``--slow``): a disk that times each call, and logs one line for each that takes too long.
+
+Owns, for each task inside of a call, where that call has waited so far: *queue*, until the first frame of a request
+goes out; *wire*, from there to its last answer; *flush*, for the target to carry out a FLUSH; *claim*, all the rest,
+which is for earlier writes: to the same sectors, or for a flush all that were answered early (``engine.writebehind``).
+A write that was answered early has a line of its own when its acknowledgement is slow.
+
+Without ``--slow`` there is none of this: the roster makes a plain ``Disk``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from aoefs.core.overlap import Claim
+from aoefs.core.path import Path
+from aoefs.core.request import Request
+from aoefs.core.target import Target
+from aoefs.engine.changes import Changes
+from aoefs.engine.disk import Disk, make_buffer
+from aoefs.engine.driver import Driver
+from aoefs.engine.inplace import InPlace
+from aoefs.protocol.wire import SECTOR_BYTES, format_mac
+
+log = logging.getLogger("aoefs")
+
+
+class Trace:
+    """Where a call that began at ``began`` has waited (seconds), and the last ``path`` that carried a part of it."""
+
+    __slots__ = ("began", "flush", "path", "queue", "wire")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.queue = self.wire = self.flush = 0.0
+        self.path: Path | None = None
+
+    def add(self, request: Request, now: float) -> None:
+        sent_at = now if request.first_sent_at is None else request.first_sent_at
+        self.queue += sent_at - request.submitted_at
+        self.wire += now - sent_at
+        self.path = request.path or self.path
+
+
+class TimedDisk(Disk):
+    """A call of more than ``slow`` seconds is logged."""
+
+    def __init__(self, target: Target, driver: Driver, in_place: InPlace, changes: Changes, slow: float) -> None:
+        super().__init__(target, driver, in_place, changes)
+        self._slow = slow
+        self._traces: dict[trio.lowlevel.Task, Trace] = {}
+
+    async def read(self, offset: int, size: int, make_buffer: Callable[[int], memoryview] = make_buffer) -> memoryview:
+        trace = self._begin()
+        try:
+            return await Disk.read(self, offset, size, make_buffer)
+        finally:
+            self._end(trace, f"read{_place(offset, size)}")
+
+    async def write(self, offset: int, data: bytes | memoryview, *, behind: bool = False) -> None:
+        trace = self._begin()
+        try:
+            await Disk.write(self, offset, data, behind=behind)
+        finally:
+            self._end(trace, f"write{_place(offset, len(data))}")
+
+    async def flush(self) -> None:
+        trace = self._begin()
+        try:
+            await Disk.flush(self)
+        finally:
+            self._end(trace, "flush")
+
+    def _begin(self) -> Trace:
+        trace = self._traces[trio.lowlevel.current_task()] = Trace(self._driver.now())
+        return trace
+
+    def _end(self, trace: Trace, what: str) -> None:
+        del self._traces[trio.lowlevel.current_task()]
+        self._report(trace, what)
+
+    def _report(self, trace: Trace, what: str) -> None:
+        total = self._driver.now() - trace.began
+        if total <= self._slow:
+            return
+        path = trace.path
+        log.warning(
+            "%s: slow %s%s: %.3f s (claim %.3f, queue %.3f, wire %.3f, flush %.3f)",
+            self.target.name,
+            what,
+            "" if path is None else f" by {path.interface} to {format_mac(path.mac)}",
+            total,
+            max(0.0, total - trace.queue - trace.wire - trace.flush),
+            trace.queue,
+            trace.wire,
+            trace.flush,
+        )
+
+    # ── the steps of a call ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def _carry_out(
+        self,
+        lba: int,
+        sectors: int,
+        buffer: memoryview | Callable[[], memoryview],
+        *,
+        write: bool,
+        requests: list[Request] | None = None,
+        behind: bool = False,
+    ) -> Request:
+        requests = [] if requests is None else requests
+        try:
+            return await Disk._carry_out(self, lba, sectors, buffer, write=write, requests=requests, behind=behind)
+        finally:
+            self._traces[trio.lowlevel.current_task()].add(requests[-1], self._driver.now())
+
+    async def _flush_target(self) -> None:
+        began = self._driver.now()
+        try:
+            await Disk._flush_target(self)
+        finally:
+            self._traces[trio.lowlevel.current_task()].flush += self._driver.now() - began
+
+    def _end_write_behind(self, claim: Claim, request: Request) -> None:
+        Disk._end_write_behind(self, claim, request)
+        trace = Trace(request.submitted_at)
+        trace.add(request, self._driver.now())
+        place = _place(request.lba * SECTOR_BYTES, request.sectors * SECTOR_BYTES)
+        self._report(trace, f"acknowledgement of a write{place}")
+
+
+def _place(offset: int, size: int) -> str:
+    return f" of {size} bytes at LBA {offset // SECTOR_BYTES}"
