@@ -7,9 +7,11 @@ time, since it needs all cores of a small machine.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.lab import INITIATOR, TARGET, Argument, Lab, Process, wait_until
@@ -25,15 +27,32 @@ def note(results: Results, workload: str, contender: str, figure: float) -> None
 
 @dataclass(frozen=True)
 class Client:
-    """A mounted file and the process that serves it."""
+    """A mounted file and the process that serves it; ``other`` is a file of a second target, if there is one."""
 
     file: Path
     pid: int
+    other: Path | None = None
 
     def cpu_seconds(self) -> float:
         """User and system time that the serving process has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
+
+    def receives_by_splice(self) -> bool:
+        """libfuse takes its requests through a pipe, which has room for a whole one, and not by read(2).
+
+        It does with CAP_SYS_RESOURCE, or where ``fs.pipe-max-size`` was raised.
+        """
+        for name in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile, or no pipe
+                if os.readlink(f"/proc/{self.pid}/fd/{name}").startswith("pipe:"):
+                    pipe = os.open(f"/proc/{self.pid}/fd/{name}", os.O_RDONLY | os.O_NONBLOCK)
+                    try:
+                        if fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) > 1 << 20:
+                            return True
+                    finally:
+                        os.close(pipe)
+        return False
 
     def peak_memory_mib(self) -> float:
         status = Path(f"/proc/{self.pid}/status").read_text()
@@ -51,28 +70,43 @@ def _running(process: Process) -> Iterator[Process]:
 
 
 @contextlib.contextmanager
-def aoefs(lab: Lab, disk: Path, *, program: Path, embedded: bool = False) -> Iterator[Client]:
-    """An aoefs (the path of its command) over vblade, or over its own target."""
-    with lab.using(program), _running(lab.target(f"0.0={disk}") if embedded else lab.vblade(0, 0, disk)):
+def aoefs(
+    lab: Lab, disk: Path, other: Path | None = None, *, program: Path, embedded: bool = False
+) -> Iterator[Client]:
+    """An aoefs (the path of its command) over vblade, or over its own target; ``other`` is a second target."""
+    disks = [disk] if other is None else [disk, other]
+    with lab.using(program), contextlib.ExitStack() as servers:
+        for slot, image in enumerate(disks):
+            servers.enter_context(_running(lab.target(f"0.{slot}={image}") if embedded else lab.vblade(0, slot, image)))
         mount = lab.mount()
         try:
-            yield Client(mount.file("e0.0"), mount.pid)
+            yield Client(mount.file("e0.0"), mount.pid, None if other is None else mount.file("e0.1"))
         finally:
             mount.umount()
 
 
 @contextlib.contextmanager
-def nbdfuse(lab: Lab, disk: Path) -> Iterator[Client]:
-    """nbdfuse with its four connections, over nbdkit's file plugin and TCP."""
+def nbdfuse(lab: Lab, disk: Path, other: Path | None = None) -> Iterator[Client]:
+    """nbdfuse with its four connections, over nbdkit's file plugin and TCP; a second pair of them for ``other``."""
     lab.ip(TARGET, "addr", "replace", "10.66.0.1/24", "dev", "aoe0")
     lab.ip(INITIATOR, "addr", "replace", "10.66.0.2/24", "dev", "aoe0")
-    server = lab.popen(TARGET, ["nbdkit", "-f", "-p", _NBD_PORT, "file", disk])
+    with _nbd_file(lab, disk, _NBD_PORT) as client:
+        if other is None:
+            yield client
+        else:
+            with _nbd_file(lab, other, _NBD_PORT + 1) as second:
+                yield replace(client, other=second.file)
+
+
+@contextlib.contextmanager
+def _nbd_file(lab: Lab, disk: Path, port: int) -> Iterator[Client]:
+    server = lab.popen(TARGET, ["nbdkit", "-f", "-p", port, "file", disk])
     with _running(server):
-        listening = ["sh", "-c", f"ss -ltn | grep -q :{_NBD_PORT}"]
+        listening = ["sh", "-c", f"ss -ltn | grep -q :{port}"]
         wait_until(lambda: lab.run(TARGET, listening, check=False).returncode == 0, what="nbdkit listens")
-        point = lab.directory / "nbd"
+        point = lab.directory / f"nbd{port}"
         point.mkdir(exist_ok=True)
-        client = lab.popen(INITIATOR, ["nbdfuse", point / "disk", f"nbd://10.66.0.1:{_NBD_PORT}"])
+        client = lab.popen(INITIATOR, ["nbdfuse", point / "disk", f"nbd://10.66.0.1:{port}"])
         with _running(client):
             seen: list[Argument] = ["test", "-s", point / "disk"]
             wait_until(lambda: lab.run(INITIATOR, seen, check=False).returncode == 0, what="nbdfuse mounted")

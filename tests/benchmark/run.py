@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aoefs.protocol.wire import payload_sectors
-from tests.benchmark import contenders, many, profile
+from tests.benchmark import contenders, many, profile, tails
 from tests.benchmark.chart import draw
 from tests.benchmark.contenders import Client, Results, note
 from tests.benchmark.workloads import WORKLOADS, Workload
@@ -44,17 +44,22 @@ def _programs(options: argparse.Namespace) -> dict[str, Path]:
     return {"aoefs": COMMANDS / "aoefs", **before}
 
 
-def _measure_files(lab: Lab, options: argparse.Namespace, disk: Path, results: Results, prefix: str) -> None:
-    embedded = lab.mtu < 9000
-    clients: dict[str, Callable[[Lab, Path], AbstractContextManager[Client]]] = {
-        name: partial(contenders.aoefs, program=program, embedded=embedded)
+def _clients(lab: Lab, options: argparse.Namespace) -> dict[str, Callable[..., AbstractContextManager[Client]]]:
+    """What starts each contender; at an MTU of 1500 with the embedded target."""
+    ours = {
+        name: partial(contenders.aoefs, program=program, embedded=lab.mtu < 9000)
         for name, program in _programs(options).items()
     }
-    clients["nbdfuse"] = contenders.nbdfuse
+    return {**ours, "nbdfuse": contenders.nbdfuse}
+
+
+def _measure_files(lab: Lab, options: argparse.Namespace, disk: Path, results: Results, prefix: str) -> None:
+    clients = _clients(lab, options)
     wanted = [load for load in WORKLOADS if not options.only or options.only in load.name]
     for turn in range(options.turns):
         for name, start in clients.items():
             with start(lab, disk) as client:
+                note(results, f"{prefix}: requests received by splice (1: yes)", name, client.receives_by_splice())
                 for load in wanted:
                     before = client.cpu_seconds()
                     figure, requests = load.measure(lab, client.file, options.mebibytes, options.seconds)
@@ -156,7 +161,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3, help="how long a random workload runs")
     parser.add_argument("--against", type=Path, metavar="DIRECTORY", help="another checkout (see above)")
     parser.add_argument("--yardstick", type=Path, metavar="PROGRAM", help="a compiled C client (see above)")
-    parser.add_argument("--only", default="", help="only workloads whose names contain this; 'many' for 36 targets")
+    parser.add_argument(
+        "--only", default="", help="only workloads whose names contain this; 'many' for 36 targets, 'tails' for p99"
+    )
     parser.add_argument("--profile", action="store_true", help="show where the time of a request goes")
     parser.add_argument("--output", type=Path, help="keep all figures here, as JSON")
     parser.add_argument("--chart", type=Path, help="draw the medians here, as SVG")
@@ -185,7 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace, results: Results) -> None:
     for mtu in options.mtu or [9000, 1500]:
-        if options.only != "many":
+        if options.only in ("", "tails"):
+            with Lab(mtu=mtu) as lab:
+                limits = options.turns, options.mebibytes, options.seconds
+                tails.measure(lab, _clients(lab, options), results, f"MTU {mtu}", *limits)
+        if options.only not in ("many", "tails"):
             with Lab(mtu=mtu) as lab:
                 disk = lab.image("disk", options.mebibytes << 20)
                 _measure_files(lab, options, disk, results, f"MTU {mtu}")
