@@ -53,7 +53,7 @@ def held(wheel: Path) -> set[str]:
 
 
 def copy_sources(path: Path) -> None:
-    run("cp", "-r", *(ROOT / name for name in SOURCES), path, cwd=path)
+    run("cp", "-a", *(ROOT / name for name in SOURCES), path, cwd=path)
 
 
 def build(path: Path, *arguments: str, **variables: str) -> str:
@@ -118,7 +118,7 @@ def test_the_tested_modules_are_compiled_unless_aoefs_pure_is_set() -> None:
 
 
 def test_the_uncompiled_sources_pass_the_tests_of_the_compiled_modules(tmp_path: Path) -> None:
-    run("cp", "-r", ROOT / "aoefs", ROOT / "tests", ROOT / "pyproject.toml", tmp_path, cwd=tmp_path)
+    run("cp", "-a", ROOT / "aoefs", ROOT / "tests", ROOT / "pyproject.toml", tmp_path, cwd=tmp_path)
     for name in (*COMPILED, "hot__mypyc"):
         (tmp_path / f"aoefs/{name}{SUFFIX}").unlink(missing_ok=True)
     tests = [path for name in COMPILED if (path := tmp_path / f"tests/{name.replace('/', '/test_')}.py").exists()]

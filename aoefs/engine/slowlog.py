@@ -20,9 +20,10 @@ from aoefs.core.path import Path
 from aoefs.core.request import Request
 from aoefs.core.target import Target
 from aoefs.engine.changes import Changes
-from aoefs.engine.disk import Disk, make_buffer
+from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
 from aoefs.engine.inplace import InPlace
+from aoefs.net.frames import make_buffer
 from aoefs.protocol.wire import SECTOR_BYTES, format_mac
 
 log = logging.getLogger("aoefs")
