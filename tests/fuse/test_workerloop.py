@@ -11,7 +11,9 @@ import trio
 import trio.testing
 
 from aoefs.engine.inplace import InPlace
-from aoefs.fuse.workerloop import LowLevel, Trio
+from tests.source import from_source
+
+LowLevel, Trio = from_source("fuse.workerloop").LowLevel, from_source("fuse.workerloop").Trio
 
 
 class FakePlace:
