@@ -355,17 +355,25 @@ def is_private(mount: Mount) -> bool:
 
 
 def copies(mount: Mount) -> list[str]:
-    """A process of each other mount namespace that has a copy of the mount: there it lives on after an unmount here."""
+    """A process of each other mount namespace that has a copy of the mount: there it lives on after an unmount here.
+
+    Its device number may be another mount's by then, so source and name must be the same, too.
+    """
     found: dict[object, str] = {}
+    this = (mount.device, mount.type, mount.source, os.path.basename(mount.path))
     for process in glob.iglob("/proc/[0-9]*"):
         with contextlib.suppress(OSError):  # it may have ended just now
-            if f" {mount.device} / " not in Path(process, "mountinfo").read_text(errors="replace"):
+            text = Path(process, "mountinfo").read_text(errors="surrogateescape")
+            if f" {mount.device} / " not in text or not any(
+                (each.device, each.type, each.source, os.path.basename(each.path)) == this
+                for each in parse_mountinfo(text)
+            ):
                 continue
             place: object = process
             with contextlib.suppress(PermissionError):
                 place = os.readlink(f"{process}/ns/mnt")
-            name = Path(process, "comm").read_text(errors="replace").strip()
-            found.setdefault(place, f"{name} (pid {process.split('/')[2]})")
+            command = Path(process, "comm").read_text(errors="replace").strip()
+            found.setdefault(place, f"{command} (pid {process.split('/')[2]})")
     with contextlib.suppress(OSError):
         found.pop(os.readlink("/proc/self/ns/mnt"), None)
     return list(found.values())

@@ -126,6 +126,20 @@ def test_umount_says_every_ten_seconds_what_it_waits_for(
     assert capsys.readouterr().err.count("which is still flushing\n") >= 3
 
 
+def test_another_mount_that_got_the_device_number_is_no_copy(tmp_path: Path) -> None:
+    require("unshare")
+    with standin(tmp_path / "mnt"), subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as holder:
+        try:
+            wait_until(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n", what="it has its copy")
+            mount = mountpoint.find_mount(str(tmp_path / "mnt"))
+            assert mount is not None
+            assert f"sleep (pid {holder.pid})" in mountpoint.copies(mount)
+            assert mountpoint.copies(mount._replace(source="another")) == []
+            assert mountpoint.copies(mount._replace(path="/mnt/another")) == []
+        finally:
+            holder.kill()
+
+
 def test_a_copy_of_the_mount_in_another_namespace_is_named_and_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
