@@ -52,6 +52,7 @@ COMPILED = (
     "core/request",
     "core/tags",
     "core/target",
+    "engine/busypoll",
     "engine/clock",
     "engine/disk",
     "engine/driver",

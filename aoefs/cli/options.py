@@ -172,6 +172,15 @@ def _metrics(text: str) -> tuple[str, int]:
     return address, int(port)
 
 
+def _busy_poll(text: str) -> int | str:
+    """``auto``, ``off``, or microseconds."""
+    if text in ("auto", "off"):
+        return "auto" if text == "auto" else 0
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 200):
+        raise argparse.ArgumentTypeError(f"'{text}' is not auto, off, or microseconds from 1 to 200")
+    return int(text)
+
+
 def add_interface_argument(parser: argparse.ArgumentParser) -> None:
     """``-i``, the same for all commands that use the network; ``arguments.interface`` is a list or None."""
     what = "speak on this interface only (repeatable; default: every Ethernet interface that is up)"
@@ -200,6 +209,8 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--shards", type=whole(1, 1024), metavar="N", help="completion shards (default: one for each usable CPU)")
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")
     add("--maxout", type=whole(1, 65535), metavar="N", help="most commands in flight to one target (default 64)")
+    what = "poll so long before sleeping, while an answer may come (default auto)"
+    add("--busy-poll", type=_busy_poll, metavar="MICROSECONDS|auto|off", help=what)
     add("--direct", action=flag, help="no page cache: for disks that other hosts write too")
     add("--sync", action=flag, help="answer a write only when the target has, in streams of small writes too")
     add("--allow-mac", action="append", type=mac_type, metavar="MAC", help="talk to this target MAC only (repeatable)")

@@ -40,6 +40,7 @@ from aoefs.engine.inplace import InPlace
 from aoefs.engine.lookout import Lookout
 from aoefs.engine.receiver import Receiver
 from aoefs.engine.roster import Roster
+from aoefs.engine.rundelay import RunDelay
 from aoefs.engine.settings import Settings
 from aoefs.engine.shards import Shards, ShardStatistics
 from aoefs.engine.strangers import Stranger
@@ -77,12 +78,15 @@ class Engine:
         self.driver = Driver(nursery, self._clock, tags)
         self._shards = Shards(settings.shards or len(os.sched_getaffinity(0)), nursery, self.driver.pump)
         self.receiver = Receiver(self.driver, self._shards, self._on_hint)
+        self._run_delay = RunDelay()
         self.in_place = InPlace(
             self.receiver.receive_batch,
             self.receiver.attended,
             self._shards.complete_in_place,
             self.driver.sleepers,
             self.driver.now,
+            settings.busy_poll,
+            self._run_delay.seconds,
         )
         self.roster = Roster(self.driver, self.in_place, self.changes, settings, self.supervisor)
         self.discovery = Discovery(self.driver, self.roster, self.supervisor, allow_mac=settings.allow_mac)
@@ -219,6 +223,7 @@ class Engine:
         """Flush the queues of the shards, fail what waits and every later request."""
         self._shards.flush()
         self.in_place.close()
+        self._run_delay.close()
         for disk in self.disks.values():
             disk.close()
 

@@ -97,6 +97,7 @@ class Mount:
                 serials=dict(reversed(options.disk)),
                 max_targets=options.max_targets,
                 fixed_paths=options.fixed_paths,
+                busy_poll=None if isinstance(options.busy_poll, str) else options.busy_poll / 1e6,
                 slow=options.slow,
                 shards=options.shards,
             )

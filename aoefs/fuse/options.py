@@ -17,6 +17,7 @@ class MountOptions:
     which serial is meant where several disks answer for one address; with ``fixed_paths`` a target has those found in
     its first second; ``slow`` is the seconds after which a request is logged as slow, None for never; ``umask`` is
     taken from mode 0666 of the files;
+    ``busy_poll`` is the microseconds for which a task that waits in place polls before it sleeps, or "auto";
     ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path;
     ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
     """
@@ -29,6 +30,7 @@ class MountOptions:
     shards: int | None = None
     deadsecs: float = 180.0
     maxout: int = 64
+    busy_poll: int | str = "auto"
     direct: bool = False
     sync: bool = False
     allow_mac: tuple[bytes, ...] = ()

@@ -59,6 +59,9 @@ EVERY_OPTION = [
     ("max-targets", "5", ("max_targets", 5)),
     ("fixed-paths", None, ("fixed_paths", True)),
     ("reserve", None, ("reserve", True)),
+    ("busy-poll", "auto", ("busy_poll", "auto")),
+    ("busy-poll", "off", ("busy_poll", 0)),
+    ("busy-poll", "200", ("busy_poll", 200)),
     ("slow", "0.5", ("slow", 0.5)),
     ("plain-loop", None, ("plain_loop", True)),
     ("allow-other", None, ("allow_other", True)),
@@ -72,6 +75,14 @@ EVERY_OPTION = [
     ("metrics", "0.0.0.0:1", ("metrics", ("0.0.0.0", 1))),
     ("verbose", None, ("verbose", 1)),
 ]
+
+
+@pytest.mark.parametrize("text", ["0", "201", "1.5", "fast", ""])
+def test_a_time_of_polling_is_up_to_200_microseconds_or_a_word(text: str) -> None:
+    with pytest.raises(UserError, match="is not auto, off, or microseconds from 1 to 200"):
+        parse("/mnt", f"--busy-poll={text}")
+
+
 FLAGS = [(name, effect) for name, value, effect in EVERY_OPTION if value is None and name != "verbose"]
 
 

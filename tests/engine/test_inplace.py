@@ -6,6 +6,7 @@ Descriptors are real pipes, time is virtual, receiver and shards are fakes.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 import socket
@@ -21,6 +22,7 @@ from trio.testing import MockClock
 from aoefs.core.link import Link
 from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
+from aoefs.engine.busypoll import FIRST_PAUSE, PERIOD
 from aoefs.engine.disk import Disk
 from aoefs.engine.inplace import AWAY, PATIENCE, InPlace
 from aoefs.engine.settings import Settings
@@ -59,15 +61,24 @@ def make_target(*, soon: bool = True, in_flight: int = 1) -> Target:
 
 
 class Bench:
-    """An InPlace with one link; ``on_frames`` is called when its frames are taken."""
+    """An InPlace with one link; ``on_frames`` is called when its frames are taken.
 
-    def __init__(self, cleanup: ExitStack) -> None:
+    Each look at the clock takes ``step`` seconds; ``frames_at`` is when frames come, unless it is asleep then.
+    """
+
+    def __init__(self, cleanup: ExitStack, busy_poll: float | None = 0.0) -> None:
         self.now = 100.0
+        self.step = 0.0
+        self.frames_at = math.inf
+        self.delay = 0.0  # seconds for which others had the processor
+        self.looks = 0
         self.sleepers = Sleepers()
         self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
         self.batches = 0
         self.on_frames: Callable[[], object] = lambda: None
-        self.in_place = InPlace(self.receive_batch, self.attended, self.complete, self.sleepers, lambda: self.now)
+        self.in_place = InPlace(
+            self.receive_batch, self.attended, self.complete, self.sleepers, self.look, busy_poll, lambda: self.delay
+        )
         cleanup.callback(self.in_place.close)
         self.in_place.add_link(cast(Link, self.frames))
 
@@ -81,6 +92,14 @@ class Bench:
             self.on_frames = wait.wake
         self.in_place.wait(make_target(**target), wait)
         return wait
+
+    def look(self) -> float:
+        self.looks += 1
+        self.now += self.step
+        if self.now >= self.frames_at:
+            self.frames_at = math.inf
+            self.frames.fill()
+        return self.now
 
     # As the receiver and the shards.
 
@@ -207,6 +226,101 @@ def test_more_workers_are_wanted_the_more_are_busy_up_to_a_bound(bench: Bench) -
     for bench.sleepers.asleep in (0, 1, 2, 8, 1000):
         wanted.append(bench.in_place.workers_wanted())
     assert wanted == [1, 1, 2, 5, 8]
+
+
+# ── polling before sleeping ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def polls(busy_poll: float | None) -> Iterator[Bench]:
+    with ExitStack() as cleanup:
+        bench = Bench(cleanup, busy_poll)
+        bench.attend()
+        bench.step = 1e-6
+        yield bench
+
+
+@pytest.fixture
+def polling() -> Iterator[Bench]:
+    """It always polls for 100 us."""
+    yield from polls(100e-6)
+
+
+@pytest.fixture
+def adapting() -> Iterator[Bench]:
+    yield from polls(None)
+
+
+def answered_after(bench: Bench, seconds: float) -> bool:
+    """An answer comes after so many seconds of polling, or never if it sleeps by then: whether it was taken."""
+    bench.on_frames = lambda: None
+    bench.frames_at = bench.now + seconds
+    woken = bench.wait().woken
+    bench.frames_at = math.inf
+    return woken
+
+
+def teach(bench: Bench) -> None:
+    """Answers come soon after it went to sleep, again and again."""
+    for _ in range(8):
+        bench.on_frames = lambda: None
+        bench.frames.fill()
+        assert bench.wait().woken
+
+
+def test_an_answer_within_the_time_of_polling_is_taken_without_a_sleep(polling: Bench) -> None:
+    assert answered_after(polling, 50e-6)
+    assert not answered_after(polling, 150e-6)
+
+
+def test_a_request_within_the_time_of_polling_is_taken_without_a_sleep(polling: Bench) -> None:
+    polling.frames_at = polling.now + 50e-6
+    polling.on_frames = polling.requests.fill
+    assert polling.in_place.next_request()
+
+
+def test_answers_that_come_in_batches_are_not_polled_for(polling: Bench) -> None:
+    polling.frames_at = polling.now + 50e-6
+    assert not polling.wait(in_flight=LONE_COMMANDS + 1).woken
+
+
+def test_polling_that_is_off_looks_at_no_clock(bench: Bench) -> None:
+    bench.attend()
+    before = bench.looks
+    bench.frames.fill()
+    assert bench.wait().woken
+    assert bench.looks == before + 1, "whether the loop wants a turn"
+
+
+def test_polling_begins_when_answers_come_soon_and_ends_when_none_do(adapting: Bench) -> None:
+    assert not answered_after(adapting, 50e-6)
+    teach(adapting)
+    assert answered_after(adapting, 50e-6)
+    for _ in range(8):
+        assert not answered_after(adapting, 1.0)
+    assert not answered_after(adapting, 5e-6)
+
+
+def test_answers_and_requests_are_polled_for_separately(adapting: Bench) -> None:
+    teach(adapting)
+    adapting.frames_at = adapting.now + 50e-6
+    adapting.on_frames = adapting.requests.fill
+    assert not adapting.in_place.next_request(), "no request came soon so far"
+
+
+def test_nothing_is_polled_while_others_want_the_processor(adapting: Bench) -> None:
+    teach(adapting)
+    adapting.delay += 1.0
+    adapting.now += PERIOD
+    adapting.in_place.loop_turned()
+    assert not answered_after(adapting, 50e-6)
+    adapting.now += FIRST_PAUSE + PERIOD
+    adapting.in_place.loop_turned()
+    assert answered_after(adapting, 50e-6)
+
+
+def test_a_clock_that_stands_still_does_not_keep_it_polling(polling: Bench) -> None:
+    polling.step = 0.0
+    assert not polling.wait().woken
 
 
 # ── with an engine ────────────────────────────────────────────────────────────────────────────────────────────────────
