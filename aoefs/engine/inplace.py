@@ -15,7 +15,7 @@ What always holds:
 - Until :meth:`attend_to` names the descriptor of the requests it never waits: ``--plain-loop``, and the library.
 
 Before it sleeps it polls without timeout for as long as ``engine.busypoll`` says: a sleep and a wake-up take as long as
-an answer.  Not for answers that come in batches: the batches become smaller, and 1 MiB takes a sixth more user time.
+an answer.  Not for many answers: they would come in smaller batches, and 1 MiB would take a sixth more user time.
 
 Rejected: a thread (the interpreter lock changes hands in 50 us).
 """
@@ -34,7 +34,7 @@ from aoefs.engine.waits import Sleepers, Wait
 
 PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
 AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
-LONE_COMMANDS: Final = 2  # in flight to a target: up to so many, an answer is polled for
+FEW_COMMANDS: Final = 8  # up to so many their answers are polled for: 4 KiB at an MTU of 1500 are four
 _EVENTS: Final = 16
 _MOST_LOOKS: Final = 400  # without sleeping, whatever the clock says: each takes half a microsecond at least
 _MOST_WORKERS: Final = 8  # each one that finds nothing costs a change of tasks
@@ -114,8 +114,8 @@ class InPlace:
         if self._requests is None or self._sleepers.asleep or not target.answers_within(PATIENCE):
             return
         while not wait.woken and not self.others_are_ready():
-            lone = target.in_flight <= LONE_COMMANDS
-            events = self._look(self._for_answers) if lone else self._poll.poll(PATIENCE, _EVENTS)
+            few = target.in_flight <= FEW_COMMANDS
+            events = self._look(self._for_answers) if few else self._poll.poll(PATIENCE, _EVENTS)
             if not events or self._is_requested(events):
                 return
             self._receive(events)

@@ -24,7 +24,7 @@ from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.engine.busypoll import FIRST_PAUSE, PERIOD
 from aoefs.engine.disk import Disk
-from aoefs.engine.inplace import AWAY, PATIENCE, InPlace
+from aoefs.engine.inplace import AWAY, FEW_COMMANDS, PATIENCE, InPlace
 from aoefs.engine.settings import Settings
 from aoefs.engine.waits import Sleepers, Wait
 from aoefs.protocol.ata import Identity
@@ -278,9 +278,10 @@ def test_a_request_within_the_time_of_polling_is_taken_without_a_sleep(polling: 
     assert polling.in_place.next_request()
 
 
-def test_answers_that_come_in_batches_are_not_polled_for(polling: Bench) -> None:
+@pytest.mark.parametrize("in_flight", [FEW_COMMANDS, FEW_COMMANDS + 1])
+def test_answers_that_come_in_large_batches_are_not_polled_for(polling: Bench, in_flight: int) -> None:
     polling.frames_at = polling.now + 50e-6
-    assert not polling.wait(in_flight=LONE_COMMANDS + 1).woken
+    assert polling.wait(in_flight=in_flight).woken == (in_flight <= FEW_COMMANDS)
 
 
 def test_polling_that_is_off_looks_at_no_clock(bench: Bench) -> None:
