@@ -41,8 +41,10 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $wanted >/dev/null
 }
 
-# is_compiled: whether the modules compiled in place (none, with AOEFS_PURE=1) are as new as their sources.
+# is_compiled: whether the modules compiled in place (the frames alone, with AOEFS_PURE=1) are as new as their sources.
 is_compiled() {
+    set -- aoefs/net/frames.*.so
+    [ -e "$1" ] && [ ! aoefs/net/mmsg.pxd -nt "$1" ] || return 1
     [ "$(cat .venv/installed-pure 2>/dev/null)" = "${AOEFS_PURE:-0}" ] || return 1
     for built in aoefs/*.so aoefs/*/*.so; do
         [ ! "${built%%.*}.py" -nt "$built" ] && [ ! "${built%%.*}.pyx" -nt "$built" ] || return 1
@@ -70,7 +72,7 @@ install_aoefs() {
     if [ ! -x .venv/bin/aoefs ] || [ ! "$stamp" -nt pyproject.toml ] ||
         [ ! "$stamp" -nt .build/backend.py ] || ! is_compiled; then
         echo "$0: installing aoefs into $(pwd)/.venv: pip fetches its packages, then compiles pyfuse3 and aoefs"
-        echo "$0: that takes some minutes, the most of it for the C compiler (AOEFS_PURE=1 leaves aoefs as Python)"
+        echo "$0: that takes some minutes, the most of it for the C compiler (AOEFS_PURE=1 leaves most of aoefs as Python)"
         (n=0; while sleep 20 >/dev/null 2>&1; do n=$((n + 20)); echo "$0: still at it, after $n s"; done) &
         ticker=$!
         trap 'kill $ticker 2>/dev/null' EXIT

@@ -30,8 +30,8 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "by-hand")
 def pytest_sessionstart() -> None:
     """Refuse modules that were compiled in place from older sources."""
     for built in PACKAGE.rglob("*.so"):
-        for suffix in (".py", ".pyx"):
-            source = built.with_name(f"{built.name.partition('.')[0]}{suffix}")
+        name = built.name.partition(".")[0]
+        for source in (built.with_name(f"{name}.py"), built.with_name(f"{name}.pyx"), built.with_name("mmsg.pxd")):
             if source.exists() and source.stat().st_mtime > built.stat().st_mtime:
                 pytest.exit(f"{source.name} is newer than its library: pip install -e . (tests/run.sh does)", 4)
 

@@ -41,7 +41,8 @@ _STANDARD_WORDS = frozenset(
 _ALIASES = {"ro": "read-only"}
 
 _RARE = frozenset(
-    """shards maxout sync allow_mac disk max_targets fixed_paths plain_loop busy_poll slow pid_file check""".split()  # noqa: SIM905 (it is read as words)
+    {"shards", "maxout", "sync", "allow_mac", "disk", "max_targets", "fixed_paths", "plain_loop", "busy_poll", "slow"}
+    | {"pid_file", "check"}
 )
 
 MAX_TARGETS = 0xFFFF * 0xFF  # the number of addresses

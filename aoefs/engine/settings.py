@@ -15,8 +15,8 @@ class Settings:
     limit); ``maxout`` commands in flight per target; ``allow_mac`` the only MACs to talk to (empty: all);
     ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address;
     ``fixed_paths``: a target has those found in its first second; ``busy_poll`` seconds for which a task that waits in
-    place polls before it sleeps (0: never, None: adapts); ``slow``
-    seconds after which a call is logged when it ends (None: never).
+    place polls before it sleeps (0: never, None: adapts); ``slow`` seconds after which a call is logged when it ends
+    (None: never).
     """
 
     shards: int | None = None

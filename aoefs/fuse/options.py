@@ -15,11 +15,10 @@ class MountOptions:
     as many as there are usable CPUs; ``deadsecs`` is in seconds, 0 means never; ``maxout`` is the most commands in
     flight to one target; ``allow_mac`` lists the only MACs to talk to, 6 bytes each, none meaning all; ``disk`` says
     which serial is meant where several disks answer for one address; with ``fixed_paths`` a target has those found in
-    its first second; ``slow`` is the seconds after which a request is logged as slow, None for never; ``umask`` is
-    taken from mode 0666 of the files;
-    ``busy_poll`` is the microseconds for which a task that waits in place polls before it sleeps, or "auto";
-    ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path;
-    ``metrics`` is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
+    its first second; ``slow`` is the seconds after which a request is logged as slow, None for never; ``busy_poll`` is
+    the microseconds for which a task that waits in place polls before it sleeps, or "auto"; ``umask`` is taken from
+    mode 0666 of the files; ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path; ``metrics``
+    is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
     """
 
     mountpoint: str

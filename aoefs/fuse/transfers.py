@@ -77,20 +77,19 @@ class Transfers:
             if isinstance(handle, ControlHandle):
                 return handle.content[off : off + size]
             node = handle.node
-            try:
-                room = node.room(off)
-                size = min(size, room)
-                if size <= 0:
-                    return b""
-                start = node.start + off
-                if handle.ahead is not None:
-                    return await handle.ahead.read(start, size, start + room)
-                if size < BLOCK_BYTES:
-                    return await node.disk.read(start, size)
-                self._buffers.take_back()
-                return self._buffers.lend(await node.disk.read(start, size, self._buffers.make))
-            except RequestError as error:
-                raise failed(node, "read", error) from None
+            room = node.room(off)
+            size = min(size, room)
+            if size <= 0:
+                return b""
+            start = node.start + off
+            if handle.ahead is not None:
+                return await handle.ahead.read(start, size, start + room)
+            if size < BLOCK_BYTES:
+                return await node.disk.read(start, size)
+            self._buffers.take_back()
+            return self._buffers.lend(await node.disk.read(start, size, self._buffers.make))
+        except RequestError as error:
+            raise failed(node, "read", error) from None
         except (FUSEError, trio.Cancelled):
             raise
         except Exception:
@@ -102,21 +101,20 @@ class Transfers:
             if isinstance(handle, ControlHandle):
                 return await self._write_control(handle, buf)
             node, stream = handle.node, handle.stream
-            try:
-                room = node.room(off)
-                if room <= 0:
-                    raise FUSEError(errno.ENOSPC)
-                data = buf if len(buf) <= room else memoryview(buf)[:room]
-                if data:
-                    stream.report_to_writer()
-                    await node.disk.write(node.start + off, data, behind=stream.goes_on(off, len(data)))
-                if handle.flush_each_write:
-                    await node.disk.flush()
-            except RequestError as error:
-                raise failed(node, "write", error) from None
+            room = node.room(off)
+            if room <= 0:
+                raise FUSEError(errno.ENOSPC)
+            data = buf if len(buf) <= room else memoryview(buf)[:room]
+            if data:
+                stream.report_to_writer()
+                await node.disk.write(node.start + off, data, behind=stream.goes_on(off, len(data)))
+            if handle.flush_each_write:
+                await node.disk.flush()
             if len(data) < len(buf) and handle.whole_writes:
                 raise FUSEError(errno.ENOSPC)  # all that fits is written, as dd expects of a disk
             return len(data)
+        except RequestError as error:
+            raise failed(node, "write", error) from None
         except (FUSEError, trio.Cancelled):
             raise
         except Exception:

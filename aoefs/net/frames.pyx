@@ -28,7 +28,7 @@ Rejected: TPACKET_V2 rings (slower here: small batches, and one more copy in the
 payloads in an arena (one more copy of every byte).
 """
 
-import os
+import errno
 
 from aoefs.core.request import Run
 from aoefs.net.packetsocket import LINK_FULL
@@ -39,13 +39,12 @@ from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
-from libc.errno cimport EAGAIN, EINTR, EMSGSIZE, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from aoefs.net.mmsg cimport (
-    HEAD_BYTES, HEADER_BYTES, MSG_DONTWAIT, ROW_BYTES, SECTOR_SIZE, SHORTEST_FRAME, SLOT_COUNT,
-    be32toh, htobe32, htole64, iovec, mmsghdr, recvmmsg, sendmmsg,
+    HEAD_BYTES, HEADER_BYTES, ROW_BYTES, SECTOR_SIZE, SHORTEST_FRAME, SLOT_COUNT,
+    be32toh, htobe32, htole64, iovec, mmsghdr, receive_messages, send_messages,
 )
 
 cdef enum:
@@ -170,35 +169,16 @@ cdef class Frames:
             if flight.write:
                 self._output_pieces[index][1].iov_base = flight.place(index)
                 self._output_pieces[index][1].iov_len = sectors * SECTOR_SIZE
-        sent = self._put(flight.count)
-        if sent > 0:
-            self._socket.tx_frames += sent
-            flight.count = sent
-            self._expect(flight)
-        elif sent < 0:
-            sent = 0 if -sent in LINK_FULL or -sent == EMSGSIZE else flight.count
-        return sent
-
-    cdef int _put(self, unsigned int count) except? -1:
-        """How many messages went out, or the errno value of the first one, negative."""
-        cdef int sent, code
-        cdef int descriptor = self._socket.descriptor
-        while True:
-            sent = sendmmsg(descriptor, self._output, count, MSG_DONTWAIT)
-            if sent >= 0:
-                return sent
-            code = errno
-            if code != EINTR:
-                self._socket.on_send_error(OSError(code, os.strerror(code)))
-                return -code
-
-    def expect(self, run):
-        """``run`` was sent on this link."""
-        self._expect(self._flight(run))
-
-    cdef _expect(self, _Flight flight):
-        flight.waiting = _mask(flight.count)
+        try:
+            sent = send_messages(self._socket.descriptor, self._output, flight.count)
+        except OSError as error:
+            self._socket.on_send_error(error)
+            return 0 if error.errno in LINK_FULL or error.errno == errno.EMSGSIZE else flight.count
+        self._socket.tx_frames += sent
+        flight.count = sent
+        flight.waiting = _mask(sent)
         self._flights[flight.tag >> 6] = flight
+        return sent
 
     cdef _Flight _flight(self, run):
         cdef _Flight flight = _Flight.__new__(_Flight)
@@ -222,28 +202,21 @@ cdef class Frames:
 
     def receive(self):
         """Take one batch: (number of frames, good answers in place, odd frames).  OSError as recvmmsg(2)."""
-        cdef int planned, slot, received, descriptor = self._socket.descriptor
+        cdef int planned, slot, received
         cdef list odd = []
         cdef bint stray = False, disturbed = False
         cdef size_t largest = max(2048, <size_t>self._socket.mtu + 64)
         if self._spill_bytes < largest:
             self._allocate_spill(largest)
         planned = self._plan()
-        while True:
-            received = recvmmsg(descriptor, self._input, SLOT_COUNT, MSG_DONTWAIT, NULL)
-            if received >= 0:
-                break
-            if errno == EAGAIN:
-                return 0, [], []
-            if errno != EINTR:
-                raise OSError(errno, os.strerror(errno))
-        if received == 0:
+        received = receive_messages(self._socket.descriptor, self._input)
+        if not received:
             return 0, [], []
         self._socket.rx_frames += received
         self._batch += 1
         kept = []  # flights that were found by the table of all tags
         for slot in range(received):
-            self._recognise(slot, slot < planned, kept)
+            self._recognise_untrusted(slot, slot < planned, kept)
         for slot in range(received):
             if not self._in_place(slot):
                 stray = True
@@ -308,7 +281,7 @@ cdef class Frames:
             del self._flights[block]
         return slot
 
-    cdef _recognise(self, unsigned int slot, bint expected, list kept):
+    cdef _recognise_untrusted(self, unsigned int slot, bint expected, list kept):
         """Find out whose good answer the frame in a slot is."""
         cdef uint8_t *head = self._headers + slot * ROW_BYTES
         cdef unsigned int length = self._input[slot].msg_len

@@ -1,5 +1,7 @@
 # sendmmsg(2), recvmmsg(2), and what frames are made of.
 
+from cpython.exc cimport PyErr_SetFromErrno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -30,3 +32,30 @@ cdef enum:
     HEAD_BYTES = 20  # of the headers before the tag
     SHORTEST_FRAME = 60
     SECTOR_SIZE = 512
+
+
+# Neither of these blocks.
+
+cdef inline int send_messages(int descriptor, mmsghdr *messages, unsigned int count) except -1:
+    """How many went out.  OSError when not even the first one did; BlockingIOError when the socket is full."""
+    cdef int sent
+    while True:
+        sent = sendmmsg(descriptor, messages, count, MSG_DONTWAIT)
+        if sent >= 0:
+            return sent
+        if errno != EINTR:
+            PyErr_SetFromErrno(OSError)
+
+
+cdef inline int receive_messages(int descriptor, mmsghdr *messages) except -1:
+    """How many frames were there, up to SLOT_COUNT.  OSError for anything but an empty queue: ENETDOWN once when the
+    interface went down."""
+    cdef int received
+    while True:
+        received = recvmmsg(descriptor, messages, SLOT_COUNT, MSG_DONTWAIT, NULL)
+        if received >= 0:
+            return received
+        if errno == EAGAIN:
+            return 0
+        if errno != EINTR:
+            PyErr_SetFromErrno(OSError)

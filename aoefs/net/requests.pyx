@@ -4,7 +4,7 @@
 Owns the memory that one recvmmsg(2) fills and one sendmmsg(2) empties, for frames of at most ``max_sectors`` sectors.
 Each slot holds one frame: its headers lie in a row of one table, its payload in a row of a second one.
 
-:meth:`Requests.runs` finds the *runs* of a batch: consecutive frames by which one initiator reads (or writes)
+:meth:`Requests.runs_untrusted` finds the *runs* of a batch: consecutive frames by which one initiator reads (or writes)
 consecutive sectors of one address, and that an export of enough sectors can serve without an error.  Each is (first
 slot, end, address word, opcode, LBA, bytes); a frame that belongs to no run is (slot, slot + 1, -1, 0, 0, 0).
 :meth:`Requests.room` and :meth:`Requests.payloads` are the memory for the data of a run, :meth:`Requests.answer` turns
@@ -14,19 +14,16 @@ What holds always: a batch is answered before the next one is received; neither 
 long as the object.
 """
 
-import os
-
 from aoefs.protocol.ata import Status
 from aoefs.protocol.wire import MAX_CONFIG_BYTES
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from aoefs.net.mmsg cimport (
-    HEADER_BYTES, MSG_DONTWAIT, ROW_BYTES, SECTOR_SIZE, SHORTEST_FRAME, SLOT_COUNT,
-    iovec, le64toh, mmsghdr, recvmmsg, sendmmsg,
+    HEADER_BYTES, ROW_BYTES, SECTOR_SIZE, SHORTEST_FRAME, SLOT_COUNT,
+    iovec, le64toh, mmsghdr, receive_messages, send_messages,
 )
 
 cdef enum:
@@ -75,32 +72,18 @@ cdef class Requests:
             self._output[slot].msg_hdr.msg_iovlen = 2
 
     def receive(self, int descriptor):
-        """Take one batch; how many frames.  OSError for anything but an empty queue (ENETDOWN once, when it went down)."""
-        cdef int received
-        while True:
-            received = recvmmsg(descriptor, self._input, SLOT_COUNT, MSG_DONTWAIT, NULL)
-            if received >= 0:
-                self._count = received
-                return received
-            if errno == EAGAIN:
-                self._count = 0
-                return 0
-            if errno != EINTR:
-                raise OSError(errno, os.strerror(errno))
+        """Take one batch; how many frames.  OSError as recvmmsg(2), but not for an empty queue."""
+        self._count = 0
+        self._count = receive_messages(descriptor, self._input)
+        return self._count
 
     def send(self, int descriptor, unsigned int first, unsigned int end):
         """Send the answers in the slots ``first`` to ``end``; how many.  OSError when not even the first one went out,
         BlockingIOError when the socket is full.
         """
-        cdef int sent
-        while True:
-            sent = sendmmsg(descriptor, self._output + first, end - first, MSG_DONTWAIT)
-            if sent >= 0:
-                return sent
-            if errno != EINTR:
-                raise OSError(errno, os.strerror(errno))
+        return send_messages(descriptor, self._output + first, end - first)
 
-    def runs(self, bytes mac):
+    def runs_untrusted(self, bytes mac):
         """The runs of the batch, of frames to ``mac``, and what belongs to none."""
         cdef list found = []
         cdef const char *ours = mac

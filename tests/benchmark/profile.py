@@ -27,7 +27,7 @@ _LOADS = (
 )
 _SECONDS = 3.0
 _PACKAGE = Path(aoefs.__file__).parent
-_SYSTEM_CALLS = ("'poll'", "'sendmsg'", "'recv_into'")  # sendmmsg and recvmmsg are in net/mmsg.py, FUSE's in pyfuse3
+_SYSTEM_CALLS = ("'poll'", "'sendmsg'", "'recv_into'")  # sendmmsg and recvmmsg are in net/frames, FUSE's in pyfuse3
 _LEAST = 0.01  # share of a module that is worth a line
 
 

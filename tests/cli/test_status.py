@@ -47,7 +47,10 @@ def test_without_a_mount_point_each_mount_is_a_line_and_check_is_one_line_with_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     everything = mountpoint.aoefs_mounts
-    ours = lambda: [mount for mount in everything() if mount.path.startswith(f"{tmp_path}/")]  # noqa: E731 (a stand-in)
+
+    def ours() -> list[mountpoint.Mount]:
+        return [mount for mount in everything() if mount.path.startswith(f"{tmp_path}/")]
+
     monkeypatch.setattr(mountpoint, "aoefs_mounts", ours)
     assert main(["status"]) == 1
     assert capsys.readouterr().err == "aoefs: aoefs has nothing mounted here\n"
