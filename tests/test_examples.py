@@ -105,6 +105,7 @@ case "$*" in
 "-m pip "*)
     printf '#!/bin/sh\\necho "demo as $(id -u): $*"\\n' >.venv/bin/aoefs
     chmod +x .venv/bin/aoefs
+    mkdir -p aoefs/net && touch aoefs/net/frames.abi3.so
     ;;
 -V) echo Python 3.12.0 ;;
 esac
