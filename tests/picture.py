@@ -20,7 +20,7 @@ from aoefs.status.history import History
 from tests.lab import INITIATOR, Lab, require, wait_until
 
 FILE = Path("examples/console.svg")
-WIDTH, HEIGHT = 134, 36
+WIDTH, HEIGHT = 140, 36
 SECONDS = 40
 PATH_FAILS_AT = 34  # seconds
 POINT = "/mnt/aoe"

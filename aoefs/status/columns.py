@@ -10,10 +10,42 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from aoefs.core.latency import lower_bound_us
 from aoefs.status.health import degraded_paths
-from aoefs.status.history import History, Record, Trend
+from aoefs.status.history import History, Record, Trend, histogram
 from aoefs.status.layout import BAD, GOOD, NOTE, QUIET, Cell, Column
-from aoefs.status.text import format_count, format_size, format_us, sparkline
+from aoefs.status.text import format_count, format_size, format_us, sparkline, three_digits
+
+# Each title, for the help of the screen and for the manual.
+MEANINGS = {
+    "TARGET": "shelf and slot of the disk",
+    "STATE": "up (1/2: one of its two paths works), suspended, stalled, flushing, held, down, conflict; of a path: ok, "
+    "or silent; of a link: up or down",
+    "SIZE": "size of the disk",
+    "MODEL, SERIAL": "what the disk tells of itself",
+    "READ/s, WRITE/s": "bytes a second, and their past as bars; one scale for the whole column",
+    "IOPS": "reads and writes a second",
+    "p50, p99": "half of the requests, or 99 of 100, were not slower in the last second; r- of reads, w- of writes",
+    "AVGQ": "requests under way, on average of the last second",
+    "QUEUE": "commands that wait for the window (of a target), or answers that wait for a shard",
+    "RTT, RTO": "measured round-trip time, and the silence after which a command is sent again",
+    "RESENT": "commands that were sent again; yellow: some were lost, else they were only late",
+    "ERR": "requests that failed",
+    "PATH": "a target over one interface and one MAC address",
+    "OVER": "the interface of this host",
+    "DATA/s": "bytes a second that a path carried: its share of the target's",
+    "RESENT/s": "commands that were sent again, a second",
+    "PAYLOAD": "bytes of data in a frame",
+    "FLIGHT": "commands under way at this moment / how many may be",
+    "SENT, ANSWERED, LATE": "commands, answers in time, and answers to what had been sent again already",
+    "LINK": "an interface that aoefs speaks on",
+    "RX, TX": "frames received and sent; /s: in the last second",
+    "DROPPED": "frames that the kernel dropped, since the daemon was too slow",
+    "FULL": "how often the interface took no more frames for a moment",
+    "UNKNOWN": "frames that answer nothing of ours",
+    "SHARD": "a task that completes requests; DONE/s, COMPLETED: answers, BATCHES: turns, LONGEST: its longest queue",
+    "cpu": "in the title: how much of one processor the daemon used",
+}
 
 READ, WRITE = "cyan", "magenta"
 
@@ -23,13 +55,29 @@ class Row(Protocol):
     def record(self) -> Record: ...
 
 
-class PathRow(NamedTuple):
-    record: Record
-    target: Record
+class Lane(NamedTuple):
+    """A target, or one of its paths with its ``share`` of the target's answers in the last interval."""
+
+    target: Trend
+    path: Trend | None = None
+    share: float = 1.0
+
+    @property
+    def record(self) -> Record:
+        return (self.path or self.target).record
 
     @property
     def ok(self) -> bool:
-        return self.target["state"] == "up" and bool(self.record.get("healthy", True))
+        return self.target.record["state"] == "up" and bool(self.record.get("healthy", True))
+
+
+def lanes(history: History, target: Trend) -> list[Lane]:
+    """The paths of a target."""
+    name = target.record["name"]
+    paths = [history.paths[name, path["interface"], path["mac"]] for path in target.record["paths"]]
+    answers = [path.per_second("answered") or 0.0 for path in paths]
+    whole = sum(answers)
+    return [Lane(target, path, one / whole if whole else 0.0) for path, one in zip(paths, answers, strict=True)]
 
 
 # ── cells ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -66,12 +114,24 @@ def _rate(*names: str, form: Callable[[float], str] = format_count, style: str =
     return cell
 
 
-def _graph(past: Callable[[Trend], Sequence[float]], style: str) -> Callable[[Trend, int], Cell]:
+def _graph(history: History, past: Callable[[Trend], Sequence[float]], style: str) -> Callable[[Trend, int], Cell]:
+    """Bars of one scale for the whole column, so that rows can be compared."""
+    tops: dict[int, float] = {}
+
     def cell(trend: Trend, width: int) -> Cell:
+        if width not in tops:
+            tops[width] = max(
+                (max(list(past(each))[-width:], default=0.0) for each in history.targets.values()), default=0.0
+            )
         rates = list(past(trend))
-        return sparkline(rates, width), style if any(rates[-width:]) else QUIET
+        return sparkline(rates, width, tops[width]), style if any(rates[-width:]) else QUIET
 
     return cell
+
+
+def _queue(trend: Trend, _width: int) -> Cell:
+    count = trend.average_queue("read", "write")
+    return ("-", QUIET) if count is None else (three_digits(count) if count else "0", "" if count else QUIET)
 
 
 def _latency(share: float, *kinds: str) -> Callable[[Trend, int], Cell]:
@@ -103,22 +163,25 @@ def _flight(row: Row, _width: int) -> Cell:
 # ── targets ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def targets(live: bool) -> Sequence[Column[Trend]]:
+def targets(history: History, live: bool) -> Sequence[Column[Trend]]:
     latencies = "read", "write"
+    flight: Column[Trend] = (
+        Column("AVGQ", _queue, width=4, rank=8) if live else Column("FLIGHT", _flight, width=7, rank=12)
+    )
     return [
         Column("TARGET", _text("name", "bold"), width=7, most=10, rank=0, left=True),
         Column("STATE", _target_state, width=6, most=8, rank=1, left=True),
         Column("SIZE", _size("size"), width=8, rank=10),
         Column("MODEL", _text("model"), width=24, most=40, rank=16, left=True),
-        Column("SERIAL", _text("serial"), width=10, most=20, rank=20, left=True),
-        *_traffic("READ", "read_bytes", lambda trend: trend.read_rates, READ, live=live, rank=2),
-        *_traffic("WRITE", "write_bytes", lambda trend: trend.write_rates, WRITE, live=live, rank=3),
+        Column("SERIAL", _text("serial"), width=20, most=40, rank=20, left=True),
+        *_traffic("READ", "read_bytes", history if live else None, lambda trend: trend.read_rates, READ, rank=2),
+        *_traffic("WRITE", "write_bytes", history if live else None, lambda trend: trend.write_rates, WRITE, rank=3),
         *([Column("IOPS", _rate("reads", "writes"), width=5, rank=5)] if live else []),
         Column("p50", _latency(0.5, *latencies), width=6, rank=7),
         Column("p99", _latency(0.99, *latencies), width=6, rank=6),
         Column("r-p99", _latency(0.99, "read"), width=6, rank=18),
         Column("w-p99", _latency(0.99, "write"), width=6, rank=19),
-        Column("FLIGHT", _flight, width=7, rank=12),
+        flight,
         Column("QUEUE", _counter("queued"), width=5, rank=17),
         Column("RTT", _duration("rtt_us"), width=6, rank=13),
         Column("RESENT", _resent, width=6, rank=11),
@@ -127,13 +190,20 @@ def targets(live: bool) -> Sequence[Column[Trend]]:
 
 
 def _traffic(
-    title: str, counter: str, past: Callable[[Trend], Sequence[float]], style: str, *, live: bool, rank: int
+    title: str,
+    counter: str,
+    history: History | None,
+    past: Callable[[Trend], Sequence[float]],
+    style: str,
+    *,
+    rank: int,
 ) -> Sequence[Column[Trend]]:
-    if not live:
+    """With a ``history`` the rate and its past, without one the sum."""
+    if history is None:
         return [Column(title, _size(counter), width=8, rank=rank)]
     return [
         Column(f"{title}/s", _rate(counter, form=format_size, style=style), width=8, rank=rank),
-        Column("", _graph(past, style), width=6, most=24, rank=rank + 6),
+        Column("", _graph(history, past, style), width=6, most=24, rank=rank + 6),
     ]
 
 
@@ -147,99 +217,125 @@ def _target_state(trend: Trend, _width: int) -> Cell:
     return (f"up {paths - degraded}/{paths}", NOTE) if degraded else ("up", GOOD)
 
 
-# ── paths, shards, links, events ──────────────────────────────────────────────────────────────────────────────────
+# ── paths, and both for --interval ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _path_state(row: PathRow, _width: int) -> Cell:
-    return ("ok", GOOD) if row.ok else ("silent", BAD)
+def _path_state(lane: Lane, _width: int) -> Cell:
+    return ("ok", GOOD) if lane.ok else ("silent", BAD)
 
 
-def paths() -> Sequence[Column[PathRow]]:
+def _bytes_of_lane(*counters: str, style: str = "") -> Callable[[Lane, int], Cell]:
+    """The rate of a target's bytes; of a path its share of them."""
+
+    def cell(lane: Lane, _width: int) -> Cell:
+        rate = (lane.target.per_second(*counters) or 0.0) * lane.share
+        return f"{format_size(rate)}/s", style if rate else QUIET
+
+    return cell
+
+
+def _resent_rate(lane: Lane, width: int) -> Cell:
+    return _rate("retransmits", style=NOTE)(lane.path or lane.target, width)
+
+
+def paths(live: bool) -> Sequence[Column[Lane]]:
+    rates: list[Column[Lane]] = [
+        Column("DATA/s", _bytes_of_lane("read_bytes", "write_bytes"), width=10, rank=5),
+        Column("RESENT/s", _resent_rate, width=8, rank=6),
+    ]
     return [
-        Column("PATH", lambda row, _: (row.target["name"], "bold"), width=6, most=10, rank=0, left=True),
+        Column("PATH", lambda lane, _: (lane.target.record["name"], "bold"), width=6, most=10, rank=0, left=True),
         Column("STATE", _path_state, width=6, most=8, rank=1, left=True),
         Column("OVER", _text("interface"), width=8, most=15, rank=2, left=True),
         Column("MAC", _text("mac"), width=17, rank=3, left=True),
-        Column("PAYLOAD", lambda row, _: (str(512 * row.record["sectors"]), ""), width=7, rank=9),
-        Column("FLIGHT", _flight, width=7, rank=5),
+        *(rates if live else []),
+        Column("PAYLOAD", lambda lane, _: (str(512 * lane.record["sectors"]), ""), width=7, rank=9),
+        Column("FLIGHT", _flight, width=7, rank=8),
         Column("RTT", _duration("rtt_us"), width=6, rank=4),
-        Column("RTO", _duration("rto_us"), width=6, rank=7),
-        Column("SENT", _counter("sent"), width=5, rank=10),
-        Column("ANSWERED", _counter("answered"), width=8, rank=11),
-        Column("RESENT", _resent, width=6, rank=6),
-        Column("LATE", _counter("late"), width=5, rank=8),
+        Column("RTO", _duration("rto_us"), width=6, rank=10),
+        Column("SENT", _counter("sent"), width=5, rank=11),
+        Column("ANSWERED", _counter("answered"), width=8, rank=12),
+        Column("RESENT", _resent, width=6, rank=7),
+        Column("LATE", _counter("late"), width=5, rank=13),
     ]
 
 
-class Lane(NamedTuple):
-    """A line of ``--interval``: a target, or one of its paths with its share of the target's answers."""
-
-    target: Trend
-    path: Trend | None = None
-    share: float = 1.0
-
-    @property
-    def record(self) -> Record:
-        return (self.path or self.target).record
-
-
-def lanes(history: History) -> Iterator[Lane]:
-    """All targets, each with its paths below it."""
-    for name, target in history.targets.items():
-        yield Lane(target)
-        paths = [trend for (owner, *_), trend in history.paths.items() if owner == name]
-        answers = [path.per_second("answered") or 0.0 for path in paths]
-        for path, answered in zip(paths, answers, strict=True):
-            yield Lane(target, path, answered / sum(answers) if any(answers) else 0.0)
-
-
 def intervals() -> Sequence[Column[Lane]]:
-    """What happened in the last interval.  A path has its share of the target's bytes, and its RTT as latency."""
-
-    def traffic(counter: str, style: str) -> Callable[[Lane, int], Cell]:
-        def cell(lane: Lane, _width: int) -> Cell:
-            rate = (lane.target.per_second(counter) or 0.0) * lane.share
-            return f"{format_size(rate)}/s", style if rate else QUIET
-
-        return cell
+    """What happened in the last interval, for targets and paths.  The latency of a path is its round-trip time."""
 
     def of_target(cell: Callable[[Trend, int], Cell]) -> Callable[[Lane, int], Cell]:
         return lambda lane, width: ("", "") if lane.path else cell(lane.target, width)
 
-    def name(lane: Lane, _width: int) -> Cell:
-        record = lane.record
-        return (f"  {record['interface']} {record['mac']}", "") if lane.path else (record["name"], "bold")
+    def either(path: Callable[[Lane, int], Cell], target: Callable[[Trend, int], Cell]) -> Callable[[Lane, int], Cell]:
+        return lambda lane, width: path(lane, width) if lane.path else target(lane.target, width)
 
-    def state(lane: Lane, width: int) -> Cell:
-        return (
-            _path_state(PathRow(lane.record, lane.target.record), width)
-            if lane.path
-            else _target_state(lane.target, width)
-        )
+    def place(lane: Lane, _width: int) -> Cell:
+        return f"  {lane.record['interface']} {lane.record['mac']}", ""
 
-    def iops(lane: Lane, width: int) -> Cell:
-        return _rate("answered")(lane.path, width) if lane.path else _rate("reads", "writes")(lane.target, width)
-
-    def latency(lane: Lane, width: int) -> Cell:
-        return _duration("rtt_us")(lane, width) if lane.path else _latency(0.5, "read", "write")(lane.target, width)
+    def answers(lane: Lane, width: int) -> Cell:
+        return _rate("answered")(lane.path or lane.target, width)
 
     return [
-        Column("TARGET", name, width=24, most=34, rank=0, left=True),
-        Column("STATE", state, width=6, most=8, rank=1, left=True),
-        Column("IOPS", iops, width=5, rank=2),
-        Column("READ", traffic("read_bytes", READ), width=10, rank=3),
-        Column("WRITE", traffic("write_bytes", WRITE), width=10, rank=4),
-        Column("p50", latency, width=6, rank=6),
+        Column("TARGET", either(place, _text("name", "bold")), width=24, most=34, rank=0, left=True),
+        Column("STATE", either(_path_state, _target_state), width=6, most=8, rank=1, left=True),
+        Column("IOPS", either(answers, _rate("reads", "writes")), width=5, rank=2),
+        Column("READ", _bytes_of_lane("read_bytes", style=READ), width=10, rank=3),
+        Column("WRITE", _bytes_of_lane("write_bytes", style=WRITE), width=10, rank=4),
+        Column("p50", either(_duration("rtt_us"), _latency(0.5, "read", "write")), width=6, rank=6),
         Column("p99", of_target(_latency(0.99, "read", "write")), width=6, rank=5),
-        Column("FLIGHT", _flight, width=7, rank=9),
+        Column("AVGQ", of_target(_queue), width=4, rank=9),
         Column("QUEUE", of_target(_counter("queued")), width=5, rank=8),
-        Column(
-            "RESENT/s",
-            lambda lane, width: _rate("retransmits", style=NOTE)(lane.path or lane.target, width),
-            width=8,
-            rank=7,
-        ),
+        Column("RESENT/s", _resent_rate, width=8, rank=7),
     ]
+
+
+# ── one target ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def identity(target: Record) -> Iterator[tuple[str, str]]:
+    """What is known of a target beside its figures."""
+    yield "size", f"{format_size(target['size'])} ({target['size']} bytes)"
+    for name in ("model", "serial", "firmware", "config", "conflict"):
+        if target.get(name):
+            yield name, str(target[name])
+
+
+class Octave(NamedTuple):
+    """Latencies from ``least_us`` to twice that: how many reads and writes took so long since the mount, and the most
+    that one line has.
+    """
+
+    least_us: int
+    reads: int
+    writes: int
+    most: int
+
+
+def octaves(target: Record) -> list[Octave]:
+    counts: dict[int, list[int]] = {}
+    for number, kind in enumerate(("read", "write")):
+        for bucket, count in enumerate(histogram(target, kind)):
+            if count:
+                least = 1 << max(0, lower_bound_us(bucket).bit_length() - 1)
+                counts.setdefault(least, [0, 0])[number] += count
+    most = max((count for both in counts.values() for count in both), default=0)
+    return [Octave(least, *counts[least], most) for least in sorted(counts)]  # type: ignore[call-arg]  # both, then most
+
+
+def latencies() -> Sequence[Column[Octave]]:
+    def bar(count: Callable[[Octave], int]) -> Callable[[Octave, int], Cell]:
+        return lambda octave, width: ("▇" * max(bool(count(octave)), round(count(octave) / octave.most * width)), "")
+
+    return [
+        Column("LATENCY", lambda octave, _: (f"< {format_us(2 * octave.least_us)}", ""), width=9, rank=0),
+        Column("READS", lambda octave, _: (format_count(octave.reads), READ), width=6, rank=1),
+        Column("", bar(lambda octave: octave.reads), width=10, most=50, rank=3, left=True),
+        Column("WRITES", lambda octave, _: (format_count(octave.writes), WRITE), width=6, rank=2),
+        Column("", bar(lambda octave: octave.writes), width=10, most=50, rank=4, left=True),
+    ]
+
+
+# ── shards, links, events ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def shards(live: bool) -> Sequence[Column[Trend]]:

@@ -10,7 +10,10 @@ Degraded paths come first, the state of a target counts its good paths, and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +27,7 @@ from aoefs.status.layout import BAD, MORE, QUIET, Column, Section, allot, blank_
 from aoefs.status.text import format_size, printable, sparkline
 
 ROOMY = 30  # lines: then blank lines part the sections
+_WORD = 21  # cells of the first column of words
 TITLE, KEY = "bold white on blue", "bold yellow"
 ALARM = f"{BAD} on white"
 
@@ -57,6 +61,16 @@ SORTS = {
 }
 
 
+KEYS = {
+    "n s z r w i l e": "sort by name, state, size, read, write, IOPS, latency, errors; once more turns the order round",
+    "arrows, PgUp, PgDn": "scroll; Home and End go to the first and the last target",
+    "Enter": "one target: identity, paths, latencies, its events; arrows go to the next one, Enter goes back",
+    "Space": "pause, and go on",
+    "?": "this help; arrows scroll it, any other key ends it",
+    "q, Ctrl-C": "quit",
+}
+
+
 @dataclass(slots=True)
 class View:
     """The order of the targets and the first one that is shown; keys change them."""
@@ -66,15 +80,25 @@ class View:
     offset: int = 0
     page: int = field(default=1, init=False)  # targets that the last screen had room for
     ends_mount: bool = False  # leaving the screen does so
+    paused: bool = False
+    help: bool = False
+    help_offset: int = 0
+    alone: bool = False  # only the target at the offset is shown
 
     def press(self, key: str) -> None:
         """One key, by its letter or its name (``up``, ``down``, ``page up``, ``page down``, ``home``, ``end``)."""
+        far = 1 << 30
+        steps = {"up": -1, "down": 1, "page up": -self.page, "page down": self.page, "home": -far, "end": far}
+        if self.help or key == "?":
+            self.help = not self.help or key in steps  # any other key ends the help
+            self.help_offset = max(0, self.help_offset + steps.get(key, 0)) if self.help else 0
+            return
+        self.paused ^= key == " "
+        self.alone ^= key in ("\n", "\r")
         if key.lower() in SORTS:
             self.reverse = key.lower() == self.sort and not self.reverse
             self.sort, self.offset = key.lower(), 0
             return
-        far = 1 << 30
-        steps = {"up": -1, "down": 1, "page up": -self.page, "page down": self.page, "home": -far, "end": far}
         self.offset = max(0, self.offset + steps.get(key, 0))
 
     @property
@@ -100,16 +124,26 @@ def draw(history: History, view: View, width: int, height: int | None = None, *,
     ``notice`` is something that a person must not overlook.  Keeps the view's offset within the targets.
     """
     footer = height is not None and height > 1
-    lines = [_title(history, width, notice)]
-    sections = _sections(history, view, live=height is not None)
+    lines = [_title(history, width, notice or ("paused: the space bar goes on" if view.paused else ""))]
+    trends = view.order(list(history.targets.values()))
+    view.alone = view.alone and bool(trends) and height is not None
+    if view.alone:
+        view.offset = min(view.offset, len(trends) - 1)
+    sections = [_help(width)] if view.help else _sections(history, trends, view, live=height is not None)
     targets = sections[0]
     room = 1 << 30 if height is None else height - 1 - footer
     gaps = (len(sections) - 1) * (room >= ROOMY)
     allot(sections, room - gaps)
-    view.page = max(1, targets.size - 1)
-    targets.offset = view.offset = max(0, min(view.offset, len(targets.rows) - view.page))
-    if len(targets.rows) <= targets.size:
-        targets.offset = view.offset = 0
+    if view.help:
+        view.page = max(1, targets.size - 1)
+        targets.offset = view.help_offset = max(0, min(view.help_offset, len(targets.rows) - view.page))
+    elif view.alone:
+        view.page = 1
+    else:
+        view.page = max(1, targets.size - 1)
+        targets.offset = view.offset = max(0, min(view.offset, len(targets.rows) - view.page))
+        if len(targets.rows) <= targets.size:
+            targets.offset = view.offset = 0
     for section in sections:
         if not section.size:
             continue
@@ -128,34 +162,66 @@ def draw(history: History, view: View, width: int, height: int | None = None, *,
 
 def plain(history: History) -> Iterator[tuple[list[str], list[list[str]]]]:
     """The same for a pipe: the titles and the rows of each table that is not empty."""
-    for section in _sections(history, View(), live=False):
+    for section in _sections(history, View().order(list(history.targets.values())), View(), live=False):
         if section.rows:
             cells = zip(*(column.texts(section.rows) for column in section.columns), strict=True)
             yield [column.title.lower() for column in section.columns], [list(row) for row in cells]
 
 
-def _sections(history: History, view: View, *, live: bool) -> list[Section[Any]]:
+def _sections(history: History, trends: Sequence[Trend], view: View, *, live: bool) -> list[Section[Any]]:
     """From top to bottom.  Paths in the order of their targets, the first one on the screen first."""
-    ordered = view.order(list(history.targets.values()))
-    shown_first = ordered[view.offset :] + ordered[: view.offset]
-    paths = [columns.PathRow(path, trend.record) for trend in shown_first for path in trend.record["paths"]]
+    events = history.status.get("events", ())[::-1]
+    if view.alone:
+        return list(_alone(history, trends[view.offset], events))
+    shown_first = [*trends[view.offset :], *trends[: view.offset]]
+    paths = [lane for trend in shown_first for lane in columns.lanes(history, trend)]
     paths.sort(key=lambda path: path.ok)
     shards, links = list(history.shards.values()), list(history.links.values())
-    events = history.status.get("events", ())[::-1]
+    none = "no target answers yet"
     return [
-        Section(columns.targets(live), ordered, least=6, rank=0, none="no target answers yet", offset=view.offset),
-        Section(columns.paths(), paths, least=2, rank=2),
-        Section(columns.shards(live), shards, least=2, rank=4),
+        Section(columns.targets(history, live), trends, least=6, rank=0, none=none, offset=view.offset),
+        Section(columns.paths(live), paths, least=2, rank=2),
+        Section(columns.shards(live), shards, least=0 if live else 2, rank=4),
         Section(columns.links(live), links, least=2, rank=3),
         Section(columns.events(), events, least=3, rank=1),
     ]
 
 
+def _alone(history: History, trend: Trend, events: Sequence[Mapping[str, Any]]) -> Iterator[Section[Any]]:
+    """One target: its line, its identity, its paths, how long its requests took, and what happened to it."""
+    name = re.compile(rf"\b{re.escape(trend.record['name'])}\b")
+    mine = [event for event in events if name.search(event["text"])]
+    yield Section(columns.targets(history, True), [trend], least=1, rank=0)
+    yield Section(_words("DISK"), list(columns.identity(trend.record)), least=6, rank=1)
+    yield Section(columns.paths(True), columns.lanes(history, trend), least=2, rank=2)
+    yield Section(columns.latencies(), columns.octaves(trend.record), least=6, rank=3)
+    yield Section(columns.events(), mine, least=3, rank=4)
+
+
+def _words(title: str) -> Sequence[Column[tuple[str, str]]]:
+    return [
+        Column(title, lambda row, _: (row[0], "bold"), width=_WORD, rank=0, left=True),
+        Column("", lambda row, _: (row[1], ""), width=20, most=1000, rank=1, left=True),
+    ]
+
+
+def _help(width: int) -> Section[Any]:
+    """What keys do and columns mean, in lines that fit."""
+    rows = []
+    for word, text in (*KEYS.items(), ("", ""), *columns.MEANINGS.items()):
+        first, *more = textwrap.wrap(text, max(20, width - _WORD - 1)) or [""]
+        rows += [(word, first), *(("", line) for line in more)]
+    return Section(_words("HELP"), rows, least=3, rank=0)
+
+
 def _title(history: History, width: int, notice: str) -> Text:
-    states = [trend.record["state"] for trend in history.targets.values()]
+    records = [trend.record for trend in history.targets.values()]
+    states = [record["state"] for record in records]
     down, stalled = states.count("down"), states.count("stalled")
+    degraded = sum(record["state"] != "down" and degraded_paths(record) > 0 for record in records)
     count = f"{len(states)} target{'s' * (len(states) != 1)}"
-    count += (f", {down} down" if down else "") + (f", {stalled} stalled" if stalled else "")
+    for number, word in ((down, "down"), (stalled, "stalled"), (degraded, "degraded")):
+        count += f", {number} {word}" if number else ""
     path = printable(history.status.get("mountpoint", ""))
     cells: list[Column[History]] = [
         Column("", lambda _h, _w: (" aoefs", ""), width=6, rank=0, left=True),
@@ -168,12 +234,23 @@ def _title(history: History, width: int, notice: str) -> Text:
         cells += [
             Column("", lambda _h, _w: (count, ALARM if down or stalled else ""), width=len(count), rank=1),
             Column("", lambda _h, _w: (_now("read", read), ""), width=15, rank=3),
-            Column("", lambda _h, room: (sparkline(read, room), ""), width=6, most=20, rank=5),
+            Column("", lambda _h, room: (sparkline(read, room), ""), width=6, most=20, rank=6),
             Column("", lambda _h, _w: (_now("write", written), ""), width=16, rank=4),
-            Column("", lambda _h, room: (sparkline(written, room), ""), width=6, most=20, rank=6),
-            Column("", lambda _h, _w: ("", ""), width=1, rank=7),
+            Column("", lambda _h, room: (sparkline(written, room), ""), width=6, most=20, rank=7),
+            Column("", lambda _h, _w: (_process(history), ""), width=len(_process(history)), rank=5),
+            Column("", lambda _h, _w: ("", ""), width=1, rank=8),
         ]
     return row_line(fit(cells, width), history, width, TITLE)
+
+
+def _process(history: History) -> str:
+    """How long the daemon runs, what it takes of a processor, and when that was."""
+    cpu = f"cpu {100 * history.cpu_share:3.0f} %" if history.cpu_share is not None else ""
+    minutes = int(history.status.get("uptime_seconds", 0) // 60)
+    days, hours = minutes // 1440, minutes // 60 % 24
+    uptime = f"up {days} d {hours} h" if days else f"up {hours}:{minutes % 60:02d} h"
+    clock = time.strftime("%H:%M:%S", time.localtime(history.status["time"])) if "time" in history.status else ""
+    return "  ".join(filter(None, (cpu, uptime if clock else "", clock)))
 
 
 def _now(word: str, rates: Sequence[float]) -> str:
@@ -197,8 +274,9 @@ def _footer(view: View, width: int) -> Text:
             style = KEY + " underline" if letter.isupper() else ""
             line.append(letter, f"{style} reverse" if chosen else style)
         line.append(chosen, "reverse")
-    if line.cell_len + len("  ↑↓ scroll") <= width:
-        line.append("  ↑↓", KEY)
-        line.append(" scroll")
+    for key, what in (("?", "help"), ("↑↓", "scroll"), ("Enter", "one target"), ("Space", "pause")):
+        if line.cell_len + len(f"  {key} {what}") <= width:
+            line.append(f"  {key}", KEY)
+            line.append(f" {what}")
     line.truncate(width, pad=True)
     return line

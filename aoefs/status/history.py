@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, TypeVar
 
-from aoefs.core.latency import percentile_us
+from aoefs.core.latency import lower_bound_us, percentile_us
 
 LENGTH = 120  # intervals that are kept
 
@@ -48,22 +48,34 @@ class Trend:
         grown: int = sum(self.record.get(name, 0) - self._before.get(name, 0) for name in counters)
         return grown / self._seconds
 
+    def average_queue(self, *kinds: str) -> float | None:
+        """How many requests were under way on average in the last interval: the sum of their latencies, by its time."""
+        if self._before is None:
+            return None
+        counts = enumerate(self._latencies(*kinds))
+        return sum(count * (lower_bound_us(i) + lower_bound_us(i + 1)) / 2 for i, count in counts) / self._seconds / 1e6
+
+    def _latencies(self, *kinds: str) -> Sequence[int]:
+        """The histogram of the last interval, or after the first record that since the mount."""
+        before: Record = self._before or {}
+        counts: list[int] = []
+        for kind in kinds:
+            if before.get(f"{kind}s") != self.record.get(f"{kind}s"):
+                old = [-count for count in histogram(before, kind)]
+                counts = _plus(counts, _plus(histogram(self.record, kind), old))
+        return counts
+
     def latency_us(self, share: float, *kinds: str) -> float | None:
         """The latency (microseconds) that ``share`` of the requests of the last interval did not exceed.
 
         ``kinds`` are "read", "write" or both.  After the first record: of all requests since the mount.  None if there
         were no requests.
         """
-        before: Record = self._before or {}
-        counts: list[int] = []
-        for kind in kinds:
-            if before.get(f"{kind}s") != self.record.get(f"{kind}s"):
-                old = [-count for count in _histogram(before, kind)]
-                counts = _plus(counts, _plus(_histogram(self.record, kind), old))
+        counts = self._latencies(*kinds)
         return percentile_us(counts, share) if any(counts) else None
 
 
-def _histogram(record: Record, kind: str) -> Sequence[int]:
+def histogram(record: Record, kind: str) -> Sequence[int]:
     counts: Sequence[int] = record.get(f"{kind}_latency_us", {}).get("histogram", ())
     return counts
 
@@ -89,6 +101,7 @@ class History:
         self.paths: dict[tuple[str, str, str], Trend] = {}  # by target, interface and MAC
         self.read_rates: deque[float] = deque(maxlen=LENGTH)  # of all targets
         self.write_rates: deque[float] = deque(maxlen=LENGTH)
+        self.cpu_share: float | None = None  # of one processor, in the last interval
         self._at = 0.0
 
     def add(self, status: Record, now: float) -> None:
@@ -103,6 +116,8 @@ class History:
         if seconds > 0:
             self.read_rates.append(sum(trend.per_second("read_bytes") or 0.0 for trend in self.targets.values()))
             self.write_rates.append(sum(trend.per_second("write_bytes") or 0.0 for trend in self.targets.values()))
+            if "cpu_seconds" in status and "cpu_seconds" in self.status:
+                self.cpu_share = (status["cpu_seconds"] - self.status["cpu_seconds"]) / seconds
         self.status, self._at = status, now
 
 

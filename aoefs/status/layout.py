@@ -96,7 +96,8 @@ def _sized(text: str, width: int, *, left: bool) -> str:
 class Section(Generic[Row]):
     """A heading and its rows.
 
-    ``least`` rows are shown before other sections get more than theirs, in the order of ``rank``.
+    ``least`` rows are shown before other sections get more than theirs, in the order of ``rank``.  One of which the
+    least is 0 is shown whole, if there is room when those above it have all their rows.
     """
 
     columns: Sequence[Column[Row]]
@@ -146,3 +147,6 @@ def allot(sections: Sequence[Section[Any]], room: int) -> None:
             more = min(section.wanted - section.size, room)
             section.size += more
             room -= more
+        elif not section.least and 0 < section.wanted < room:
+            section.size = section.wanted
+            room -= section.size + 1

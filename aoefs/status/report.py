@@ -7,6 +7,7 @@ renamed.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -122,12 +123,16 @@ class StatusText:
         self._statistics = statistics
         self._events = events
         self._mount: dict[str, Any] = {"mountpoint": mountpoint, "pid": pid, "version": version}
+        self._began = time.time()
         self._targets = PerTarget(lambda target: json.dumps(target_report(target)))
         self.read = Sparing(self._make, clock)
 
     def _make(self) -> bytes:
         statistics = self._statistics()
-        text = json.dumps(status_report(replace(statistics, targets=()), self._events(), **self._mount))
+        now = time.time()
+        process = {"time": now, "uptime_seconds": now - self._began, "cpu_seconds": time.process_time()}
+        report = status_report(replace(statistics, targets=()), self._events(), **self._mount)
+        text = json.dumps({**report, **process})
         targets = ", ".join(self._targets.of(statistics.targets))
         # In JSON a quotation mark within a string has a backslash, so this is found nowhere else.
         return text.replace('"targets": []', f'"targets": [{targets}]', 1).encode() + b"\n"

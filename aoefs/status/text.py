@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇"  # not the full block: rows would fuse
 
 
 def printable(value: object) -> str:
@@ -77,9 +77,9 @@ def format_us(microseconds: float | None) -> str:
     return f"{three_digits(value)}{unit}"
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The last ``width`` values as bars.  The largest is full; zero, and nothing else, is the lowest."""
+def sparkline(values: Sequence[float], width: int, top: float = 0.0) -> str:
+    """The last ``width`` values as bars.  ``top`` or the largest is full; zero, and nothing else, is the lowest."""
     shown = list(values)[-width:] if width > 0 else []
-    top = max(shown, default=0.0)
+    top = max(shown, default=top) if top == 0 else max(top, *shown, 0.0)
     bars = (BARS[max(1, round(value / top * (len(BARS) - 1)))] if value > 0 else BARS[0] for value in shown)
     return "".join(bars).rjust(width)

@@ -72,7 +72,7 @@ def test_the_console_fills_any_screen_and_follows_its_size(aoefs: Open, mount: M
                     len(shown) == lines
                     and shown[0].startswith(" aoefs ")
                     and shown[1].startswith("TARGET▲")
-                    and ("FLIGHT" in shown[1]) == (columns > 100)
+                    and ("RTT" in shown[1]) == (columns > 100)
                     and shown[-1].startswith(f" {FOOTER}"[:columns].rstrip())
                     and [line.partition(" ")[0] for line in shown[2:5]] == ["e0.0", "e0.1", "e0.2"]
                 )
@@ -84,7 +84,7 @@ def test_what_is_read_shows_as_a_rate_and_in_the_graph(aoefs: Open, mount: Mount
     with aoefs("status", mount.path) as screen:
         screen.wait_for("▁")  # it has read the status twice
         read(mount, "e0.2")
-        screen.wait_until(lambda: any("█" in line for line in screen.lines() if line.startswith("e0.2")), "a full bar")
+        screen.wait_until(lambda: any("▇" in line for line in screen.lines() if line.startswith("e0.2")), "a full bar")
         screen.press("r")
         screen.wait_for("READ/s▼")
 
@@ -123,6 +123,42 @@ def test_arrows_scroll_a_list_that_is_too_long(aoefs: Open, mount: Mount) -> Non
         screen.press("PageUp")
         screen.press("Up")
         screen.wait_until(lambda: first_target(screen) == "e0.0", "the beginning of the list")
+
+
+def test_forty_targets_at_three_sizes_with_help_pause_and_one_target_alone(tmp_path: Path) -> None:
+    with Lab(mtu=9000) as lab:
+        images = [lab.image(f"disk{slot}", MIB, seed=None) for slot in range(40)]
+        lab.target(*(f"1.{slot}={image}" for slot, image in enumerate(images)))
+        mount = lab.mount()
+        with terminal(tmp_path, lab.command(INITIATOR, [AOEFS, "status", mount.path])) as screen:
+            screen.wait_for("40 targets")
+            for columns, lines in ((80, 24), (120, 40), (200, 50)):
+                screen.resize(columns, lines)
+
+                def is_drawn(lines: int = lines, columns: int = columns) -> bool:
+                    shown = screen.lines()
+                    process = re.search(r"\bcpu +\d+ %  up 0:\d\d h  \d\d:\d\d:\d\d", shown[0])
+                    return len(shown) == lines and "? help" in shown[-1] and (process is not None or columns == 80)
+
+                screen.wait_until(is_drawn, f"a screen of {columns} by {lines}")
+                shown = screen.lines()
+                assert [line.partition(" ")[0] for line in shown[2:5]] == ["e1.0", "e1.1", "e1.2"]
+                assert any(re.match(r"… and \d+ more", line) for line in shown)
+                screen.press("?")
+                screen.wait_for("Enter                 one target: identity")
+                screen.press("?")
+                screen.wait_for("TARGET▲")
+            screen.press("Space")
+            screen.wait_for("paused: the space bar goes on")
+            screen.press("Space")
+            screen.press("Enter")
+            lines = screen.wait_for("aoefs software target")
+            assert any(line.startswith("serial  ") for line in lines)
+            screen.press("Down")
+            screen.wait_until(lambda: first_target(screen) == "e1.1", "the next target")
+            screen.press("q")
+            assert screen.exit_code() == 0
+        mount.umount()
 
 
 # ── its end ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -272,7 +308,7 @@ def test_the_log_is_among_the_events_and_not_on_the_screen(tmp_path: Path) -> No
             lines = screen.wait_for("error   e0.0: read failed")
             assert lines[0].startswith(" aoefs ")
             assert not [line for line in lines if line.startswith("aoefs: ")]
-            screen.wait_until(lambda: any(line.startswith("e0.0    down") for line in screen.lines()), "it is down")
+            screen.wait_until(lambda: any(line.startswith("e0.0     down") for line in screen.lines()), "it is down")
             screen.press("q")
             assert screen.exit_code() == 0
 

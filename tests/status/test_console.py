@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from aoefs.status.console import SORTS, View, draw, plain
+from aoefs.status import columns
+from aoefs.status.columns import MEANINGS
+from aoefs.status.console import KEYS, SORTS, View, draw, plain
 from aoefs.status.history import History
 from tests.status.records import statuses
 
@@ -74,31 +77,31 @@ def rows(lines: Sequence[str], heading: str) -> list[list[str]]:
 
 def test_at_80_columns_the_whole_mount_is_shown() -> None:
     lines = drawn(history_of(), 80, 24)
-    assert lines[0].split()[:6] == ["aoefs", "/mnt/aoe", "4", "targets,", "1", "down"]
-    assert lines[1].split() == words("TARGET▲ STATE SIZE READ/s WRITE/s IOPS p50 p99 ERR")
+    assert lines[0].split()[:8] == ["aoefs", "/mnt/aoe", "4", "targets,", "1", "down,", "1", "degraded"]
+    assert lines[1].split() == words("TARGET▲ STATE READ/s WRITE/s IOPS p50 p99 AVGQ ERR")
     targets = {row[0]: row for row in rows(lines, "TARGET")}
-    assert targets["e0.0"][1:6] == ["up", "256", "KiB", "640", "KiB"]  # 10 reads of 64 KiB in the last second
-    assert targets["e0.0"][6] == "▅▅▆▇▇█"  # 5 to 10 reads a second
+    assert targets["e0.0"][1:4] == ["up", "640", "KiB"]  # 10 reads of 64 KiB in the last second
+    assert targets["e0.0"][4] == "▃▄▅▅▆▆▇"  # 4 to 10 reads a second
     assert targets["e0.1"][1:3] == ["up", "1/2"]
     assert targets["e0.2"][1] == "down"
     assert targets["e0.2"][-1] == str(record_of("e0.2")["errors"]) != "0"
     assert [row[:2] for row in rows(lines, "SHARD")] == [["0", "active"], ["1", "active"]]
     assert [row[:2] for row in rows(lines, "LINK")] == [["seg0", "up"], ["seg1", "up"]]
     assert "e0.2 is down: not one answer for 3 s" in " ".join(rows(lines, "EVENT")[0])
-    assert lines[-1] == " q quits  sort by Name▲ State siZe Read Write Iops Latency Errors  ↑↓ scroll"
+    assert lines[-1] == " q quits  sort by Name▲ State siZe Read Write Iops Latency Errors  ? help"
 
 
 def test_at_200_columns_nothing_is_left_out() -> None:
     lines = drawn(history_of(), 200, 50)
     assert lines[1].split() == (
-        words("TARGET▲ STATE SIZE MODEL SERIAL READ/s WRITE/s IOPS p50 p99 r-p99 w-p99 FLIGHT QUEUE RTT RESENT ERR")
+        words("TARGET▲ STATE SIZE MODEL SERIAL READ/s WRITE/s IOPS p50 p99 r-p99 w-p99 AVGQ QUEUE RTT RESENT ERR")
     )
     target = next(row for row in rows(lines, "TARGET") if row[0] == "e0.1")
     assert target[-2:] == [str(record_of("e0.1")["retransmits"]), "0"]
     assert target[-2] != "0"
     paths = {(row[0], row[2]): row for row in rows(lines, "PATH")}
     assert [paths["e0.1", link][1] for link in ("seg0", "seg1")] == ["ok", "silent"]
-    assert paths["e0.0", "seg0"][1:5] == ["ok", "seg0", "02:aa:00:00:00:00", "1024"]
+    assert paths["e0.0", "seg0"][1:8] == ["ok", "seg0", "02:aa:00:00:00:00", "640", "KiB/s", "0", "1024"]
 
 
 def test_a_path_in_trouble_comes_first_however_little_room_there_is() -> None:
@@ -184,7 +187,7 @@ def test_figures_stay_in_their_place_whatever_they_are() -> None:
     assert len(first) == len(last) == 80
 
 
-@pytest.mark.parametrize(("height", "seen"), [(6, 2), (12, 5), (24, 8), (44, 24)])
+@pytest.mark.parametrize(("height", "seen"), [(6, 2), (12, 5), (24, 11), (44, 27)])
 def test_more_targets_than_lines_are_counted(height: int, seen: int) -> None:
     lines = drawn(many(36), 80, height)
     assert len([row for row in rows(lines, "TARGET") if row[0] != "…"]) == seen
@@ -261,6 +264,82 @@ def test_a_list_that_fits_does_not_scroll() -> None:
     assert names(history, view) == ["e0.0", "e0.1", "e0.2", "e5.14"]
 
 
+def test_graphs_have_one_scale_for_their_column_and_rows_do_not_fuse() -> None:
+    lines = drawn(many(40), 120, 40)
+    reads = {row[0]: row[6] for row in rows(lines, "TARGET") if row[0] in ("e0.0", "e0.4", "e0.8")}
+    assert max(reads["e0.0"]) <= max(reads["e0.4"]) <= max(reads["e0.8"]) < "▇"  # e1.4 and others read more
+    assert "█" not in "".join(lines)
+
+
+def test_the_space_bar_pauses_and_the_title_says_so() -> None:
+    view = View()
+    view.press(" ")
+    assert view.paused
+    assert "paused: the space bar goes on" in drawn(history_of(), 120, 40, view)[0]
+    view.press(" ")
+    assert not view.paused
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
+def test_the_help_explains_every_column_and_key_at_any_size(width: int, height: int) -> None:
+    view, seen = View(), set[str]()
+    view.press("?")
+    for _ in range(10):
+        lines = drawn(history_of(), width, height, view)
+        assert len(lines) == height
+        seen.update(line[:21].strip() for line in lines[2:])
+        assert not [line for line in lines[2:-1] if line.endswith("…")]
+        view.press("page down")
+    assert {*KEYS, *MEANINGS} <= seen
+    view.press("x")
+    assert drawn(history_of(), width, height, view)[1].startswith("TARGET")
+
+
+def test_every_column_of_every_table_has_its_meaning() -> None:
+    history, live = history_of(), [True, False]
+    tables = [columns.intervals(), *(table for each in live for table in (columns.targets(history, each),))]
+    tables += [table for each in live for table in (columns.paths(each), columns.shards(each), columns.links(each))]
+    known = {word.removesuffix("/s") for key in MEANINGS for word in key.split(", ")}
+    known |= {"DONE", "COMPLETED", "BATCHES", "LONGEST", "MAC", "MTU", "READ", "WRITE", ""}
+    titles = {
+        column.title.removesuffix("/s").removeprefix("r-").removeprefix("w-") for table in tables for column in table
+    }
+    assert titles <= known
+
+
+def test_enter_shows_one_target_and_arrows_go_to_the_next() -> None:
+    history, view = history_of(), View()
+    view.press("\n")
+    lines = drawn(history, 120, 40, view)
+    assert [row[0] for row in rows(lines, "TARGET") if row and row[0].startswith("e")] == ["e0.0"]
+    text = "\n".join(lines)
+    assert re.search(r"^serial +serial e0\.0$", text, re.MULTILINE)
+    assert re.search(r"^ *LATENCY +READS +WRITES$", text, re.MULTILINE)
+    assert re.search(r"^ *< 1\.02ms +55 ▇+ +0$", text, re.MULTILINE)
+    assert "EVENT" not in text  # none is about it
+    view.press("down")
+    view.press("down")
+    text = "\n".join(drawn(history, 120, 40, view))
+    assert re.search(r"^e0\.2 +down", text, re.MULTILINE)
+    assert "e0.2 is down: not one answer for 3 s" in text
+    view.press("\n")
+    assert names(history, view, 40) == ["e0.0", "e0.1", "e0.2", "e5.14"]
+
+
+def test_the_title_has_the_use_of_the_processor_uptime_and_the_clock() -> None:
+    snapshots = [
+        {**status, "time": 1.7e9 + number, "uptime_seconds": 3 * 86400.0 + 7300 + number, "cpu_seconds": number * 0.25}
+        for number, status in enumerate(statuses())
+    ]
+    title = drawn(history_of(snapshots), 120, 40)[0]
+    assert re.search(r"cpu  25 %  up 3 d 2 h  \d\d:\d\d:\d\d", title)
+
+
+def test_shards_are_shown_only_where_nothing_else_needs_the_room() -> None:
+    assert [line for line in drawn(history_of(), 80, 24) if line.startswith("SHARD")]
+    assert not [line for line in drawn(many(40), 120, 40) if line.startswith("SHARD")]
+
+
 # ── a single printout ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -280,4 +359,4 @@ def test_plain_tables_have_every_column_and_no_graph() -> None:
     assert first["serial"] == "serial e0.0"
     assert first["read"] == "3.44 MiB"
     assert "iops" not in first
-    assert not set("".join(map("".join, cells))) & set("▁▂▃▄▅▆▇█")
+    assert not set("".join(map("".join, cells))) & set("▁▂▃▄▅▆▇")

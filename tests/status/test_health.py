@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aoefs.status.columns import intervals, lanes
+from aoefs.status.columns import Lane, intervals, lanes
 from aoefs.status.health import Health, health
 from aoefs.status.history import History
 from tests.status.records import statuses
@@ -45,7 +45,7 @@ def test_an_interval_has_the_rates_of_each_target_and_of_its_paths_below_it() ->
     history = History()
     for number, status in enumerate(statuses()):
         history.add(status, float(number))
-    rows = list(lanes(history))
+    rows = [lane for target in history.targets.values() for lane in (Lane(target), *lanes(history, target))]
     names = [row.record.get("name", row.record.get("interface")) for row in rows]
     assert names[:3] == ["e0.0", "seg0", "e0.1"]
     cells = [{column.title: column.cell(row, column.width)[0].strip() for column in intervals()} for row in rows]

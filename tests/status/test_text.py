@@ -91,7 +91,8 @@ def test_figures_are_never_wider_than_their_columns(number: float) -> None:
 
 
 def test_a_graph_is_full_at_its_top_and_low_at_nothing() -> None:
-    assert sparkline([0, 1, 50, 100], 6) == "  ▁▂▅█"
+    assert sparkline([0, 1, 50, 100], 6) == "  ▁▂▄▇"
+    assert sparkline([0, 1, 50, 100], 6, 200.0) == "  ▁▂▃▄"
     assert sparkline([0, 0], 2) == "▁▁"
     assert sparkline([5, 0, 0], 2) == "▁▁"
     assert sparkline([1], 0) == ""

@@ -142,7 +142,7 @@ def _print_intervals(path: str, interval: float) -> None:
     """A table per interval, of fixed columns, so that figures stay below each other."""
     from rich.console import Console
 
-    from aoefs.status.columns import intervals, lanes
+    from aoefs.status.columns import Lane, intervals, lanes
     from aoefs.status.history import History
     from aoefs.status.layout import Section
 
@@ -152,7 +152,7 @@ def _print_intervals(path: str, interval: float) -> None:
     def show(status: Mapping[str, Any]) -> None:
         is_first = not history.status
         history.add(status, time.monotonic())
-        rows = list(lanes(history))
+        rows = [lane for target in history.targets.values() for lane in (Lane(target), *lanes(history, target))]
         if not is_first:
             section = Section(intervals(), rows, least=0, rank=0, none="no target answers yet", size=len(rows) or 1)
             for line in section.lines(console.width, {}):
@@ -289,7 +289,8 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
                     raise UserError(_why(path, reading.status))
                 if history.status and history.status["pid"] != reading.status["pid"]:
                     raise UserError(f"{path} is not mounted any more: another mount is there now")
-                history.add(reading.status, reading.taken_at)
+                if not view.paused:
+                    history.add(reading.status, reading.taken_at)
             notice = reader.notice(time.monotonic())
             if words or reading or notice:
                 screen.update(draw(history, view, *console.size, notice=notice), refresh=True)
