@@ -1,7 +1,8 @@
 """The man pages: the texts of ``cli/data/*.in`` with the options of the parsers, which ``--help`` shows too.
 
 A page is written in the macros of man(7).  ``@OPTIONS@`` stands for the options of the mount, ``@OPTIONS target@`` for
-those of a command, ``@COMMANDS@`` for all commands with their options, ``@VERSION@`` for the version.
+those of a command, ``@COMMANDS@`` for all commands with their options, ``@VERSION@`` for the version, ``@KEYS@`` and
+``@COLUMNS@`` for those of the console.
 
 Rejected: argparse-manpage (made for one parser with subcommands; ``aoefs MOUNTPOINT`` has none), and pages in the wheel
 (pip puts them where man does not look).
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import re
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 
 from aoefs import __version__
 
@@ -36,9 +38,32 @@ def page(name: str, parsers: Mapping[str | None, argparse.ArgumentParser]) -> st
         kind, command = line[1], line[2]
         if kind == "VERSION":
             return f'"aoefs {__version__}"'
+        if kind in ("KEYS", "COLUMNS"):
+            from aoefs.status import columns, console
+
+            return "\n".join(_meanings(console.KEYS if kind == "KEYS" else columns.MEANINGS))
         return "\n".join(_options(parsers[command or None]) if kind == "OPTIONS" else _commands(parsers))
 
-    return re.sub(r"@([A-Z]+)(?: (\w+))?@", fill, data(f"{name}.in"))
+    filled = re.sub(r"@([A-Z]+)(?: (\w+))?@", fill, data(f"{name}.in"))
+    return "\n".join(_wrapped(filled.splitlines())) + "\n"
+
+
+def _wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of text, of at most 80 bytes, as man pages have them."""
+    as_they_are = False
+    for line in lines:
+        if line.startswith((".nf", ".TS", ".fi", ".TE")):
+            as_they_are = line.startswith((".nf", ".TS"))
+        if as_they_are or line.startswith((".", "'")):
+            yield line
+        else:
+            for piece in textwrap.wrap(line, 80, break_long_words=False, break_on_hyphens=False):
+                yield re.sub(r"^(?=[.'])", r"\\&", piece)
+
+
+def _meanings(texts: Mapping[str, str]) -> Iterator[str]:
+    for word, text in texts.items():
+        yield f".TP\n\\fB{escape(word)}\\fR\n{escape(text)}"
 
 
 def _commands(parsers: Mapping[str | None, argparse.ArgumentParser]) -> Iterator[str]:
