@@ -1,17 +1,19 @@
 """The tree of the mount: which name is which inode, and what stat(2) says of it.
 
-Owns the inode numbers: of the root, of ``.aoefs`` and its control files, of the files of each disk (``fuse.nodes``) and
-of its directory below ``.aoefs``.
+Owns the inode numbers: of the root, of ``.aoefs`` and its control files, of the files of each disk (``fuse.nodes``), of
+its directory below ``.aoefs``, and of the links in ``by-serial``: SERIAL to the disk, SERIAL-part1 to its partition 1.
 
 What always holds: an inode number stands for one disk (one ``core.target.Target``), one partition at one place of it,
-or one control file, and is never used again.  Another disk under the same name gets a new number.  mtime never moves:
-the kernel would drop its cache at every look.
+one control file, or one link, and is never used again.  Another disk under the same name gets a new number.  mtime
+never moves: the kernel would drop its cache at every look.  A serial that two disks claim has no link, or a clone could
+take the place of a disk that is mounted by its serial.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Mapping
@@ -31,7 +33,8 @@ CACHE_SECONDS = 3600.0  # how long the kernel may keep attributes, and names of 
 ROOT = pyfuse3.ROOT_INODE
 CONTROL = ROOT + 1
 _FIRST_DISK = 16  # below are the control files of the mount itself
-_CONTROL_NAME = b".aoefs"
+BY_SERIAL = _FIRST_DISK - 1
+_CONTROL_NAME, _BY_SERIAL_NAME = b".aoefs", b"by-serial"
 
 
 @dataclass(slots=True)
@@ -44,6 +47,12 @@ class ControlNode:
     children: dict[bytes, ControlNode] = field(default_factory=dict)
 
 
+def _serial_name(disk: Disk) -> str:
+    """The serial number as udev writes it in a name: blanks and what is special as ``_``."""
+    name = re.sub(r"[^A-Za-z0-9#+.:=@_-]", "_", "_".join(disk.target.identity.serial.split()))
+    return "" if name in (".", "..") else name
+
+
 class Tree:
     """``disks`` are the present ones by address.  Of the options: ``umask`` is taken from 0666 (files) and 0777
     (directories); control files are never writable for others than their owner.
@@ -52,6 +61,7 @@ class Tree:
     def __init__(self, disks: Mapping[Address, Disk], control: Control, options: MountOptions) -> None:
         self.nodes: dict[int, Node] = {}  # by inode number
         self.control_nodes: dict[int, ControlNode] = {}
+        self.links: dict[int, Node] = {}  # by the inode number of the link
         self._disks = disks
         self._control = control
         self._owner = (options.uid, options.gid)
@@ -60,6 +70,7 @@ class Tree:
         self._mounted_ns = time.time_ns()
         self._of_disk: dict[Disk, DiskNodes] = {}
         self._directories: dict[Disk, ControlNode] = {}
+        self._link_to: dict[Node, int] = {}
         self._next_inode = CONTROL
         self._control_root = self._make_directory(_CONTROL_NAME.decode(), control.files)
         self._next_inode = _FIRST_DISK
@@ -115,6 +126,7 @@ class Tree:
         """Forget a node that is gone, unless it is still open."""
         if node.gone and not node.opened:
             self.nodes.pop(node.inode, None)
+            self.links.pop(self._link_to.pop(node, 0), None)
 
     # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,9 +145,15 @@ class Tree:
         if name == b".":
             return directory
         if name == b"..":
-            return CONTROL if directory > CONTROL else ROOT
+            return CONTROL if directory > CONTROL and directory != BY_SERIAL else ROOT
         if directory == ROOT:
-            return CONTROL if name == _CONTROL_NAME else self._find_disk_file(name)
+            fixed = {_CONTROL_NAME: CONTROL, _BY_SERIAL_NAME: BY_SERIAL}.get(name)
+            return self._find_disk_file(name) if fixed is None else fixed
+        if directory == BY_SERIAL:
+            node = self._by_serial().get(name)
+            if node is None:
+                raise FUSEError(errno.ENOENT)
+            return self._link(node)
         parent = self.control_nodes.get(directory)
         child = parent.children.get(name) if parent is not None else None
         if child is not None:
@@ -152,18 +170,47 @@ class Tree:
                 return node.inode
         raise FUSEError(errno.ENOENT)
 
+    def _by_serial(self) -> dict[bytes, Node]:
+        """The links in ``by-serial``, each with what it leads to."""
+        disks: dict[str, list[Disk]] = {}
+        for disk in self._disks.values():
+            disks.setdefault(_serial_name(disk), []).append(disk)
+        found: dict[bytes, list[Node]] = {}
+        for serial, claimants in disks.items():
+            for node in self.nodes_of(claimants[0]) if serial and len(claimants) == 1 else ():
+                part = f"-part{node.partition.number}" if node.partition else ""
+                found.setdefault(f"{serial}{part}".encode(), []).append(node)
+        return {name: nodes[0] for name, nodes in found.items() if len(nodes) == 1}
+
+    def _link(self, node: Node) -> int:
+        """The inode of the link to a node."""
+        if node not in self._link_to:
+            self._link_to[node] = inode = self._new_inode()
+            self.links[inode] = node
+        return self._link_to[node]
+
     def entries(self, directory: int) -> list[tuple[int, bytes]]:
         """(inode, name) of everything in a directory, by inode."""
         disks = self._disks.values() if directory in (ROOT, CONTROL) else ()
         if directory == ROOT:
             nodes = [node for disk in disks for node in self.nodes_of(disk)]
-            entries = [(CONTROL, _CONTROL_NAME), *((node.inode, node.name) for node in nodes)]
+            fixed = [(CONTROL, _CONTROL_NAME), (BY_SERIAL, _BY_SERIAL_NAME)]
+            entries = [*fixed, *((node.inode, node.name) for node in nodes)]
+        elif directory == BY_SERIAL:
+            entries = [(self._link(node), name) for name, node in self._by_serial().items()]
         else:
             parent = self.control_nodes.get(directory)
             entries = [(node.inode, name) for name, node in parent.children.items()] if parent else []
             whole = [self.nodes_of(disk).whole for disk in disks]
             entries += [(self._directories[node.disk].inode, node.name) for node in whole]
         return sorted(entries)
+
+    def leads_to(self, link: int) -> bytes:
+        """Where a link leads; ESTALE for one that is no more."""
+        node = self.links.get(link)
+        if node is None:
+            raise FUSEError(errno.ESTALE)
+        return b"../" + node.name
 
     # ── attributes ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -180,11 +227,15 @@ class Tree:
             mode = (0o444 if control.file.read else 0) | (0o200 if control.file.write and not self._read_only else 0)
             entry.st_mode = stat.S_IFREG | mode & ~self._umask
             entry.attr_timeout = 0
-        elif inode == ROOT or control is not None:
+        elif inode in self.links:
+            entry.st_mode = stat.S_IFLNK | 0o777
+            entry.st_size = len(self.leads_to(inode))
+            entry.entry_timeout = 0  # another disk may claim the serial
+        elif inode in (ROOT, BY_SERIAL) or control is not None:
             entry.st_mode = stat.S_IFDIR | 0o777 & ~self._umask & ~0o222
             if not self._read_only:
                 entry.st_mode |= 0o200 & ~self._umask
-            entry.st_nlink = {ROOT: 3, CONTROL: 2 + len(self._disks)}.get(inode, 2)
+            entry.st_nlink = {ROOT: 4, CONTROL: 2 + len(self._disks)}.get(inode, 2)
             if inode >= _FIRST_DISK:
                 entry.entry_timeout = 0
         else:

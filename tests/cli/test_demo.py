@@ -79,7 +79,12 @@ def test_a_kept_demo_is_there_for_its_user_until_ctrl_c(tmp_path: Path) -> None:
     with demo(tmp_path, point, "--keep") as process:
         wait_until(lambda: process.poll() is not None or "until Ctrl-C" in process.output, 60, "the tour is over")
         assert process.poll() is None, process.output
-        assert sorted(path.name for path in point.iterdir()) == [".aoefs", "e0.0", "e7.1"]  # seen from out here
+        assert sorted(path.name for path in point.iterdir()) == [
+            ".aoefs",
+            "by-serial",
+            "e0.0",
+            "e7.1",
+        ]  # seen from out here
         with (point / "e7.1").open("rb") as user:
             process.send_signal(signal.SIGINT)
             wait_until(lambda: "is in use by" in process.output, what="the demo waits for the user of the mount")

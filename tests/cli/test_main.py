@@ -179,7 +179,7 @@ def test_a_source_that_is_named_like_a_command_is_an_interface(name: str, source
         answer = lab.run(INITIATOR, [helper, source, point, "-o", "rw"], check=False)
         assert (answer.returncode, answer.stderr) == (0, "")
         try:
-            assert lab.run(INITIATOR, ["ls", point]).stdout == "e0.1\n"
+            assert lab.run(INITIATOR, ["ls", point]).stdout == "by-serial\ne0.1\n"
         finally:
             lab.aoefs("umount", point)
 

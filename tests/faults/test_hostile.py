@@ -111,7 +111,7 @@ def test_a_flood_of_lies_makes_no_file_and_changes_nothing_and_io_goes_on(
             raw.send(lies[index % 1000] if index % 2 else lie())
         worker.wait_for_steps(20)
         assert resident(mount) - memory < 24 * MEGABYTE
-    assert sorted(os.listdir(mount.here)) == [".aoefs", "e0.0"]
+    assert sorted(os.listdir(mount.here)) == [".aoefs", "by-serial", "e0.0"]
     after = mount.target()
     assert after["errors"] == 0
     for field in ("state", "size", "serial", "model", "config"):
@@ -150,11 +150,11 @@ def test_no_more_targets_become_files_than_are_allowed(lab: Lab, wire: Wire) -> 
     disk = lab.image("disk", SIZE)
     lab.target("--read-only", *(f"0.{slot}={disk}" for slot in range(8)))
     mount = lab.mount(foreground=True, max_targets=3)
-    wait_until(lambda: len(os.listdir(mount.here)) == 4)
+    wait_until(lambda: len(os.listdir(mount.here)) == 5)
     wait_until(lambda: "3 targets are the most" in log_of(mount))
     seen = mount.status()["links"][0]["rx_frames"]
     wait_until(lambda: mount.status()["links"][0]["rx_frames"] > seen + 16, what="all were queried again")
-    assert len(os.listdir(mount.here)) == 4
+    assert len(os.listdir(mount.here)) == 5
     lines = [line for line in log_of(mount).splitlines() if "targets are the most" in line]
     assert len(lines) == len(set(lines)) == 5
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Sequence
+import re
+import stat
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +19,7 @@ from aoefs.engine.roster import PERSISTENCE
 from aoefs.engine.settings import Settings
 from aoefs.fuse.kernel import Notice
 from aoefs.fuse.operations import TABLE_SECONDS
-from aoefs.fuse.tree import ROOT
+from aoefs.fuse.tree import BY_SERIAL, ROOT
 from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import AoeCommand
 from tests.fuse.mounted import CONTEXT, Listing, Mounted, fails, mounted
@@ -49,7 +51,7 @@ async def names(mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     listing = Listing(monkeypatch)
     while await listing.read(mount, ROOT, 2):
         pass
-    return listing.names[1:]
+    return listing.names[2:]
 
 
 # ── names and bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -349,3 +351,54 @@ async def test_partitions_go_with_their_disk(autojump_clock: MockClock, announce
         await mount.operations.read_table(disk)
         await mount.operations.read_table(new)
         assert await mount.inode("e0.0p1") > inodes[2]
+
+
+# ── by-serial ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def links(mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What is in by-serial, and where it leads."""
+    listing = Listing(monkeypatch)
+    await listing.read(mount, BY_SERIAL, 100)
+    found = {}
+    for name, inode in listing.entries:
+        entry = await mount.lookup(name, BY_SERIAL)
+        assert (entry.st_ino, entry.st_mode) == (inode, stat.S_IFLNK | 0o777)
+        leads_to = await mount.operations.readlink(inode, CONTEXT)
+        assert entry.st_size == len(leads_to)
+        found[name] = leads_to.decode()
+    return found
+
+
+async def test_a_disk_and_its_partitions_have_a_link_by_serial_as_udev_writes_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with partitioned() as (mount, target, disk):
+        assert await mount.inode("by-serial") == BY_SERIAL
+        assert await mount.inode("..", BY_SERIAL) == ROOT
+        mount.scene.add_target(1, 2, serial=" WD/1  é;2 ")
+        await mount.scene.disk(1, 2)
+        first = {"serial_e0.0": "../e0.0", "serial_e0.0-part1": "../e0.0p1", "serial_e0.0-part2": "../e0.0p2"}
+        other = {name: leads_to for name, leads_to in (await links(mount, monkeypatch)).items() if name not in first}
+        assert list(other.values()) == ["../e1.2"]
+        assert re.fullmatch(r"WD_1_[_]+2", next(iter(other)))
+        inode = await mount.inode("serial_e0.0-part2", BY_SERIAL)
+        write_table(target, TWO[:1])
+        await mount.operations.read_table(disk)
+        with fails(errno.ENOENT):
+            await mount.inode("serial_e0.0-part2", BY_SERIAL)
+        with fails(errno.ESTALE):
+            await mount.operations.readlink(inode, CONTEXT)
+        with fails(errno.ENOENT):
+            await mount.inode("e0.0", BY_SERIAL)
+
+
+async def test_a_serial_that_two_disks_claim_has_no_link_and_an_event_says_so(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, announce: Callable[[str], None]
+) -> None:
+    announce("^e0.0, e5.5 have the same serial serial e0.0: by-serial leads to none of them$")
+    async with partitioned() as (mount, _, _):
+        assert len(await links(mount, monkeypatch)) == 3
+        mount.scene.add_target(5, 5, serial="serial e0.0")
+        await mount.scene.disk(5, 5)
+        assert await links(mount, monkeypatch) == {}

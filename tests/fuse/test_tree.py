@@ -114,7 +114,7 @@ async def test_a_directory_is_listed_in_pieces(
         listing = Listing(monkeypatch)
         while await listing.read(mount, handle, room):
             pass
-        assert sorted(listing.names) == [".aoefs", *(f"e0.{slot}" for slot in range(7))]
+        assert sorted(listing.names) == [".aoefs", "by-serial", *(f"e0.{slot}" for slot in range(7))]
         for name, inode in listing.entries:
             assert await mount.inode(name) == inode
 
@@ -135,7 +135,7 @@ async def test_a_target_that_appears_during_a_listing_fits_in_and_none_is_listed
             await listing.read(mount, ROOT, 1)
         while await listing.read(mount, ROOT, 1):
             pass
-        assert sorted(listing.names) == [".aoefs", "e0.0", "e0.3", "e0.4", "e0.5", "e0.7", "e0.9"]
+        assert sorted(listing.names) == [".aoefs", "by-serial", "e0.0", "e0.3", "e0.4", "e0.5", "e0.7", "e0.9"]
 
 
 async def test_the_control_directory_has_a_directory_for_each_target(

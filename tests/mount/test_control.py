@@ -105,7 +105,7 @@ def test_flush_forgets_a_target_that_is_down_but_not_one_in_use(lab: Lab) -> Non
         order(mount, "flush", "all\n")
         assert (mount.here / "e0.0").exists(), "it is open"
     wait_until(lambda: _is_flushed(mount), what="the close has reached the mount")
-    assert sorted(os.listdir(mount.here)) == [".aoefs", "e0.1"]
+    assert sorted(os.listdir(mount.here)) == [".aoefs", "by-serial", "e0.1"]
     assert "e0.0" not in os.listdir(mount.here / ".aoefs")
     fails_with(errno.EINVAL, lambda: order(mount, "flush", "e0.0\n"))
     fails_with(errno.EBUSY, lambda: order(mount, "flush", "e0.1\n"))

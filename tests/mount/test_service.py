@@ -7,6 +7,7 @@ places and nothing of it is left.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -76,7 +77,7 @@ def mounted(lab: Lab, point: Path) -> str:
 )
 def test_mount_mounts_and_umount_unmounts(host: Lab, point: Path, words: list[str]) -> None:
     host.run(INITIATOR, ["mount", *words, "aoe0", point])
-    assert sorted(os.listdir(here(host, point))) == [".aoefs", "e0.0", "e7.1"]
+    assert sorted(os.listdir(here(host, point))) == [".aoefs", "by-serial", "e0.0", "e7.1"]
     assert mounted(host, point).startswith("aoe0 ")
     host.run(INITIATOR, ["umount", point])
     assert not mounted(host, point)
@@ -90,6 +91,23 @@ def test_a_line_of_fstab_is_enough(host: Lab, point: Path, kind: str) -> None:
     assert " fuse.aoefs ro," in mounted(host, point)
     fails_with(30, lambda: os.open(here(host, point) / "e0.0", os.O_RDWR))
     host.aoefs("umount", point)
+
+
+def test_fstab_may_name_a_disk_by_its_serial(host: Lab, point: Path) -> None:
+    [found] = [one for one in json.loads(host.aoefs("discover", "--json").stdout) if one["name"] == "e0.0"]
+    disk = f"{point}/by-serial/{found['serial']}"
+    files, table = host.directory / "files", host.directory / "fstab"
+    files.mkdir()
+    table.write_text(f"aoe0 {point} aoefs _netdev 0 0\n{disk} {files} ext2 loop,_netdev 0 0\n")
+    host.run(INITIATOR, ["mkfs.ext2", "-q", "-F", host.directory / "e0.0"])
+    host.run(INITIATOR, ["mount", "-a", "-T", table])
+    try:
+        assert host.run(INITIATOR, ["readlink", disk]).stdout == "../e0.0\n"
+        assert host.run(INITIATOR, ["ls", files]).stdout == "lost+found\n"
+    finally:
+        host.run(INITIATOR, ["umount", files])
+        host.aoefs("umount", point)
+        files.rmdir()
 
 
 def test_a_fake_mount_checks_everything_and_mounts_nothing(host: Lab, point: Path) -> None:
@@ -365,7 +383,7 @@ def test_the_unit_starts_is_ready_when_live_and_flushes_when_stopped(host: Lab, 
     assert "NoNewPrivs:\t1" in status
     assert "Seccomp:\t2" in status
     inside = system.root / point.relative_to("/")
-    assert sorted(os.listdir(inside)) == [".aoefs", "e0.0", "e7.1"]
+    assert sorted(os.listdir(inside)) == [".aoefs", "by-serial", "e0.0", "e7.1"]
     data = random_bytes(100_000)
     with (inside / "e0.0").open("r+b") as file:
         file.write(data)
