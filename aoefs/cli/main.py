@@ -32,6 +32,7 @@ COMMANDS = {
     "discover": "list the targets of the network without mounting",
     "umount": "flush, unmount, and wait until the mount process is gone",
     "status": "show the state of a mount, live in a terminal",
+    "wait": "wait until targets are up in a mount of this host",
     "events": "list what happened to the targets of a mount",
     "target": "export files and devices as AoE targets",
     "demo": "try everything on this one machine",

@@ -78,6 +78,27 @@ def test_without_a_mount_point_each_mount_is_a_line_and_check_is_one_line_with_a
         assert f"AOEFS CRITICAL - {one}: e0.1 is down; {three}: does not" in capsys.readouterr().out
 
 
+def test_wait_returns_when_all_are_up_by_address_or_serial_and_says_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything = mountpoint.aoefs_mounts
+    monkeypatch.setattr(
+        mountpoint, "aoefs_mounts", lambda: [one for one in everything() if one.path.startswith(f"{tmp_path}/")]
+    )
+    assert main(["wait", "0.0", "--timeout", "0"]) == 1
+    assert capsys.readouterr().err == "aoefs: after 0 s e0.0 is not there\n"
+    with standin(tmp_path / "mnt"):
+        assert main(["wait", "0.0", "e0.0", "S1", "--timeout", "10"]) == 0
+        assert main(["wait", "0.0", "0.1", "S2", "--timeout", "0.1"]) == 1
+        assert capsys.readouterr().err == "aoefs: after 0.1 s e0.1 is down, S2 is not there\n"
+
+
+def test_wait_waits_for_a_mount_that_comes_later(tmp_path: Path) -> None:
+    waiting = Process([sys.executable, "-m", "aoefs", "wait", "0.0", "--timeout", "30"], tmp_path / "log")
+    with standin(tmp_path / "mnt"):
+        assert waiting.wait(20) == 0
+
+
 def test_interval_prints_a_table_each_time_until_the_mount_ends(tmp_path: Path) -> None:
     path = tmp_path / "mnt"
     with standin(path) as process:
