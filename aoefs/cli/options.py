@@ -40,9 +40,10 @@ _STANDARD_WORDS = frozenset(
 )
 _ALIASES = {"ro": "read-only"}
 
+# Destinations of options that --help leaves to --help-all.
 _RARE = frozenset(
     {"shards", "maxout", "sync", "allow_mac", "disk", "max_targets", "fixed_paths", "plain_loop", "busy_poll", "slow"}
-    | {"pid_file", "check"}
+    | {"pid_file", "log_file", "log_level", "log_format", "check"}
 )
 
 MAX_TARGETS = 0xFFFF * 0xFF  # the number of addresses
@@ -228,6 +229,9 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--umask", type=_umask, metavar="OCTAL", help="taken from file mode 666 (default 077)")
     add("--pid-file", type=_path, metavar="FILE", help="holds the process id while the mount is live")
     add("--metrics", type=_metrics, metavar="[ADDRESS:]PORT", help="serve Prometheus metrics (on loopback by default)")
+    add("--log-file", type=_path, metavar="FILE", help="log there (default: to the system log, with -f to stderr)")
+    add("--log-level", choices=("debug", "info", "warning", "error"), help="the least that is logged (default info)")
+    add("--log-format", choices=("text", "json"), help="json: an object a line, with time, level and text")
     add("--config", type=_path, metavar="FILE", help=f"take options from this file (default: {CONFIG_FILE} if there)")
     add("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
 

@@ -18,7 +18,8 @@ class MountOptions:
     its first second; ``slow`` is the seconds after which a request is logged as slow, None for never; ``busy_poll`` is
     the microseconds for which a task that waits in place polls before it sleeps, or "auto"; ``umask`` is taken from
     mode 0666 of the files; ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path; ``metrics``
-    is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more.
+    is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more;
+    ``log_file`` is an absolute path, ``log_level`` debug, info, warning or error, ``log_format`` text or json.
     """
 
     mountpoint: str
@@ -46,3 +47,6 @@ class MountOptions:
     pid_file: str | None = None
     metrics: tuple[str, int] | None = None
     verbose: int = 0
+    log_file: str | None = None
+    log_level: str | None = None
+    log_format: str = "text"

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from aoefs.host.systemlog import SyslogHandler, log, log_to
+from aoefs.host.systemlog import SyslogHandler, log, log_to, log_to_file
 from aoefs.status.text import one_line, to_stderr
 
 READY_VARIABLE = "AOEFS_READY_FD"
@@ -37,6 +37,7 @@ class Ready:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self.is_daemon = descriptor is not None
+        self.log_file: str | None = None
         self._descriptor = descriptor
 
     @classmethod
@@ -51,14 +52,18 @@ class Ready:
     def ok(self, hint: str | None = None) -> None:
         """Report that the mount is live.  ``hint`` is something that its user should know.
 
-        With a parent, this process is a daemon from now on: the log goes to the system log, and stderr nowhere.
+        With a parent, this process is a daemon from now on: the log goes to its file or to the system log, and stderr
+        nowhere.
         """
         if not self.is_daemon:
             if hint:
                 log.warning("%s", one_line(hint))
             return
         self._say(f"ok {hint or ''}")
-        log_to(SyslogHandler())
+        if self.log_file is None:
+            log_to(SyslogHandler())
+        else:
+            log_to_file(self.log_file)
         log.setLevel(min(log.level, logging.INFO))
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)

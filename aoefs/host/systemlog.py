@@ -7,6 +7,7 @@ printable here (:class:`PrintableFormatter`), because much of it comes from the 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -14,7 +15,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from aoefs.errors import UserError
 from aoefs.status.events import EventRing
 from aoefs.status.text import one_line, printable_lines
 
@@ -32,6 +35,14 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object, with the fields of an event in status.json."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = one_line(super().format(record))
+        return json.dumps({"time": record.created, "level": record.levelname.lower(), "text": text})
 
 
 class SyslogHandler(logging.Handler):
@@ -64,7 +75,7 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):
-            print(f"aoefs: {self.format(record)}", file=sys.stderr, flush=True)
+            print(f"{'' if style.json else 'aoefs: '}{self.format(record)}", file=sys.stderr, flush=True)
 
 
 class LogLimit(logging.Filter):
@@ -97,10 +108,24 @@ class LogLimit(logging.Filter):
         return True
 
 
+@dataclass(slots=True)
+class Style:
+    """How the log is written from the next :func:`log_to` on, wherever it goes: see ``fuse.options``."""
+
+    level: str | None = None
+    json: bool = False
+
+
+style = Style()
+
+
 def log_to(handler: logging.Handler) -> None:
-    """Make this the one place where the log goes.  A ring of events stays beside it."""
+    """Make this the one place where the log goes, in the ``style``.  A ring of events stays beside it."""
     handler.addFilter(LogLimit())
-    handler.setFormatter(PrintableFormatter())
+    text = "%(asctime)s %(levelname)s %(message)s" if isinstance(handler, logging.FileHandler) else None
+    handler.setFormatter(JsonFormatter() if style.json else PrintableFormatter(text))
+    if style.level is not None:
+        handler.setLevel(style.level.upper())
     for old in log.handlers[:]:
         if not isinstance(old, EventRing):
             log.removeHandler(old)
@@ -111,4 +136,22 @@ def log_to(handler: logging.Handler) -> None:
 def log_to_stderr(verbose: int = 0) -> None:
     """Log to stderr: warnings; with ``verbose`` 1 events too, with 2 everything."""
     log_to(StderrHandler())
-    log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    log.setLevel(
+        style.level.upper() if style.level else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    )
+
+
+def check_log_file(path: str) -> None:
+    """UserError unless this file can be written."""
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise UserError(f"--log-file {path} cannot be written: {error.strerror}") from None
+
+
+def log_to_file(path: str) -> None:
+    """Log to a file, which may be moved away at any time."""
+    from logging.handlers import WatchedFileHandler
+
+    log_to(WatchedFileHandler(path))

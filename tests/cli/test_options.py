@@ -74,6 +74,9 @@ EVERY_OPTION = [
     ("metrics", "[::1]:9100", ("metrics", ("::1", 9100))),
     ("metrics", "0.0.0.0:1", ("metrics", ("0.0.0.0", 1))),
     ("verbose", None, ("verbose", 1)),
+    ("log-file", "/var/log/aoefs", ("log_file", "/var/log/aoefs")),
+    ("log-level", "error", ("log_level", "error")),
+    ("log-format", "json", ("log_format", "json")),
 ]
 
 

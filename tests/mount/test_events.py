@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 
@@ -78,3 +80,39 @@ def test_lines_that_differ_are_each_reported_once() -> None:
     for first in range(20):
         for end in range(first, 20):
             assert news(lines[:first][-5:], lines[:end][-5:]) == lines[:end][-5:][-(end - first) or 5 :]
+
+
+# ── the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_log_of_a_mount_goes_to_a_file_as_text_or_json_and_follows_when_that_is_moved(lab: Lab) -> None:
+    lab.vblade(0, 0, lab.image("disk", MIB))
+    text, objects = lab.directory / "text.log", lab.directory / "json.log"
+    mount = lab.mount(log_file=str(text))
+    wait_until(lambda: "info mounted on" in text.read_text().lower(), what="it is in the log")
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO mounted on ", text.read_text(), re.MULTILINE)
+    text.rename(f"{text}.1")
+    mount.umount()
+    mount = lab.mount(log_file=str(objects), log_format="json", deadsecs=1)
+    wait_until(lambda: objects.exists() and "mounted on" in objects.read_text(), what="it is in the log")
+    mount.umount()
+    records = [json.loads(line) for line in objects.read_text().splitlines()]
+    assert all(set(record) == {"time", "level", "text"} for record in records)
+    assert [record["level"] for record in records if record["text"].startswith("mounted on")] == ["info"]
+
+
+def test_the_level_of_the_log_leaves_out_what_is_less(lab: Lab) -> None:
+    lab.vblade(0, 0, lab.image("disk", MIB))
+    mount = lab.mount(foreground=True, log_level="error")
+    wait_until(lambda: (mount.here / "e0.0").exists(), what="the target")
+    mount.umount()
+    assert mount.process is not None
+    assert mount.process.wait(20) == 0
+    assert mount.process.output == ""
+
+
+def test_a_log_file_that_cannot_be_written_is_one_line(lab: Lab) -> None:
+    (lab.directory / "point").mkdir()
+    answer = lab.aoefs("-i", "aoe0", "--log-file", "/nowhere/log", lab.directory / "point", check=False)
+    says = "aoefs: --log-file /nowhere/log cannot be written: No such file or directory\n"
+    assert (answer.returncode, answer.stderr) == (1, says)

@@ -16,7 +16,7 @@ from aoefs.errors import UserError
 from aoefs.fuse.options import MountOptions
 from aoefs.host import interfaces, mountpoint, service
 from aoefs.host.background import Ready, start_in_background
-from aoefs.host.systemlog import log, log_to_stderr
+from aoefs.host.systemlog import check_log_file, log, log_to_file, log_to_stderr, style
 from aoefs.status.text import to_stderr
 
 
@@ -25,7 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     ready = Ready.from_environment()
     try:
         options = mount_options(arguments)
-        log_to_stderr(max(options.verbose, int(options.foreground and not ready.is_daemon)))
+        style.level, style.json = options.log_level, options.log_format == "json"
+        in_foreground = options.foreground and not ready.is_daemon
+        log_to_stderr(max(options.verbose, int(in_foreground)))
         _check(options)
         if arguments.check:
             return 0
@@ -33,6 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
             return _mount_in_background(options, arguments.argv)
         from aoefs.fuse import mount
 
+        ready.log_file = options.log_file
+        if options.log_file is not None and not ready.is_daemon:
+            log_to_file(options.log_file)
         return mount.run(options, ready)
     except UserError as error:
         if not ready.is_daemon:
@@ -52,6 +57,8 @@ def _check(options: MountOptions) -> None:
     mountpoint.require_fuse(allow_other=options.allow_other)
     interfaces.require_packet_socket()
     interfaces.choose(options.interfaces)
+    if options.log_file is not None:
+        check_log_file(options.log_file)
     if options.pid_file is not None:
         service.check_pid_file(options.pid_file)
     if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
