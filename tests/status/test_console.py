@@ -297,7 +297,7 @@ def test_the_help_explains_every_column_and_key_at_any_size(width: int, height: 
 
 def test_every_column_of_every_table_has_its_meaning() -> None:
     history, live = history_of(), [True, False]
-    tables = [columns.intervals(), *(table for each in live for table in (columns.targets(history, each),))]
+    tables: list[Any] = [columns.intervals(), *(table for each in live for table in (columns.targets(history, each),))]
     tables += [table for each in live for table in (columns.paths(each), columns.shards(each), columns.links(each))]
     known = {word.removesuffix("/s") for key in MEANINGS for word in key.split(", ")}
     known |= {"DONE", "COMPLETED", "BATCHES", "LONGEST", "MAC", "MTU", "READ", "WRITE", ""}
