@@ -74,8 +74,7 @@ def run(arguments: argparse.Namespace, face: Callable[[Session], Awaitable[int]]
     """Run ``face(session)`` on the interfaces that were asked for; its exit code."""
     if not arguments.timeout:
         raise UserError("--timeout 0 waits for no answer: give some seconds", exit_code=2)
-    interfaces.require_packet_socket()
-    names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
+    names = interfaces.speakable(arguments.interface)
 
     import trio
 

@@ -39,6 +39,12 @@ def choose(names: Sequence[str], interfaces: Sequence[Interface] | None = None) 
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
+def speakable(names: Sequence[str] | None) -> list[str]:
+    """The names that :func:`choose` chooses.  UserError also if this process may not open packet sockets."""
+    require_packet_socket()
+    return [interface.name for interface in choose(names or ())]
+
+
 def objection(interface: Interface, interfaces: Iterable[Interface]) -> str | None:
     """Why this one of the host's ``interfaces`` is not usable, and what to do; None when it is."""
     masters = {other.index: other for other in interfaces if other.ethernet}

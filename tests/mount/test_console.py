@@ -327,6 +327,14 @@ def test_a_suspended_console_stops_no_disk(lab: Lab, tmp_path: Path, point: Path
         wait_until(lambda: not mount.mounted, what="the mount ends")
 
 
+def test_a_person_learns_that_a_mount_is_in_a_private_mount_namespace(lab: Lab, tmp_path: Path, point: Path) -> None:
+    with terminal(tmp_path, lab.command(INITIATOR, [AOEFS, "-i", "aoe0", point]), (200, 10)) as screen:
+        lines = screen.wait_for("visible in this mount namespace only")
+        assert lines[0] == f"aoefs: mounted on {point}: 3 targets on aoe0; visible in this mount namespace only"
+        assert screen.exit_code() == 0
+    Mount(lab, INITIATOR, point, None, "").umount()
+
+
 def test_a_console_without_a_terminal_is_refused(lab: Lab, point: Path) -> None:
     answer = lab.aoefs("--console", "-i", "aoe0", point, check=False)
     assert answer.returncode == 2

@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    interfaces.require_packet_socket()
-    names = [interface.name for interface in interfaces.choose(arguments.interface or ())]
+    names = interfaces.speakable(arguments.interface)
     targets = discover_once(names, arguments.timeout)
     if arguments.json:
         print(json.dumps(targets, indent=2))

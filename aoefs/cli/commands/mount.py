@@ -55,8 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(options: MountOptions) -> None:
     mountpoint.check(options.mountpoint)
     mountpoint.require_fuse(allow_other=options.allow_other)
-    interfaces.require_packet_socket()
-    interfaces.choose(options.interfaces)
+    interfaces.speakable(options.interfaces)
     if options.log_file is not None:
         check_log_file(options.log_file)
     if options.pid_file is not None:

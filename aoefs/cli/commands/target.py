@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from aoefs.cli.options import config_string, mac_type
 from aoefs.errors import UserError
-from aoefs.host.interfaces import choose, require_packet_socket
+from aoefs.host.interfaces import speakable
 from aoefs.protocol.wire import Address
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     string = None if given is None else config_string(given, "--config-string")
     if arguments.state_dir is not None and not os.path.isdir(arguments.state_dir):
         raise UserError(f"--state-dir {arguments.state_dir} is not a directory")
-    require_packet_socket()
-    interfaces = [interface.name for interface in choose(arguments.interface)]
+    interfaces = speakable(arguments.interface)
 
     from aoefs.host.claims import Inquiry, claim
     from aoefs.net.packetsocket import Role
