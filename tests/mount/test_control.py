@@ -142,7 +142,7 @@ def test_interfaces_can_be_changed_while_mounted() -> None:
         for number in (0, 1):
             lab.vblade(0, number, lab.image(f"disk{number}", MIB), interface=f"aoe{number}")
         mount = lab.mount(interfaces=["aoe0"])
-        assert sorted(os.listdir(mount.here)) == [".aoefs", "e0.0"]
+        assert sorted(os.listdir(mount.here)) == [".aoefs", "by-serial", "e0.0"]
         for bad in ("aoe0 eth9", "aoe1,lo", ""):
             fails_with(errno.EINVAL, lambda bad=bad: order(mount, "interfaces", f"{bad}\n"))  # type: ignore[misc]
             assert control(mount, "interfaces").read_text() == "aoe0\n"
