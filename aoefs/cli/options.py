@@ -36,7 +36,8 @@ CONFIG_FILE = "/etc/aoefs.toml"  # read if it exists, unless --config names anot
 _STANDARD_WORDS = frozenset(
     """rw defaults auto noauto user nouser users owner group dev nodev suid nosuid exec noexec async
     atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime
-    iversion noiversion mand nomand silent loud _netdev nofail default_permissions comment fsname subtype""".split()  # noqa: SIM905 (it is read as words)
+    iversion noiversion mand nomand silent loud _netdev nofail default_permissions comment fsname subtype
+    remount user_id group_id""".split()  # noqa: SIM905 (it is read as words)
 )
 _ALIASES = {"ro": "read-only"}
 
@@ -344,6 +345,16 @@ def _file_options(key: str, value: object, parser: _LayerParser) -> Iterator[str
         yield from (f"{option}={item}" for item in value)
     else:
         parser.error("write a text, a number, true, false, or a list of texts")
+
+
+def is_remount(arguments: argparse.Namespace) -> bool:
+    return "remount" in ",".join(arguments.option_lists).split(",")
+
+
+def given_names(arguments: argparse.Namespace) -> set[str]:
+    """The options of the command line and of ``-o`` that were given."""
+    layers = (arguments, _read_words(arguments.option_lists))
+    return {name for layer in layers for name, value in vars(layer).items() if value}
 
 
 def mount_options(arguments: argparse.Namespace) -> MountOptions:

@@ -83,8 +83,6 @@ class Target:
         self.down_since = math.inf  # when it fell silent for too long
         self.paths: list[Path] = []
         self.order = OverlapGuard()
-        self.deadsecs = deadsecs
-        self._patience = min(SILENCE, deadsecs / 2) if deadsecs else SILENCE  # it must be asked before it is down
         self.bufcnt = 1
         self.in_flight = 0
         self.flush_unknown = False  # the target answered ABRT to its own flush command
@@ -95,7 +93,6 @@ class Target:
         self.commands_completed = 0
         self._read_latency = [0] * BUCKETS
         self._write_latency = [0] * BUCKETS
-        self._maxout = maxout
         self._tags = tags
         self._memory = Memory() if memory is None else memory
         self._limit = 1
@@ -108,6 +105,14 @@ class Target:
         self._next_path = 0
         self._lone_commands = 0
         self._flushes = 0
+        self.set_bounds(deadsecs, maxout)
+
+    def set_bounds(self, deadsecs: float, maxout: int) -> None:
+        """From now on, also for what waits already."""
+        self.deadsecs = deadsecs
+        self._patience = min(SILENCE, deadsecs / 2) if deadsecs else SILENCE  # it must be asked before it is down
+        self._maxout = maxout
+        self.set_bufcnt(self.bufcnt)
 
     # ── paths ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -237,6 +237,12 @@ class Roster:
         self._changes.publish(disk, Change.CONFLICT)
 
     # ── strangers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_bounds(self, deadsecs: float, maxout: int) -> None:
+        """For the targets that are there, and for those that come."""
+        self._settings = replace(self._settings, deadsecs=deadsecs, maxout=maxout)
+        for disk in self.disks.values():
+            disk.target.set_bounds(deadsecs, maxout)
 
     def on_stranger(self, stranger: Stranger) -> None:
         """A candidate that was not identified; a path that falls silent is no stranger."""

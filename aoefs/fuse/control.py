@@ -7,6 +7,7 @@
     flush         written: names of targets to forget (nothing, or "all": each that is down and not open)
     interfaces    the interfaces that are spoken on, a line each; written: names that replace them ("any": every one);
                   only root may name others than those that the mount was given
+    options       the options of the mount, as one JSON object; written: an object of those that change now
     eX.Y/ident    the 512 bytes of the last IDENTIFY answer
     eX.Y/config   the config string and a newline; written: the new one, less a newline at its end
     eX.Y/stats    the object of the target in status.json
@@ -58,7 +59,7 @@ class ControlFile:
 
 class Control:
     """``status()`` gives the text of status.json; ``set_interfaces(names, by_root=...)`` speaks on these only (none:
-    on every usable one) or raises ControlError.
+    on every usable one) or raises ControlError.  ``options`` is the file of that name.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Control:
         events: EventRing,
         status: Callable[[], bytes],
         set_interfaces: Callable[..., object],
+        options: ControlFile = ControlFile(),
     ) -> None:
         self._engine = engine
         self._events = events
@@ -77,6 +79,7 @@ class Control:
             "discover": ControlFile(write=self._discover),
             "revalidate": ControlFile(write=self._revalidate),
             "flush": ControlFile(write=self._flush),
+            "options": options,
             "interfaces": self._interfaces_file(as_root=self._interfaces_file(by_root=True)),
         }
 

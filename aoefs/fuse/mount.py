@@ -19,12 +19,15 @@ last one may never be delivered).
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import fields, replace
 from functools import partial
 
 import pyfuse3
@@ -37,13 +40,13 @@ from aoefs.engine.disk import Disk
 from aoefs.engine.engine import Engine, open_engine
 from aoefs.engine.lastflush import last_flush
 from aoefs.engine.settings import Settings
-from aoefs.errors import UserError
+from aoefs.errors import ControlError, UserError
 from aoefs.fuse import tuning, workerloop
-from aoefs.fuse.control import Control
+from aoefs.fuse.control import Control, ControlFile
 from aoefs.fuse.interfaces import Interfaces
 from aoefs.fuse.kernel import Kernel
 from aoefs.fuse.operations import AoeOperations
-from aoefs.fuse.options import MountOptions
+from aoefs.fuse.options import LIVE, MountOptions
 from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import Ready
 from aoefs.host.service import PidFile, notify
@@ -64,16 +67,20 @@ LAST_SECOND = 0.9  # seconds from a second signal to the end ...
 LAST_FLUSH = 0.6  # ... of which so many are for KERNEL_GRACE and the last flush
 
 
-def run(options: MountOptions, ready: Ready) -> int:
-    """Mount, serve until unmounted, flush; the exit code.  UserError if it cannot begin."""
-    return trio.run(partial(Mount(options, ready).run))
+def run(options: MountOptions, ready: Ready, reread: Callable[[], MountOptions] | None = None) -> int:
+    """Mount, serve until unmounted, flush; the exit code.  UserError if it cannot begin.
+
+    ``reread`` gives the options again, after a SIGHUP.
+    """
+    return trio.run(Mount(options, ready, reread).run)
 
 
 class Mount:
     """One mount; see the module."""
 
-    def __init__(self, options: MountOptions, ready: Ready) -> None:
+    def __init__(self, options: MountOptions, ready: Ready, reread: Callable[[], MountOptions] | None = None) -> None:
         self._options = options
+        self._reread = reread or (lambda: options)
         self._ready = ready
         self._events = EventRing()
         self._mount: mountpoint.Mount | None = None
@@ -112,7 +119,9 @@ class Mount:
                 server = metrics.Server(listeners, engine.statistics, version=__version__)
                 engine.supervisor.start("metrics", server.run)
             spoken_on = Interfaces(engine, options.interfaces)
-            control = Control(engine, self._events, self._status(engine).read, spoken_on.set)
+            change = partial(self._change, engine, spoken_on)
+            options_file = ControlFile(self._read_options, partial(self._write_options, change))
+            control = Control(engine, self._events, self._status(engine).read, spoken_on.set, options_file)
             kernel = Kernel(engine.supervisor)
             operations = AoeOperations(engine, control, kernel, options)
             engine.changes.subscribe(partial(self._on_change, engine))
@@ -123,6 +132,9 @@ class Mount:
             _complain(tuning.become_io_flusher(), tuning.avoid_oom_killer(), tuning.receive_by_read())
             stack.callback(engine.supervisor.cancel)
             engine.supervisor.start("interfaces", spoken_on.follow)
+            if self._ready.is_daemon or not os.isatty(0):  # else the terminal has gone, and the mount goes, too
+                hangups = stack.enter_context(trio.open_signal_receiver(signal.SIGHUP))
+                engine.supervisor.start("options", partial(self._reread_on_hangup, hangups, change))
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(self._stop_on_signal, engine, kernel, signals, name="signals")
             nursery.start_soon(self._become_ready, engine, operations, pid_file, name="ready")
@@ -231,6 +243,65 @@ class Mount:
                     log.debug("max_background is %d", wanted)
                     background.allow(wanted)
                     allowed = wanted
+
+    # ── options of a live mount ───────────────────────────────────────────────────────────────────────────────────
+
+    def _read_options(self) -> bytes:
+        return (
+            json.dumps(
+                {field.name: getattr(self._options, field.name) for field in fields(MountOptions)}, default=str
+            ).encode()
+            + b"\n"
+        )
+
+    async def _write_options(self, change: Callable[[MountOptions], None], order: bytes) -> None:
+        try:
+            wanted = json.loads(order)
+            deadsecs, maxout = (wanted.get(name, getattr(self._options, name)) for name in ("deadsecs", "maxout"))
+            names = wanted.get("interfaces", self._options.interfaces)
+            good = (
+                set(wanted) <= set(LIVE)
+                and type(deadsecs) in (int, float)
+                and 0 <= deadsecs < math.inf
+                and type(maxout) is int
+                and 1 <= maxout <= 0xFFFF
+                and wanted.get("log_level") in (None, "debug", "info", "warning", "error")
+                and all(type(name) is str for name in names)
+            )
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
+            raise ControlError(f"not an object of {', '.join(LIVE)}")
+        change(replace(self._options, **{**wanted, "interfaces": tuple(names)}))
+
+    def _change(self, engine: Engine, spoken_on: Interfaces, wanted: MountOptions) -> None:
+        """Take over what can be changed now, or raise ControlError; a warning names the rest."""
+        before = self._options
+        changed = [
+            field.name for field in fields(MountOptions) if getattr(wanted, field.name) != getattr(before, field.name)
+        ]
+        if "interfaces" in changed:
+            spoken_on.set(wanted.interfaces, by_root=False)
+        engine.roster.set_bounds(tuning.bound_deadsecs(wanted.deadsecs), wanted.maxout)
+        if "log_level" in changed:
+            for handler in log.handlers:
+                if handler is not self._events:
+                    handler.setLevel((wanted.log_level or "info").upper())
+            log.setLevel(min(logging.INFO, getattr(logging, (wanted.log_level or "info").upper())))
+        self._options = replace(before, **{name: getattr(wanted, name) for name in LIVE})
+        log.info(
+            "options: %s",
+            ", ".join(f"{name} {getattr(wanted, name)}" for name in LIVE if name in changed) or "no change",
+        )
+        if stuck := sorted(set(changed) - set(LIVE)):
+            log.warning("%s cannot be changed while it is mounted", ", ".join(stuck))
+
+    async def _reread_on_hangup(self, signals: AsyncIterator[int], change: Callable[[MountOptions], None]) -> None:
+        async for _ in signals:
+            try:
+                change(self._reread())
+            except (UserError, ControlError) as error:
+                log.error("the options stay as they are: %s", error)
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from aoefs.protocol.wire import Address
 
+# What a live mount can change: by SIGHUP, and by mount -o remount.
+LIVE = ("deadsecs", "maxout", "log_level", "interfaces")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:

@@ -148,7 +148,7 @@ async def test_the_control_directory_has_a_directory_for_each_target(
         listing = Listing(monkeypatch)
         while await listing.read(mount, await mount.operations.opendir(CONTROL, CONTEXT), 3):
             pass
-        files = ["status.json", "events", "discover", "revalidate", "flush", "interfaces"]
+        files = ["status.json", "events", "discover", "revalidate", "flush", "options", "interfaces"]
         assert listing.names == [*files, "e0.0", "e0.1"]
         for name, inode in listing.entries:
             assert await mount.inode(name, CONTROL) == inode

@@ -16,7 +16,7 @@ from aoefs.protocol.ata import decode_identify_untrusted
 from tests.lab import INITIATOR, TARGET, Lab, Mount, opened, require, wait_until
 from tests.mount.place import MIB, OWN, VBLADE, fails_with, open_place
 
-TREE = ["discover", "e0.0", "events", "flush", "interfaces", "revalidate", "status.json"]
+TREE = ["discover", "e0.0", "events", "flush", "interfaces", "options", "revalidate", "status.json"]
 
 
 def control(mount: Mount, name: str) -> Path:
@@ -203,3 +203,32 @@ def test_a_read_only_mount_has_a_control_directory_that_takes_no_orders(lab: Lab
     mount = lab.mount(read_only=True)
     assert control(mount, "interfaces").read_text() == "aoe0\n"
     fails_with(errno.EROFS, lambda: order(mount, "discover", "now"))
+
+
+def test_a_remount_and_a_hangup_change_what_can_be_changed_and_name_what_cannot(lab: Lab) -> None:
+    lab.vblade(0, 0, lab.image("disk", MIB))
+    config = lab.directory / "aoefs.toml"
+    config.write_text("deadsecs = 20\n")
+    mount = lab.mount(config=str(config))
+
+    def options() -> dict[str, object]:
+        read: dict[str, object] = json.loads(control(mount, "options").read_text())
+        return read
+
+    assert (options()["deadsecs"], options()["maxout"]) == (20, 64)
+    lab.aoefs("-o", "remount,deadsecs=30,maxout=3", mount.path)
+    assert (options()["deadsecs"], options()["maxout"]) == (30, 3)
+    assert mount.target("e0.0")["paths"][0]["window"] <= 3
+    answer = lab.aoefs("-o", "remount,shards=3", mount.path, check=False)
+    says = f"aoefs: shards cannot be changed while {mount.path} is mounted: 'aoefs umount' first\n"
+    assert (answer.returncode, answer.stderr) == (1, says)
+    for bad in ('{"deadsecs": -1}', '{"shards": 1}', "[]", "no JSON"):
+        fails_with(errno.EINVAL, lambda bad=bad: order(mount, "options", bad))  # type: ignore[misc]
+    config.write_text("deadsecs = 40\nshards = 2\n")
+    os.kill(mount.pid, signal.SIGHUP)
+    wait_until(lambda: options()["deadsecs"] == 40, what="the file was read again")
+    wait_until(lambda: "shards cannot be changed while it is mounted" in control(mount, "events").read_text())
+    config.write_text("deadsecs = never\n")
+    os.kill(mount.pid, signal.SIGHUP)
+    wait_until(lambda: "the options stay as they are" in control(mount, "events").read_text())
+    assert options()["deadsecs"] == 40

@@ -7,17 +7,25 @@ child, which is the same command in the foreground.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
+import json
+import os
 import subprocess
 import sys
+from dataclasses import fields
+from functools import partial
 
-from aoefs.cli.options import mount_options
+from aoefs.cli.options import given_names, is_remount, mount_options
 from aoefs.errors import UserError
-from aoefs.fuse.options import MountOptions
+from aoefs.fuse.options import LIVE, MountOptions
 from aoefs.host import interfaces, mountpoint, service
 from aoefs.host.background import Ready, start_in_background
+from aoefs.host.mountreader import MountReader
 from aoefs.host.systemlog import check_log_file, log, log_to_file, log_to_stderr, style
 from aoefs.status.text import to_stderr
+
+OPTIONS_FILE = ".aoefs/options"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         style.level, style.json = options.log_level, options.log_format == "json"
         in_foreground = options.foreground and not ready.is_daemon
         log_to_stderr(max(options.verbose, int(in_foreground)))
+        if is_remount(arguments):
+            return _remount(options, given_names(arguments))
         _check(options)
         if arguments.check:
             return 0
@@ -38,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         ready.log_file = options.log_file
         if options.log_file is not None and not ready.is_daemon:
             log_to_file(options.log_file)
-        return mount.run(options, ready)
+        return mount.run(options, ready, partial(mount_options, arguments))
     except UserError as error:
         if not ready.is_daemon:
             raise
@@ -50,6 +60,28 @@ def run(arguments: argparse.Namespace) -> int:
         ready.fail(f"unexpected {type(error).__name__}: {error} (-f -v says where)")
         log.info("where it happened:", exc_info=True)  # on stderr with -v, in the system log always
         return 1
+
+
+def _remount(options: MountOptions, given: set[str]) -> int:
+    """Change options of a live mount: of those that were ``given`` the ones that differ."""
+    found = mountpoint.require_mount(options.mountpoint)
+    try:
+        with MountReader(found.path) as reader:
+            now = json.loads(reader.ask(OPTIONS_FILE))
+        wanted = {field.name: getattr(options, field.name) for field in fields(MountOptions) if field.name in given}
+        if options.interfaces:
+            wanted["interfaces"] = options.interfaces
+        wanted = json.loads(json.dumps(wanted, default=str))
+        differs = {name: value for name, value in wanted.items() if value != now[name]}
+        stuck = sorted(set(differs) - set(LIVE))
+        if stuck:
+            raise UserError(f"{', '.join(stuck)} cannot be changed while {found.path} is mounted: 'aoefs umount' first")
+        with mountpoint.opened(f"{found.path}/{OPTIONS_FILE}", os.O_WRONLY) as file:
+            os.write(file, json.dumps(differs).encode())
+    except OSError as error:
+        what = "these options are not allowed" if error.errno == errno.EINVAL else error.strerror
+        raise UserError(f"{found.path} cannot be remounted: {what}: see 'aoefs events'") from None
+    return 0
 
 
 def _check(options: MountOptions) -> None:
