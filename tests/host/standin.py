@@ -153,7 +153,7 @@ async def _unmount_on_signal(path: str) -> None:
             unmount(mount, lazy=True)
 
 
-def run(options: MountOptions, ready: Ready) -> int:
+def run(options: MountOptions, ready: Ready, reread: object = None) -> int:
     """As ``fuse.mount.run``."""
     if "stubborn" in WORDS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -24,7 +24,7 @@ def test_the_command_returns_when_all_targets_are_there(lab: Lab, kind: str) -> 
     start = time.monotonic()
     mount = lab.mount()
     elapsed = time.monotonic() - start
-    assert sorted(os.listdir(mount.here)) == [".aoefs", "e0.0", "e1.1", "e2.2", "e3.3"]
+    assert sorted(os.listdir(mount.here)) == [".aoefs", "by-serial", "e0.0", "e1.1", "e2.2", "e3.3"]
     assert [os.stat(mount.here / f"e{n}.{n}").st_size for n in range(4)] == [MIB + n * 512 for n in range(4)]
     assert mount.log == ""
     assert elapsed < 20  # 1.5 on an idle machine; it must not wait for a timeout of minutes
@@ -36,7 +36,7 @@ def test_without_any_target_the_mount_is_live_and_a_late_one_appears(lab: Lab, k
     mount = lab.mount()
     assert mount.log.count("\n") == 1
     assert "no target answers on aoe0" in mount.log
-    assert os.listdir(mount.here) == [".aoefs"]
+    assert os.listdir(mount.here) == [".aoefs", "by-serial"]
     fails_with(errno.ENOENT, lambda: os.stat(mount.here / "e0.0"))
     image = lab.image("late", MIB)
     serve(lab, kind, {"e0.0": image})
@@ -45,7 +45,7 @@ def test_without_any_target_the_mount_is_live_and_a_late_one_appears(lab: Lab, k
         timeout=30,
         what="the late target appears, before the next periodic query",
     )
-    assert os.listdir(mount.here) == [".aoefs", "e0.0"]
+    assert os.listdir(mount.here) == [".aoefs", "by-serial", "e0.0"]
     lab.run(INITIATOR, ["cmp", image, mount.file("e0.0")])
 
 

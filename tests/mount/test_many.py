@@ -43,7 +43,7 @@ def memory(place: Place) -> int:
 
 
 def test_all_are_listed_when_the_command_returns(place: Place) -> None:
-    assert sorted(os.listdir(place.mount.here)) == sorted([".aoefs", *NAMES])
+    assert sorted(os.listdir(place.mount.here)) == sorted([".aoefs", "by-serial", *NAMES])
     for seed, name in enumerate(NAMES):
         assert os.stat(place.here(name)).st_size == MIB + 512 * seed
 

@@ -27,7 +27,7 @@ def test_stat_and_df_give_the_size_of_the_disk(place: Place) -> None:
         assert (found.st_size, found.st_blocks, found.st_blksize) == (size, size // 512, MIB)
         assert stat.S_ISREG(found.st_mode)
         assert found.st_nlink == 1
-    assert set(os.listdir(place.mount.here)) == {".aoefs", *SIZES}
+    assert set(os.listdir(place.mount.here)) == {".aoefs", "by-serial", *SIZES}
     assert place.run("df", "--output=size,used,avail", "-B512", place.mount.path).stdout.split()[-3:] == [
         str(sum(SIZES.values()) // 512),
         str(sum(SIZES.values()) // 512),
