@@ -67,12 +67,15 @@ TRANSITIONS: Final[dict[Input, dict[State, State]]] = {
 
 
 class Life:
-    """``state`` is the present one; ``closing`` once the mount ends, ``ending`` while it does what is left to do."""
+    """``state`` is the present one, and ``is_up`` says whether it is UP, for those who ask with each request;
+    ``closing`` once the mount ends, ``ending`` while it does what is left to do.
+    """
 
-    __slots__ = ("closing", "ending", "state")
+    __slots__ = ("closing", "ending", "is_up", "state")
 
     def __init__(self) -> None:
         self.state = State.UP
+        self.is_up = True
         self.closing = False
         self.ending = False
 
@@ -80,6 +83,7 @@ class Life:
         """Follow the table; True if that changed the state."""
         before = self.state
         self.state = TRANSITIONS[happened].get(before, before)
+        self.is_up = self.state is State.UP
         return self.state is not before
 
     def close(self) -> None:

@@ -35,13 +35,14 @@ class Quarantine:
         self.held: list[_Held] = []
         self._order = order
 
-    def release(self, claim: Claim, requests: list[Request]) -> None:
-        """Give back the range of a write, made of ``requests``, that ended: now, or when no copy of it can travel."""
+    def release(self, claim: Claim, requests: list[Request]) -> bool:
+        """Give back the range of a write, made of ``requests``, that ended: now (True), or when no copy can travel."""
         copies = [run for request in requests for run in request.copies if run.flying or run.lost]
         if not copies:
             self._order.release(claim)
-            return
+            return True
         self.held.append(_Held(claim, copies))
+        return False
 
     def end(self, now: float) -> None:
         """Give back what need not be held any longer."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from aoefs.core.memory import Memory
 from aoefs.core.tags import LATE
 from aoefs.errors import RequestError
 from aoefs.protocol.wire import SECTOR_BYTES
@@ -23,7 +24,6 @@ from aoefs.protocol.wire import SECTOR_BYTES
 if TYPE_CHECKING:
     from aoefs.core.path import Path
 
-DEFAULT_MEMORY_BYTES: Final = 24 << 20
 NOTHING: Final = memoryview(bytearray())  # the buffer of an ended request
 
 
@@ -32,43 +32,25 @@ def bits(first: int, count: int) -> int:
     return ((1 << count) - 1) << first
 
 
-class Memory:
-    """What the reads under way, of all targets together, may take for their buffers.  ``limit`` and ``used`` are bytes.
-
-    It is not a hard bound: a target always gets memory for one read, or a silent one could starve the others.
-    """
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int = DEFAULT_MEMORY_BYTES) -> None:
-        self.limit = limit
-        self.used = 0
-
-    @property
-    def is_short(self) -> bool:
-        return self.used >= self.limit
-
-
 class Request:
     """``sectors`` sectors from ``lba``, to read into or to write from ``buffer``, which begins with sector ``lba``.
 
     ``todo`` has a bit for each sector that was not answered yet.  The request has ended when it is 0 or ``error`` is
     set; then ``on_end(request)`` was called, and ``buffer`` is dropped: no late answer can touch it, and tags that may
-    still be answered keep no memory.  For a read, ``buffer`` may be a function that makes it when the first command
-    goes out (a request in the queue of a target needs no memory); :meth:`take_result` gives what was read into it.
+    still be answered keep no memory.  A read without a buffer gets one of ``core.memory`` when its first command goes
+    out (a request in the queue of a target needs none); :meth:`take_result` gives what was read into it.
     ``on_sent(request)``, if set, is called when the last command goes out.
     """
 
     __slots__ = (
         "_result",
-        "borrowed",
+        "borrows",
         "buffer",
         "copies",
         "cursor",
         "error",
         "first_sent_at",
         "lba",
-        "make_buffer",
         "on_end",
         "on_sent",
         "path",
@@ -82,17 +64,16 @@ class Request:
         self,
         lba: int,
         sectors: int,
-        buffer: memoryview | Callable[[], memoryview],
+        buffer: memoryview | None,
         *,
         write: bool,
         on_end: Callable[[Request], object],
     ) -> None:
         self.lba = lba
         self.sectors = sectors
-        self.make_buffer = None if isinstance(buffer, memoryview) else buffer
-        self.buffer = buffer if isinstance(buffer, memoryview) else NOTHING
+        self.borrows = buffer is None  # memory that all reads share
+        self.buffer = NOTHING if buffer is None else buffer
         self._result = NOTHING
-        self.borrowed = 0  # bytes, of the memory that all reads share
         self.write = write
         self.on_end = on_end
         self.on_sent: Callable[[Request], object] | None = None
@@ -108,23 +89,22 @@ class Request:
     def ended(self) -> bool:
         return not self.todo or self.error is not None
 
-    def begin(self, memory: Memory) -> None:
-        """The first command goes out: make the buffer, unless the caller has."""
-        if self.make_buffer is not None:
-            self.buffer, self.make_buffer = self.make_buffer(), None
-            self.borrowed = len(self.buffer)
-            memory.used += self.borrowed
+    def borrow(self, memory: Memory) -> None:
+        """The first command goes out."""
+        if self.borrows:
+            self.buffer = memory.lend(self.sectors)
 
     def let_go(self, memory: Memory) -> None:
-        """It ended: nothing may touch the buffer any more; what was read into one of our making waits to be taken."""
-        if self.borrowed and self.error is None:
-            self._result = self.buffer
+        """It ended: nothing may touch the buffer any more; what was read into a borrowed one waits to be taken."""
+        if self.borrows and self.cursor:
+            self.borrows = False
+            memory.end(self.sectors)
+            if self.error is None:
+                self._result = self.buffer
         self.buffer = NOTHING
-        memory.used -= self.borrowed
-        self.borrowed = 0
 
     def take_result(self) -> memoryview:
-        """What was read into a buffer of the request's own making, once."""
+        """What was read into a borrowed buffer, once."""
         result, self._result = self._result, NOTHING
         return result
 

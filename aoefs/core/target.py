@@ -40,16 +40,17 @@ from aoefs.core.latency import BUCKETS, bucket_of
 from aoefs.core.life import NOT_ANSWERING, SERVED, UNANSWERING, Input, Life, State
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
+from aoefs.core.memory import Memory
 from aoefs.core.overlap import Claim, OverlapGuard
 from aoefs.core.path import Path
 from aoefs.core.quarantine import Quarantine
 from aoefs.core.recovery import MAX_RTO
-from aoefs.core.request import NOTHING, Memory, Request, Run, bits
+from aoefs.core.request import NOTHING, Request, Run, bits
 from aoefs.core.statistics import TargetStatistics
 from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
-from aoefs.protocol.wire import Address, ErrorCode
+from aoefs.protocol.wire import SECTOR_BYTES, Address, ErrorCode
 
 DEFAULT_DEADSECS: Final = 180.0  # as the Linux driver's aoe_deadsecs
 DEFAULT_MAXOUT: Final = 64  # as the Linux driver's aoe_maxout
@@ -231,7 +232,7 @@ class Target:
     def next_run(self, now: float) -> Run | None:
         """The next batch that the windows allow; it counts as sent at ``now``."""
         backlog = self._backlog
-        if backlog.is_empty or self.life.state is not State.UP:
+        if backlog.is_empty or not self.life.is_up:
             return None
         room = self._limit - self.in_flight
         if room <= 0:
@@ -243,7 +244,7 @@ class Target:
         if work is None:
             return None
         request, sector, sectors = work
-        if request.make_buffer is not None and self._waiting and self._memory.is_short:
+        if not request.cursor and request.borrows and self._waiting and self._memory.is_short_for(request.sectors):
             return None  # when a request ends, the driver asks again
         room = min(room, path.room)
         if path.in_flight and room * path.sectors < sectors and 2 * room < path.window.size:
@@ -252,7 +253,8 @@ class Target:
             return None  # half a window in one batch costs hardly more than one command, and its answers come together
         taken = min(sectors, min(room, BLOCK_TAGS) * path.sectors)
         if sector == request.cursor:
-            request.begin(self._memory)
+            if not sector:
+                request.borrow(self._memory)
             request.cursor += taken
             if request.cursor == request.sectors:
                 backlog.fresh.popleft()
@@ -333,7 +335,7 @@ class Target:
         request.todo &= ~bits(*run.sectors_of(first, count))
         if request.todo:
             return False
-        size = len(request.buffer)
+        size = request.sectors * SECTOR_BYTES
         bucket = bucket_of(int((self._silent_since - request.submitted_at) * 1e6))
         if request.write:
             self.writes += 1
@@ -395,9 +397,11 @@ class Target:
         if not request.ended:
             self._backlog.add_lost(run, mask)
 
-    def release(self, claim: Claim, requests: list[Request]) -> None:
-        """Give back the range of a write, made of ``requests``, that ended; see ``core.quarantine``."""
-        self._quarantine.release(claim, requests)
+    def release(self, claim: Claim, requests: list[Request]) -> bool:
+        """Give back the range of a write, made of ``requests``, that ended; False if that must wait for copies of it
+        (``core.quarantine``).
+        """
+        return self._quarantine.release(claim, requests)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -413,6 +417,11 @@ class Target:
             if at > now + path.rtt.rto or (path.runs and path.has_suspects):
                 return False
         return True
+
+    @property
+    def has_backlog(self) -> bool:
+        """Something waits to be sent."""
+        return not self._backlog.is_empty
 
     @property
     def is_idle(self) -> bool:

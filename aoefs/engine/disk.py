@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Container
+from collections.abc import Container
 from functools import partial
 from typing import Final
 
@@ -36,14 +36,12 @@ from aoefs.engine.reservation import Reservation
 from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.engine.writebehind import WriteBehind
 from aoefs.errors import AddressConflict, AtaError, RequestError, TargetLost
-from aoefs.net.frames import make_buffer
 from aoefs.protocol.ata import flush_registers
 from aoefs.protocol.wire import SECTOR_BYTES
 
 log = logging.getLogger("aoefs")
 
 MAX_REQUEST_SECTORS: Final = 2048  # 1 MiB: what one FUSE request holds; larger transfers are cut into such pieces
-SMALL_BYTES: Final = 1 << 15  # a read of up to so many is not worth accounting for its memory
 LIGHT_SECTORS: Final = 256  # a write of up to so many is light, see Disk.exempt_calls
 
 
@@ -90,27 +88,28 @@ class Disk:
         self.target.close(spared)
         self.interrupt(TargetLost("the engine stopped"))
 
-    async def read(self, offset: int, size: int, make_buffer: Callable[[int], memoryview] = make_buffer) -> memoryview:
+    async def read(self, offset: int, size: int) -> memoryview:
         """``size`` bytes from ``offset`` on (bytes, any alignment); both must lie within the target.
 
-        ``make_buffer(bytes)`` gives the memory, of a multiple of 512 bytes.  For up to 1 MiB it is called only when the
-        first command goes out; for small reads (``SMALL_BYTES``) it is not used.
         RequestError if target or disk reports an error, or if there is no answer within ``deadsecs``.
         """
         first, end = offset // SECTOR_BYTES, -(-(offset + size) // SECTOR_BYTES)
         self._check_range(first, end)
         if self.write_behind.pending:
             await self.write_behind.wait_acknowledged(first, end)
-        size_bytes = (end - first) * SECTOR_BYTES
-        if size_bytes <= SMALL_BYTES:
-            buffer = memoryview(bytearray(size_bytes))
-            await self._carry_out(first, end - first, buffer, write=False)
-        elif end - first <= MAX_REQUEST_SECTORS:
-            request = await self._carry_out(first, end - first, partial(make_buffer, size_bytes), write=False)
-            buffer = request.take_result()
-        else:
-            buffer = make_buffer(size_bytes)
-            await self._transfer(first, buffer, write=False)
+        pieces: list[memoryview] = []
+        for lba in range(first, end, MAX_REQUEST_SECTORS):
+            wait = Wait(self._driver.sleepers)
+            request = Request(lba, min(end - lba, MAX_REQUEST_SECTORS), None, write=False, on_end=wait.wake)
+            self._begin(request, wait)
+            try:
+                await wait.wait()
+            except trio.Cancelled:
+                self._abandon(request)
+                raise
+            self._end(request)
+            pieces.append(request.take_result())
+        buffer = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         skip = offset - first * SECTOR_BYTES
         return buffer if size == len(buffer) else buffer[skip : skip + size]
 
@@ -126,34 +125,43 @@ class Disk:
         if self.target.conflict:
             raise AddressConflict(self.target.conflict)
         claim = Claim(first, end)
-        requests: list[Request] = []
         if not self.target.order.acquire(claim):
             await self._wait_for_claim(claim)
         self.generation += 1
+        requests: list[Request] = []
         left_behind = False
         try:
             buffer = memoryview(data)
             if offset % SECTOR_BYTES or len(data) % SECTOR_BYTES:
                 buffer = await self._fill_edges(first, end, offset, data)
-            elif behind and end - first <= MAX_REQUEST_SECTORS:
-                left_behind = await self._write_behind(claim, buffer, requests)
-                return
-            await self._transfer(first, buffer, write=True, requests=requests)
+                behind = False
+            for lba in range(first, end, MAX_REQUEST_SECTORS):
+                start = (lba - first) * SECTOR_BYTES
+                piece = buffer[start : start + MAX_REQUEST_SECTORS * SECTOR_BYTES]
+                wait = Wait(self._driver.sleepers)
+                request = Request(lba, len(piece) // SECTOR_BYTES, piece, write=True, on_end=wait.wake)
+                requests.append(request)
+                if behind and len(piece) == len(buffer):
+                    request.on_sent = wait.wake
+                self._begin(request, wait)
+                while not (request.ended or (request.on_sent is not None and self.target.is_on_the_wire(request))):
+                    wait.woken = False
+                    await wait.wait()
+                if not request.ended:
+                    left_behind = True
+                    self._leave_behind(claim, request)
+                else:
+                    self._end(request)
         finally:
             if not left_behind:
                 self._end_write(claim, requests)
 
-    async def _write_behind(self, claim: Claim, buffer: memoryview, requests: list[Request]) -> bool:
-        """Send whole sectors; True if they are still to be acknowledged, which then ends the claim."""
-        first, sectors = claim.first, claim.end - claim.first
-        request = await self._carry_out(first, sectors, buffer, write=True, requests=requests, behind=True)
-        if request.ended:
-            return False
+    def _leave_behind(self, claim: Claim, request: Request) -> None:
+        """Answer a write of which all is sent; its acknowledgement ends the claim."""
         self.target.dirty = True
         self.generation += 1  # a read that began before this moment may have been faster than the write
         self.write_behind.add(request)
         request.on_end = partial(self._end_write_behind, claim)
-        return True
 
     def _end_write_behind(self, claim: Claim, request: Request) -> None:
         self._end_write(claim, [request])
@@ -165,8 +173,11 @@ class Disk:
 
     def _end_write(self, claim: Claim, requests: list[Request]) -> None:
         self.generation += 1
-        self.target.release(claim, requests)
-        self._driver.timer.arm(self.target, self._driver.now())
+        for request in requests:
+            if not request.ended:
+                self._abandon(request)
+        if not self.target.release(claim, requests):
+            self._driver.timer.arm(self.target, self._driver.now())
 
     async def flush(self) -> None:
         """Make what was acknowledged durable, with the command that the target announces (none: nothing to do).
@@ -204,54 +215,21 @@ class Disk:
         if not 0 <= first < end <= self.target.identity.sectors:
             raise ValueError(f"sectors {first} to {end} are not within {self.target.name}")
 
-    async def _transfer(
-        self,
-        lba: int,
-        buffer: memoryview,
-        *,
-        write: bool,
-        requests: list[Request] | None = None,
-    ) -> None:
-        """Read or write whole sectors, in pieces of at most ``MAX_REQUEST_SECTORS``, one after the other."""
-        step = MAX_REQUEST_SECTORS * SECTOR_BYTES
-        for start in range(0, len(buffer), step):
-            piece = buffer[start : start + step]
-            await self._carry_out(
-                lba + start // SECTOR_BYTES, len(piece) // SECTOR_BYTES, piece, write=write, requests=requests
-            )
-
-    async def _carry_out(
-        self,
-        lba: int,
-        sectors: int,
-        buffer: memoryview | Callable[[], memoryview],
-        *,
-        write: bool,
-        requests: list[Request] | None = None,
-        behind: bool = False,
-    ) -> Request:
-        """One Request from its beginning to its end, or ``behind``: to its last sending."""
-        wait = Wait(self._driver.sleepers)
-        request = Request(lba, sectors, buffer, write=write, on_end=wait.wake)
-        if behind:
-            request.on_sent = wait.wake
-        if requests is not None:
-            requests.append(request)
+    def _begin(self, request: Request, wait: Wait) -> None:
+        """Send what the windows allow, and wait in place while the answer can be expected soon."""
         self._driver.submit(self.target, request)
         if not wait.woken:
             self._in_place.wait(self.target, wait)
-        try:
-            await wait.wait()
-            while behind and not (request.ended or self.target.is_on_the_wire(request)):
-                wait.woken = False
-                await wait.wait()
-        except trio.Cancelled:
-            self.target.abandon(request)
-            self._driver.pump(self.target)  # others may have waited for its memory
-            raise
+
+    def _end(self, request: Request) -> None:
+        """It has ended: its error is raised."""
         if request.error is not None:
             raise request.error
-        return request
+
+    def _abandon(self, request: Request) -> None:
+        """Its call was cancelled: nothing more of it is sent.  Others may have waited for its memory."""
+        self.target.abandon(request)
+        self._driver.pump(self.target, self._driver.now())
 
     async def _wait_for_claim(self, claim: Claim) -> None:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""
@@ -287,6 +265,8 @@ class Disk:
             edges.add(end - first - 1)
         for sector in sorted(edges):
             start = sector * SECTOR_BYTES
-            await self._transfer(first + sector, view[start : start + SECTOR_BYTES], write=False)
+            if first + sector >= self.target.identity.sectors:
+                raise TargetLost(f"{self.target.name} shrank while it was written")
+            view[start : start + SECTOR_BYTES] = await Disk.read(self, first * SECTOR_BYTES + start, SECTOR_BYTES)
         view[head:tail] = data
         return view

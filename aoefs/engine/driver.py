@@ -51,13 +51,10 @@ class Driver:
         """A new request: queue it, and send what the windows allow."""
         now = self.now()
         target.submit(request, now)
-        self._send(target, now)
+        self.pump(target, now)
 
-    def pump(self, target: Target) -> None:
+    def pump(self, target: Target, now: float) -> None:
         """Send all that the windows allow, and arm the timer."""
-        self._send(target, self.now())
-
-    def _send(self, target: Target, now: float) -> None:
         while (run := target.next_run(now)) is not None:
             link = run.path.link
             sent = link.send_run(run)
@@ -85,8 +82,9 @@ class Driver:
                     return
                 await link.wait_writable()
                 self._blocked[link] = {}
+                now = self.now()
                 for target in waiting:
-                    self.pump(target)
+                    self.pump(target, now)
                 pause = min(2 * pause, MAX_ROOM_PAUSE)
         except trio.ClosedResourceError:
             return

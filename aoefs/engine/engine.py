@@ -76,13 +76,13 @@ class Engine:
         self.changes = Changes()
         self.supervisor = Supervisor(nursery)
         self.driver = Driver(nursery, self._clock, tags)
-        self._shards = Shards(settings.shards or len(os.sched_getaffinity(0)), nursery, self.driver.pump)
+        shards = settings.shards or len(os.sched_getaffinity(0))
+        self._shards = Shards(shards, nursery, self.driver.pump, self.driver.now)
         self.receiver = Receiver(self.driver, self._shards, self._on_hint)
         self._run_delay = RunDelay()
         self.in_place = InPlace(
             self.receiver.receive_batch,
             self.receiver.attended,
-            self._shards.complete_in_place,
             self.driver.sleepers,
             self.driver.now,
             settings.busy_poll,
@@ -129,7 +129,7 @@ class Engine:
                     path.sectors = max(1, min(path.sectors, link.max_sectors))
             if not up:
                 disk.target.leave_link(link)
-                self.driver.pump(disk.target)
+                self.driver.pump(disk.target, self.now())
         if up:
             self.discovery.start(link)
         else:
@@ -182,7 +182,7 @@ class Engine:
             disk = self.disks[target.address]
             disk.interrupt(TargetLost(f"{target.name} is down"))
             self.changes.publish(disk, Change.DOWN)
-        self.driver.pump(target)
+        self.driver.pump(target, now)
 
     async def _beat(self) -> None:
         while True:

@@ -43,16 +43,15 @@ _MOST_WORKERS: Final = 8  # each one that finds nothing costs a change of tasks
 class InPlace:
     """See the module.
 
-    ``receive_batch(link, wake=...)`` and ``attended(by_other)`` are the receiver's, ``complete()`` completes
-    what was received, ``sleepers`` counts the tasks that wait, ``now()`` is the engine's clock.  ``busy_poll`` is for
-    how long to poll (seconds), None to adapt; ``delay()`` for how long this thread has waited for a processor in all.
+    ``receive_batch(link, in_place=...)`` and ``attended(by_other)`` are the receiver's, ``sleepers`` counts the tasks
+    that wait, ``now()`` is the engine's clock.  ``busy_poll`` is for how long to poll (seconds), None to adapt;
+    ``delay()`` for how long this thread has waited for a processor in all.
     """
 
     def __init__(
         self,
         receive_batch: Callable[..., Any],
         attended: Callable[[bool], None],
-        complete: Callable[[], None],
         sleepers: Sleepers,
         now: Callable[[], float],
         busy_poll: float | None = None,
@@ -60,7 +59,6 @@ class InPlace:
     ) -> None:
         self._receive_batch = receive_batch
         self.attended = attended
-        self._complete = complete
         self._sleepers = sleepers
         self._now = now
         self._poll = select.epoll()
@@ -171,5 +169,4 @@ class InPlace:
 
     def _receive(self, events: list[tuple[int, int]]) -> None:
         for descriptor, _ in events:
-            self._receive_batch(self._links[descriptor], wake=False)
-        self._complete()
+            self._receive_batch(self._links[descriptor], in_place=True)

@@ -19,8 +19,7 @@ from typing import Final
 
 import trio
 
-from aoefs.core.life import State
-from aoefs.core.link import Endpoint, Entry, Link
+from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import LoneCommand
 from aoefs.core.request import Run
 from aoefs.core.tags import is_hint_tag
@@ -96,8 +95,10 @@ class Receiver:
         while link in self._links:
             try:
                 await link.wait_hints()
+                now = self._driver.now()
                 for frame in link.receive_hints(HINTS_AT_ONCE):
-                    self._judge(link, frame, self._driver.now(), wake=True)
+                    if (answer := self._judge(link, frame, now)) is not None:
+                        self._shards.put(answer)
             except trio.ClosedResourceError:
                 return
             await trio.sleep(HINT_PAUSE)
@@ -121,8 +122,8 @@ class Receiver:
             if self.receive_batch(link) <= 1:
                 break
 
-    def receive_batch(self, link: Link, *, wake: bool = True) -> int:
-        """Take one batch of frames; how many.  ``wake`` the shards, or leave it to the caller to complete."""
+    def receive_batch(self, link: Link, *, in_place: bool = False) -> int:
+        """Take one batch of frames; how many.  ``in_place``: complete it here, not in the tasks of the shards."""
         try:
             received, entries, odd = link.receive()
         except OSError as error:
@@ -134,40 +135,44 @@ class Receiver:
             return 0
         link.up = True
         now = self._driver.now()
+        answers: list[Completion] = []
         touched: dict[Target, None] = {}
-        for entry in entries:
-            target = self._take(link, entry, now, wake)
-            if target is not None:
-                touched[target] = None
+        for run, first, count in entries:
+            if (answer := self._take(link, run, first, count, now)) is not None:
+                answers.append(answer)
+                touched[answer.target] = None
         for frame in odd:
-            target = self._judge(link, frame, now, wake)
-            if target is not None:
-                touched[target] = None
+            if (answer := self._judge(link, frame, now)) is not None:
+                answers.append(answer)
+                touched[answer.target] = None
         for target in touched:
             if not target.is_idle:
-                self._driver.pump(target)
+                self._driver.pump(target, now)
+        for answer in answers:
+            if in_place:
+                self._shards.complete(answer, now)
+            else:
+                self._shards.put(answer)
         return received
 
     def _take(
-        self, link: Link, entry: Entry, now: float, wake: bool, error: RequestError | None = None
-    ) -> Target | None:
-        """Answers of one run: round-trip time and window now, completion in the queue of a shard."""
-        run, first, count = entry
+        self, link: Link, run: Run, first: int, count: int, now: float, error: RequestError | None = None
+    ) -> Completion | None:
+        """Answers of one run: round-trip time and window are updated, and what is left is to complete them."""
         target = run.path.target
         if target is None or not target.receive(run, first, count, now):
             link.rx_unknown += 1
             if target is not None:
                 self._note_surplus(Endpoint(link, run.path.mac, target.address))
             return None
-        if target.life.state is not State.UP:  # its answer is late, but it lives
+        if not target.life.is_up:  # its answer is late, but it lives
             self._on_hint(Endpoint(link, run.path.mac, target.address), False)
-        self._shards.put(Completion(target, run, first, count, error), wake=wake)
-        return target
+        return Completion(target, run, first, count, error)
 
     # ── frames that are not simply good answers ───────────────────────────────────────────────────────────────────
 
-    def _judge(self, link: Link, frame: bytes, now: float, wake: bool) -> Target | None:
-        """Handle one frame; the target whose command it answered."""
+    def _judge(self, link: Link, frame: bytes, now: float) -> Completion | None:
+        """Handle one frame; what is to be completed if it answers a command of a run."""
         try:
             header = decode_header_untrusted(frame)
             owner = self._driver.tags.find(header.tag)
@@ -176,7 +181,7 @@ class Receiver:
                 return None
             if isinstance(owner, Run):
                 error = self._judge_answer(link, frame, header, owner)
-                return self._take(link, (owner, header.tag ^ owner.tag, 1), now, wake, error)
+                return self._take(link, owner, header.tag ^ owner.tag, 1, now, error)
         except FrameError:
             link.rx_unknown += 1
             return None

@@ -32,8 +32,8 @@ import trio
 from aoefs.core.health import Health, Sign
 from aoefs.core.life import SERVED, UNANSWERING, State
 from aoefs.core.link import Endpoint, Link
+from aoefs.core.memory import Memory
 from aoefs.core.path import Path
-from aoefs.core.request import Memory
 from aoefs.core.target import Target
 from aoefs.engine.candidates import Need
 from aoefs.engine.changes import Change, Changes
@@ -45,6 +45,7 @@ from aoefs.engine.slowlog import TimedDisk
 from aoefs.engine.strangers import REFUSED, Stranger, Strangers
 from aoefs.engine.supervisor import Supervisor
 from aoefs.errors import IdentityChanged
+from aoefs.net.frames import make_buffer
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address, ConfigArgument, format_mac
 
@@ -88,7 +89,7 @@ class Roster:
         self._changes = changes
         self._settings = settings
         self._supervisor = supervisor
-        self._memory = Memory()
+        self._memory = Memory(make_buffer)
         self._strangers = Strangers()
         self._contested: dict[Address, str] = {}  # by two disks from the beginning: what to decide
         self._mixed: dict[Endpoint, tuple[int, str]] = {}  # where two answered: how often one was alone since, and why
@@ -180,7 +181,7 @@ class Roster:
         path = self.find_path(sighting.endpoint)
         if path is not None:
             self.drop_path(path)
-            self._driver.pump(disk.target)
+            self._driver.pump(disk.target, self._driver.now())
         self.refused_identities += 1
         self._reject(sighting, reason)
 
@@ -321,7 +322,7 @@ class Roster:
                 target.await_reservation()
                 disk.interrupt()  # what was sent of a reservation before may have gone nowhere
             self._supervisor.start("renewal of a reservation", partial(self._renew_reservation, disk))
-        self._driver.pump(target)
+        self._driver.pump(target, self._driver.now())
 
     def _refuse_new_path(self, target: Target, sighting: Sighting) -> bool:
         """Reject a path that the target did not have in its first second, if none may be added; whether it was one."""
@@ -359,8 +360,9 @@ class Roster:
     async def _renew_reservation(self, disk: Disk) -> None:
         """A restarted target forgot its reservation, and one made before does not name a new MAC of ours."""
         answered = await disk.reservation.renew()
-        disk.target.reservation_was_renewed(self._driver.now(), answered=answered)
-        self._driver.pump(disk.target)
+        now = self._driver.now()
+        disk.target.reservation_was_renewed(now, answered=answered)
+        self._driver.pump(disk.target, now)
 
     def renew_reservations(self) -> None:
         """Our MACs are others now: reservations name them all."""
@@ -375,7 +377,7 @@ class Roster:
         for disk in self.disks.values():
             for path in [path for path in disk.target.paths if path.link is link]:
                 self.drop_path(path)
-            self._driver.pump(disk.target)
+            self._driver.pump(disk.target, self._driver.now())
 
     def drop_path(self, path: Path) -> None:
         target = path.target

@@ -59,9 +59,10 @@ class ShardStatistics:
 class Shard:
     """One queue of answers and the task that completes them."""
 
-    def __init__(self, number: int, pump: Callable[[Target], object]) -> None:
+    def __init__(self, number: int, pump: Callable[[Target, float], object], now: Callable[[], float]) -> None:
         self.number = number
         self._pump = pump
+        self._now = now
         self.active = False
         self.queue: deque[Completion] = deque()
         self.completed = 0
@@ -85,21 +86,25 @@ class Shard:
     def complete_batch(self) -> list[Address]:
         """Complete up to ``MAX_COMPLETIONS`` commands; the addresses of the targets they belonged to."""
         queue = self.queue
-        done = 0
+        until = self.completed + MAX_COMPLETIONS
+        now = self._now()
         seen = []
-        while queue and done < MAX_COMPLETIONS:
-            target, run, first, count, error = queue.popleft()
-            if error is None:
-                if target.complete(run, first, count) and not target.is_idle:
-                    self._pump(target)  # it may have made room for a read that had no memory
-            else:
-                target.fail_command(run, first, error)
-                self._pump(target)
-            done += count
-            seen.append(target.address)
-        self.completed += done
+        while queue and self.completed < until:
+            answer = queue.popleft()
+            self.complete(answer, now)
+            seen.append(answer.target.address)
         self.batches += 1
         return seen
+
+    def complete(self, answer: Completion, now: float) -> None:
+        target, run, first, count, error = answer
+        self.completed += count
+        if error is not None:
+            target.fail_command(run, first, error)
+        elif not target.complete(run, first, count):
+            return
+        if target.has_backlog:  # the end of a request may have made room for a read that had no memory
+            self._pump(target, now)
 
     async def run(self, after_batch: Callable[[list[Address]], None]) -> None:
         """The task: complete, call ``after_batch`` with the addresses of the targets, yield or park."""
@@ -135,38 +140,45 @@ class Shard:
 
 
 class Shards:
-    """All shards of an engine.  ``nursery`` hosts their tasks; ``pump(target)`` sends what a refusal freed."""
+    """All shards of an engine.  ``nursery`` hosts their tasks; ``pump(target, now)`` sends what an answer freed, and
+    ``now()`` is the engine's clock (seconds).
+    """
 
-    def __init__(self, count: int, nursery: trio.Nursery, pump: Callable[[Target], object]) -> None:
-        self._shards = [Shard(number, pump) for number in range(max(1, count))]
+    def __init__(
+        self,
+        count: int,
+        nursery: trio.Nursery,
+        pump: Callable[[Target, float], object],
+        now: Callable[[], float],
+    ) -> None:
+        self._shards = [Shard(number, pump, now) for number in range(max(1, count))]
         self._nursery = nursery
-        self._fed: dict[Shard, None] = {}  # queues that wait for complete_in_place()
         self._start(self._shards[0])
 
-    def put(self, answer: Completion, *, wake: bool = True) -> None:
-        """To the shard of the answer's target; to shard 0 while that one does not run.
-
-        ``wake`` its task, or leave the answer for :meth:`complete_in_place`.
-        """
-        address = answer.target.address
-        shard = self._shards[(address.shelf + address.slot) % len(self._shards)]
+    def put(self, answer: Completion) -> None:
+        """To the shard of the answer's target; to shard 0 while that one does not run."""
+        shard = self._shard_of(answer.target.address)
         if not shard.active:
             shard = self._shards[0]
         shard.put(answer)
-        if wake:
-            shard.wake()
-        else:
-            self._fed[shard] = None
+        shard.wake()
 
-    def complete_in_place(self) -> None:
-        """Complete a batch of each shard now, for a caller that waits in place; the shards count it."""
-        for shard in self._fed:
-            seen = shard.complete_batch()
-            if shard.number == 0:
-                self._start_missing(seen)
-            if shard.queue:
-                shard.wake()
-        self._fed.clear()
+    def complete(self, answer: Completion, now: float) -> None:
+        """The same for a caller that waits in place: it is completed at once, unless others are queued before it."""
+        own = shard = self._shard_of(answer.target.address)
+        if not own.active:
+            shard = self._shards[0]
+        if shard.queue:
+            shard.put(answer)
+            shard.wake()
+            return
+        shard.complete(answer, now)
+        shard.batches += 1
+        if not own.active:
+            self._start(own)
+
+    def _shard_of(self, address: Address) -> Shard:
+        return self._shards[(address.shelf + address.slot) % len(self._shards)]
 
     def _start(self, shard: Shard) -> None:
         shard.active = True
@@ -177,7 +189,7 @@ class Shards:
     def _start_missing(self, seen: list[Address]) -> None:
         """Shard 0 completed answers of these targets: start the shards that they belong to."""
         for address in seen:
-            shard = self._shards[(address.shelf + address.slot) % len(self._shards)]
+            shard = self._shard_of(address)
             if not shard.active:
                 self._start(shard)
 

@@ -11,7 +11,6 @@ Without ``--slow`` there is none of this: the roster makes a plain ``Disk``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import trio
 
@@ -23,7 +22,6 @@ from aoefs.engine.changes import Changes
 from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
 from aoefs.engine.inplace import InPlace
-from aoefs.net.frames import make_buffer
 from aoefs.protocol.wire import SECTOR_BYTES, format_mac
 
 log = logging.getLogger("aoefs")
@@ -54,32 +52,32 @@ class TimedDisk(Disk):
         self._slow = slow
         self._traces: dict[trio.lowlevel.Task, Trace] = {}
 
-    async def read(self, offset: int, size: int, make_buffer: Callable[[int], memoryview] = make_buffer) -> memoryview:
-        trace = self._begin()
+    async def read(self, offset: int, size: int) -> memoryview:
+        trace = self._begin_trace()
         try:
-            return await Disk.read(self, offset, size, make_buffer)
+            return await Disk.read(self, offset, size)
         finally:
-            self._end(trace, f"read{_place(offset, size)}")
+            self._end_trace(trace, f"read{_place(offset, size)}")
 
     async def write(self, offset: int, data: bytes | memoryview, *, behind: bool = False) -> None:
-        trace = self._begin()
+        trace = self._begin_trace()
         try:
             await Disk.write(self, offset, data, behind=behind)
         finally:
-            self._end(trace, f"write{_place(offset, len(data))}")
+            self._end_trace(trace, f"write{_place(offset, len(data))}")
 
     async def flush(self) -> None:
-        trace = self._begin()
+        trace = self._begin_trace()
         try:
             await Disk.flush(self)
         finally:
-            self._end(trace, "flush")
+            self._end_trace(trace, "flush")
 
-    def _begin(self) -> Trace:
+    def _begin_trace(self) -> Trace:
         trace = self._traces[trio.lowlevel.current_task()] = Trace(self._driver.now())
         return trace
 
-    def _end(self, trace: Trace, what: str) -> None:
+    def _end_trace(self, trace: Trace, what: str) -> None:
         del self._traces[trio.lowlevel.current_task()]
         self._report(trace, what)
 
@@ -102,21 +100,13 @@ class TimedDisk(Disk):
 
     # ── the steps of a call ───────────────────────────────────────────────────────────────────────────────────────
 
-    async def _carry_out(
-        self,
-        lba: int,
-        sectors: int,
-        buffer: memoryview | Callable[[], memoryview],
-        *,
-        write: bool,
-        requests: list[Request] | None = None,
-        behind: bool = False,
-    ) -> Request:
-        requests = [] if requests is None else requests
-        try:
-            return await Disk._carry_out(self, lba, sectors, buffer, write=write, requests=requests, behind=behind)
-        finally:
-            self._traces[trio.lowlevel.current_task()].add(requests[-1], self._driver.now())
+    def _end(self, request: Request) -> None:
+        self._traces[trio.lowlevel.current_task()].add(request, self._driver.now())
+        Disk._end(self, request)
+
+    def _leave_behind(self, claim: Claim, request: Request) -> None:
+        self._traces[trio.lowlevel.current_task()].add(request, self._driver.now())
+        Disk._leave_behind(self, claim, request)
 
     async def _flush_target(self) -> None:
         began = self._driver.now()

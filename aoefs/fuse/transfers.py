@@ -1,6 +1,6 @@
 """Reads and writes of open files: the two handlers that every request of a disk goes through, so this is compiled.
 
-Owns the open ``handles`` by number, and the buffers of large reads.  ``fuse.operations`` opens and closes.
+Owns the open ``handles`` by number.  ``fuse.operations`` opens and closes.
 
 What always holds: nothing but ``FUSEError`` leaves a handler; a read is short only at the end of the disk.
 """
@@ -19,12 +19,8 @@ from aoefs.errors import RequestError
 from aoefs.fuse.errnos import errno_of
 from aoefs.fuse.handles import ControlHandle, Handle
 from aoefs.fuse.nodes import Node
-from aoefs.fuse.tree import BLOCK_BYTES
-from aoefs.net.frames import make_buffer
 
 log = logging.getLogger("aoefs")
-
-_MAX_FREE = 1  # buffers of reads that wait for their next use: a stream needs no more
 
 
 def failed(node: Node, what: str, error: RequestError) -> FUSEError:
@@ -39,36 +35,11 @@ def failed_unexpectedly(handler: str) -> FUSEError:
     return FUSEError(errno.EIO)
 
 
-class _Buffers:
-    """The buffers of reads of ``BLOCK_BYTES``, used again: fresh memory costs a page fault for each 4 KiB of it.
-
-    pyfuse3 replies before any other handler runs: what a handler returned can be taken back when the next one begins.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[memoryview] = []
-        self._lent: memoryview | None = None
-
-    def make(self, size_bytes: int) -> memoryview:
-        return self._free.pop() if self._free and size_bytes == BLOCK_BYTES else make_buffer(size_bytes)
-
-    def lend(self, buffer: memoryview) -> memoryview:
-        """``buffer`` goes to pyfuse3 now."""
-        self._lent = buffer if len(buffer) == BLOCK_BYTES else None
-        return buffer
-
-    def take_back(self) -> None:
-        if self._lent is not None and len(self._free) < _MAX_FREE:
-            self._free.append(self._lent)
-        self._lent = None
-
-
 class Transfers:
     """See the module.  ``write_control(handle, order)`` carries out an order to a control file; bytes taken."""
 
     def __init__(self, write_control: Callable[[ControlHandle, bytes], Awaitable[int]]) -> None:
         self.handles: dict[int, Handle] = {}
-        self._buffers = _Buffers()
         self._write_control = write_control
 
     async def read(self, fh: int, off: int, size: int) -> Any:  # bytes, says pyfuse3; it takes any buffer
@@ -84,10 +55,7 @@ class Transfers:
             start = node.start + off
             if handle.ahead is not None:
                 return await handle.ahead.read(start, size, start + room)
-            if size < BLOCK_BYTES:
-                return await node.disk.read(start, size)
-            self._buffers.take_back()
-            return self._buffers.lend(await node.disk.read(start, size, self._buffers.make))
+            return await node.disk.read(start, size)
         except RequestError as error:
             raise failed(node, "read", error) from None
         except (FUSEError, trio.Cancelled):

@@ -10,58 +10,78 @@ import pytest
 
 from aoefs.core.link import Link
 from aoefs.core.lonecommand import LoneCommand
-from aoefs.core.request import Memory, Request, Run
+from aoefs.core.memory import SMALL_SECTORS, Memory
+from aoefs.core.request import Request, Run
 from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.errors import TargetLost
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address
-from tests.core.targets import answer, drain, pair
+from tests.core.targets import drain
+
+READ = SMALL_SECTORS + 1  # sectors
+
+
+def targets(*memories: Memory, bufcnt: int) -> list[Target]:
+    """Targets with windows of ``bufcnt`` commands, of up to 80 sectors each."""
+    tags: TagTable[Run | LoneCommand] = TagTable(random.Random(7).randbytes)
+    identity = Identity(sectors=1 << 10, serial="S", model="M", firmware="F")
+    made = []
+    for slot, memory in enumerate(memories):
+        target = Target(Address(0, slot), identity, tags, memory=memory)
+        target.set_bufcnt(bufcnt)
+        path = target.add_path(
+            cast(Link, object()), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 80 if bufcnt > 4 else 2
+        )
+        path.window.size = bufcnt
+        made.append(target)
+    return made
+
+
+def complete(target: Target, run: Run, now: float = 0.001) -> None:
+    target.receive(run, 0, run.count, now)
+    target.complete(run, 0, run.count)
 
 
 def test_a_read_gets_its_memory_when_its_first_command_goes_out() -> None:
-    made = pair(bufcnt=4)
     asked: list[int] = []
-    requests = []
-    for number in range(2):
 
-        def make(number: int = number) -> memoryview:
-            asked.append(number)
-            return memoryview(bytearray(8 * 512))
+    def make(size_bytes: int) -> memoryview:
+        asked.append(size_bytes)
+        return memoryview(bytearray(size_bytes))
 
-        request = Request(8 * number, 8, make, write=False, on_end=lambda _request: None)
-        requests.append(request)
-        made.target.submit(request, 0.0)
-    made.target.paths[0].window.size = 4
-    (first,) = drain(made.target, 0.0)
-    assert asked == [0]
+    (target,) = targets(Memory(make), bufcnt=4)
+    requests = [Request(8 * n, 8 + n, None, write=False, on_end=lambda _request: None) for n in range(2)]
+    for request in requests:
+        target.submit(request, 0.0)
+    (first,) = drain(target, 0.0)
+    assert asked == [8 * 512]
     memory = requests[0].buffer
-    answer(made.target, first, 0.001)
+    complete(target, first)
     assert requests[0].take_result() is memory
-    drain(made.target, 0.001)
-    assert asked == [0, 1]
+    drain(target, 0.001)
+    assert asked == [8 * 512, 9 * 512]
 
 
 @pytest.mark.parametrize("write", [False, True])
 def test_a_request_that_ended_keeps_no_memory_however_long_late_answers_to_it_may_come(write: bool) -> None:
-    class Memory(bytearray):
+    class Buffer(bytearray):
         """Can be referred to weakly."""
 
-    made = pair(bufcnt=4)
-    memory = Memory(8 * 512)
-    alive = weakref.ref(memory)
-    buffers = [memoryview(memory)]
-    buffer = buffers.pop() if write else buffers.pop
-    request = Request(0, 8, buffer, write=write, on_end=lambda _request: None)
-    made.target.submit(request, 0.0)
-    lost = drain(made.target, 0.0)
-    made.target.handle_timeout(1.0)
-    del buffer, memory
+    owner = Buffer(8 * 512)
+    alive = weakref.ref(owner)
+    buffers = [memoryview(owner)]
+    (target,) = targets(Memory(lambda _size: buffers.pop()), bufcnt=4)
+    request = Request(0, 8, buffers.pop() if write else None, write=write, on_end=lambda _request: None)
+    target.submit(request, 0.0)
+    lost = drain(target, 0.0)
+    target.handle_timeout(1.0)
+    del owner
     now = 1.0
-    while again := drain(made.target, now):  # a window of one command, which grows
+    while again := drain(target, now):  # a window of one command, which grows
         now += 0.001
         for run in again:
-            answer(made.target, run, now)
+            complete(target, run, now)
     assert request.ended
     assert all(run.lost for run in lost), "may still be answered late"
     assert (request.take_result().nbytes == 0) is write
@@ -69,32 +89,28 @@ def test_a_request_that_ended_keeps_no_memory_however_long_late_answers_to_it_ma
 
 
 def test_reads_share_a_bounded_memory_but_no_target_goes_without() -> None:
-    memory = Memory(3 * 8 * 512)
-    tags: TagTable[Run | LoneCommand] = TagTable(random.Random(7).randbytes)
-    identity = Identity(sectors=64, serial="S", model="M", firmware="F")
-    targets = []
+    memory = Memory(limit=3 * READ)
+    busy, other = targets(memory, memory, bufcnt=64)
     ended: list[Request] = []
-    for slot in range(2):
-        target = Target(Address(0, slot), identity, tags, memory=memory)
-        target.set_bufcnt(64)
-        target.add_path(cast(Link, object()), "fake0", (b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), 2).window.size = 64
-        targets.append(target)
-    busy, other = targets
 
-    def ask_lazily(target: Target) -> None:
-        target.submit(Request(0, 8, lambda: memoryview(bytearray(8 * 512)), write=False, on_end=ended.append), 0.0)
+    def ask(target: Target, sectors: int = READ) -> None:
+        target.submit(Request(0, sectors, None, write=False, on_end=ended.append), 0.0)
 
     for _ in range(5):
-        ask_lazily(busy)
+        ask(busy)
     runs = drain(busy, 0.0)
     assert len(runs) == 3, "the memory is used up"
-    ask_lazily(other)
+    ask(other)
     (neighbour,) = drain(other, 0.0)
-    assert memory.used == 4 * 8 * 512, "one read is always possible"
-    answer(busy, runs[0], 0.001)
+    assert memory.used == 4 * READ, "one read is always possible"
+    complete(busy, runs[0])
     assert drain(busy, 0.001) == [], "still more than the limit"
-    answer(other, neighbour, 0.001)
+    complete(other, neighbour)
     assert len(drain(busy, 0.001)) == 1
+    ask(other)
+    ask(other, SMALL_SECTORS)
+    assert [run.sectors for run in drain(other, 0.001)] == [READ, SMALL_SECTORS], "a small read never waits"
     busy.give_up(TargetLost("gone"))
+    other.give_up(TargetLost("gone"))
     assert memory.used == 0
-    assert len(ended) == 6
+    assert len(ended) == 8

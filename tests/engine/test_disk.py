@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
 from aoefs.engine.disk import MAX_REQUEST_SECTORS
-from aoefs.protocol.wire import (
-    SECTOR_BYTES,
-)
+from aoefs.errors import RequestError
+from aoefs.protocol.wire import SECTOR_BYTES
 from tests.engine.calls import CALLS, cancel_after
 from tests.scene import DELAY, Announce, nothing_is_left, open_scene
 
@@ -54,6 +55,27 @@ async def test_bytes_outside_the_disk_are_a_value_error(autojump_clock: MockCloc
                 await disk.write(offset, bytes(size))
         assert nothing_is_left(disk.target)
         assert len(await disk.read(7 * 512, 512)) == 512
+
+
+async def test_a_write_to_a_part_of_a_sector_fails_when_the_disk_shrinks_while_its_first_sector_is_read(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target(sectors=8)
+        disk = await scene.disk()
+        before = bytes(target.data[: 4 * 512])
+
+        async def shrink() -> None:
+            await trio.sleep(DELAY / 2)
+            target.resize(4)
+            disk.target.identity = replace(disk.target.identity, sectors=4)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shrink)
+            with pytest.raises(RequestError, match="shrank"):
+                await disk.write(3 * 512 + 1, bytes(4 * 512))
+        assert target.data == before
+        assert nothing_is_left(disk.target)
 
 
 async def test_a_big_transfer_is_cut_into_pieces(autojump_clock: MockClock) -> None:

@@ -77,7 +77,7 @@ class Bench:
         self.batches = 0
         self.on_frames: Callable[[], object] = lambda: None
         self.in_place = InPlace(
-            self.receive_batch, self.attended, self.complete, self.sleepers, self.look, busy_poll, lambda: self.delay
+            self.receive_batch, self.attended, self.sleepers, self.look, busy_poll, lambda: self.delay
         )
         cleanup.callback(self.in_place.close)
         self.in_place.add_link(cast(Link, self.frames))
@@ -101,19 +101,17 @@ class Bench:
             self.frames.fill()
         return self.now
 
-    # As the receiver and the shards.
+    # As the receiver.
 
     def attended(self, by_other: bool) -> None:
         """Not used here."""
 
-    def receive_batch(self, link: Link, *, wake: bool = True) -> int:
-        assert not wake
+    def receive_batch(self, link: Link, *, in_place: bool = False) -> int:
+        assert in_place
         self.frames.drain()
         self.batches += 1
-        return 1
-
-    def complete(self) -> None:
         self.on_frames()
+        return 1
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class Machines:
     def __init__(self) -> None:
         self.tags: TagTable[Run | LoneCommand] = TagTable(random.Random(0).randbytes)
         self.ended: list[tuple[Address, RequestError | None]] = []
-        self.pumped: list[Address] = []
+        self.pumped: list[tuple[Address, float]] = []
 
     def make(self, shelf: int, slot: int, *, step: int = 2) -> Target:
         target = Target(Address(shelf, slot), IDENTITY, self.tags)
@@ -66,8 +66,11 @@ class Machines:
     def _end(self, target: Target, request: Request) -> None:
         self.ended.append((target.address, request.error))
 
-    def pump(self, target: Target) -> None:
-        self.pumped.append(target.address)
+    def pump(self, target: Target, now: float) -> None:
+        self.pumped.append((target.address, now))
+
+    def now(self) -> float:
+        return 5.0
 
 
 async def settle() -> None:
@@ -82,7 +85,7 @@ def machines() -> Machines:
 async def test_only_shard_0_runs_from_the_start(autojump_clock: trio.testing.MockClock, machines: Machines) -> None:
     await trio.sleep(7)
     async with trio.open_nursery() as nursery:
-        shards = Shards(4, nursery, machines.pump)
+        shards = Shards(4, nursery, machines.pump, machines.now)
         assert [shard.active for shard in shards.statistics()] == [True, False, False, False]
         assert [shard.started_at for shard in shards.statistics()] == [7.0, None, None, None]
         await settle()
@@ -95,7 +98,7 @@ async def test_another_shard_starts_by_the_first_answer_for_it_which_shard_0_com
 ) -> None:
     target = machines.make(1, 2)
     async with trio.open_nursery() as nursery:
-        shards = Shards(4, nursery, machines.pump)
+        shards = Shards(4, nursery, machines.pump, machines.now)
         await trio.sleep(3)
         shards.put(machines.answer(target))
         assert [shard.queued for shard in shards.statistics()] == [1, 0, 0, 0]
@@ -116,7 +119,7 @@ async def test_another_shard_starts_by_the_first_answer_for_it_which_shard_0_com
 async def test_one_batch_of_shard_0_starts_every_shard_that_it_met(machines: Machines) -> None:
     targets = [machines.make(0, slot) for slot in range(6)]
     async with trio.open_nursery() as nursery:
-        shards = Shards(3, nursery, machines.pump)
+        shards = Shards(3, nursery, machines.pump, machines.now)
         for target in targets:
             shards.put(machines.answer(target))
         assert shards.statistics()[0].longest_queue == 6
@@ -131,7 +134,7 @@ async def test_one_batch_of_shard_0_starts_every_shard_that_it_met(machines: Mac
 async def test_a_shard_yields_after_a_bounded_batch(machines: Machines) -> None:
     flood, neighbour = machines.make(0, 0), machines.make(0, 1)
     async with trio.open_nursery() as nursery:
-        shards = Shards(2, nursery, machines.pump)
+        shards = Shards(2, nursery, machines.pump, machines.now)
         shards.put(machines.answer(neighbour))  # starts shard 1
         await settle()
         machines.ended.clear()
@@ -160,7 +163,7 @@ async def test_a_shard_yields_after_a_bounded_batch(machines: Machines) -> None:
 
 def test_a_batch_ends_with_the_entry_that_reaches_the_bound(machines: Machines) -> None:
     target = machines.make(0, 0)
-    shard = Shard(0, machines.pump)
+    shard = Shard(0, machines.pump, machines.now)
     for _ in range(MAX_COMPLETIONS + 10):
         shard.put(machines.answer(target))
     shard.complete_batch()
@@ -171,21 +174,44 @@ def test_a_batch_ends_with_the_entry_that_reaches_the_bound(machines: Machines) 
 
 
 def test_a_refusal_fails_its_request_and_sends_what_that_freed(machines: Machines) -> None:
-    target = machines.make(0, 0, step=1)
+    target = machines.make(0, 5)
     error = TargetError(3)
-    request_error = machines.answer(machines.make(0, 5, step=2), error=error)
-    shard = Shard(0, machines.pump)
-    shard.put(request_error)
+    shard = Shard(0, machines.pump, machines.now)
+    shard.put(machines.answer(target, error=error))
+    target.submit(Request(0, 1, None, write=False, on_end=lambda _request: None), 0.0)
     shard.put(machines.answer(machines.make(0, 6)))
     shard.complete_batch()
     assert machines.ended == [(Address(0, 5), error), (Address(0, 6), None)]
-    assert machines.pumped == [Address(0, 5)]
-    assert target.errors == 0
+    assert machines.pumped == [(Address(0, 5), 5.0)]
+    assert target.errors == 1
     assert shard.completed == 2
 
 
+async def test_what_is_completed_in_place_goes_to_its_shard_but_not_before_what_is_queued_there(
+    machines: Machines,
+) -> None:
+    target, other = machines.make(0, 1), machines.make(0, 2)
+    async with trio.open_nursery() as nursery:
+        shards = Shards(3, nursery, machines.pump, machines.now)
+        shards.complete(machines.answer(target), 7.0)
+        assert machines.ended == [(target.address, None)]
+        assert [shard.completed for shard in shards.statistics()] == [1, 0, 0], "it did not run yet"
+        assert [shard.active for shard in shards.statistics()] == [True, True, False]
+        shards.complete(machines.answer(target, 3), 7.0)
+        assert [(shard.completed, shard.batches) for shard in shards.statistics()] == [(1, 1), (3, 1), (0, 0)]
+        shards.put(machines.answer(target))
+        machines.ended.clear()
+        shards.complete(machines.answer(target), 7.0)
+        shards.complete(machines.answer(other), 7.0)
+        assert machines.ended == [(other.address, None)], "nothing is queued for that one"
+        assert [shard.queued for shard in shards.statistics()] == [0, 2, 0]
+        await settle()
+        assert [address for address, _ in machines.ended] == [other.address, target.address, target.address]
+        nursery.cancel_scope.cancel()
+
+
 def test_a_flush_fails_what_waits_in_every_queue(machines: Machines) -> None:
-    shard = Shard(0, machines.pump)
+    shard = Shard(0, machines.pump, machines.now)
     for slot in range(3):
         shard.put(machines.answer(machines.make(0, slot)))
     shard.flush()
@@ -241,7 +267,7 @@ async def test_36_targets_spread_evenly(
 ) -> None:
     targets = [machines.make(*address) for address in addresses]
     async with trio.open_nursery() as nursery:
-        shards = Shards(6, nursery, machines.pump)
+        shards = Shards(6, nursery, machines.pump, machines.now)
         for target in targets:  # starts all of them
             shards.put(machines.answer(target))
         await settle()

@@ -18,9 +18,8 @@ from unittest import mock
 import pyfuse3
 import trio
 
-from aoefs.fuse import readahead, transfers
+from aoefs.fuse import readahead
 from aoefs.fuse.kernel import Notice
-from tests.simulation.plan import LARGE_BYTES
 from tests.simulation.requests import Requests
 from tests.simulation.users import Users
 from tests.simulation.world import World
@@ -102,7 +101,6 @@ def determined(seed: int, world: World, threads: Threads, requests: Requests) ->
                 "invalidate_inode",
                 lambda inode, attr_only: world.log(f"the kernel forgets {inode} {attr_only}"),
             ),
-            (transfers, "BLOCK_BYTES", LARGE_BYTES),
             (readahead, "CHUNK_BYTES", CHUNK_BYTES),
             (readahead, "SLACK_BYTES", CHUNK_BYTES // 4),
             (log, "handlers", [handler]),

@@ -20,7 +20,7 @@ from aoefs.core.life import Input
 from aoefs.core.overlap import Claim, OverlapGuard
 from aoefs.core.path import Path
 from aoefs.core.quarantine import Quarantine
-from aoefs.core.request import Memory, Request
+from aoefs.core.request import Request
 from aoefs.core.target import Target
 from aoefs.engine.disk import Disk
 from aoefs.engine.waits import Wait, WaitGroup
@@ -132,23 +132,6 @@ def the_stop_forgets_what_was_never_sent() -> None:
                 target.fail(request, error)
 
     put(Target, "_fail_all", fail_all)
-
-
-@mutant(68, 21, 13)
-def a_late_answer_lands_in_a_buffer_that_is_used_again() -> None:
-    """An ended read keeps its buffer."""
-
-    def let_go(request: Request, memory: Memory) -> None:
-        if request.borrowed and request.error is None:
-            request._result = request.buffer
-        memory.used -= request.borrowed
-        request.borrowed = 0
-
-    def land(request: Request, start: int, data: bytes | memoryview) -> None:
-        request.buffer[start * SECTOR_BYTES : start * SECTOR_BYTES + len(data)] = data
-
-    put(Request, "let_go", let_go)
-    put(Request, "land", land)
 
 
 @mutant(32, 27, 34, 29)

@@ -16,7 +16,7 @@ from tests.segment import Faults
 
 SLOTS = 6  # places for open files
 HOT = 24  # sectors in which most of what happens happens
-LARGE_BYTES = 40 << 10  # a read of so many goes into a buffer that is used again
+LARGE_BYTES = 40 << 10  # more than a small read (core.memory)
 HELD = 0.8 * FRAME_LIFETIME  # seconds by which a frame is late at most: with all else it lives shorter than that
 
 
