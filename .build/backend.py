@@ -45,6 +45,8 @@ COMPILED = (
     "core/backlog",
     "core/health",
     "core/latency",
+    "core/life",
+    "core/memory",
     "core/overlap",
     "core/path",
     "core/quarantine",
