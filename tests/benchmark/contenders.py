@@ -25,6 +25,15 @@ def note(results: Results, workload: str, contender: str, figure: float) -> None
     results.setdefault(workload, {}).setdefault(contender, []).append(figure)
 
 
+def note_processor(
+    results: Results, workload: str, contender: str, client: Client, before: dict[str, float], requests: int
+) -> None:
+    """The processor time of the serving process since ``before``, for each request."""
+    for kind, seconds in client.processor().items():
+        figure = (seconds - before[kind]) / requests * 1e6
+        note(results, f"{workload}: {kind} time of a request (us)", contender, figure)
+
+
 @dataclass(frozen=True)
 class Client:
     """A mounted file and the process that serves it; ``other`` is a file of a second target, if there is one."""
@@ -33,10 +42,10 @@ class Client:
     pid: int
     other: Path | None = None
 
-    def cpu_seconds(self) -> float:
-        """User and system time that the serving process has used."""
+    def processor(self) -> dict[str, float]:
+        """User and system time that the serving process has used (seconds)."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
+        return {"user": int(fields[11]) / 100, "system": int(fields[12]) / 100}  # USER_HZ
 
     def receives_by_splice(self) -> bool:
         """libfuse takes its requests through a pipe, which has room for a whole one, and not by read(2).

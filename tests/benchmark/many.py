@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.benchmark.contenders import Client, Results, note
-from tests.benchmark.workloads import direct, fio
+from tests.benchmark.contenders import Client, Results, note, note_processor
+from tests.benchmark.workloads import direct, fio, fio_side
 from tests.lab import Lab, Mount
 
 TARGETS = 36
@@ -35,6 +35,7 @@ def measure(lab: Lab, results: Results, turns: int, seconds: float) -> None:
         _measure_memory(lab, results)
         for shards in (1, 2, TARGETS):
             _measure_shards(lab, results, shards, seconds)
+        _measure_processor(lab, results, seconds)
         _measure_fairness(lab, results, seconds)
 
 
@@ -58,6 +59,17 @@ def _measure_shards(lab: Lab, results: Results, shards: int, seconds: float) -> 
         name = f"{shards} shard{'' if shards == 1 else 's'}"
         note(results, f"{TARGETS} targets: 4 KiB reads (IOPS)", name, sum(each))
         note(results, f"{TARGETS} targets: 4 KiB reads (least share by largest)", name, min(each) / max(each))
+
+
+def _measure_processor(lab: Lab, results: Results, seconds: float) -> None:
+    """What a 4 KiB read costs when as many as can be fly to all targets, and to one."""
+    with _mounted(lab) as (mount, files):
+        client = Client(mount.path, mount.pid)
+        for name, some, depth in ((f"{TARGETS} targets, depth 2", files, 2), ("one target, depth 64", files[:1], 64)):
+            before = client.processor()
+            jobs = fio(lab, [(file, direct("randread", "4k", depth)[1:]) for file in some], MEBIBYTES, seconds)
+            requests = sum(fio_side(job)["total_ios"] for job in jobs)
+            note_processor(results, "4 KiB reads", name, client, before, requests)
 
 
 def _measure_fairness(lab: Lab, results: Results, seconds: float) -> None:

@@ -31,11 +31,9 @@ from rich.table import Table
 from aoefs.protocol.wire import payload_sectors
 from tests.benchmark import contenders, many, profile, tails
 from tests.benchmark.chart import draw
-from tests.benchmark.contenders import Client, Results, note
+from tests.benchmark.contenders import Client, Results, note, note_processor
 from tests.benchmark.workloads import WORKLOADS, Workload
 from tests.lab import COMMANDS, Lab
-
-_MEASURE_CPU = ("1 MiB direct read", "1 MiB direct write")
 
 
 def _programs(options: argparse.Namespace) -> dict[str, Path]:
@@ -61,14 +59,11 @@ def _measure_files(lab: Lab, options: argparse.Namespace, disk: Path, results: R
             with start(lab, disk) as client:
                 note(results, f"{prefix}: requests received by splice (1: yes)", name, client.receives_by_splice())
                 for load in wanted:
-                    before = client.cpu_seconds()
+                    before = client.processor()
                     figure, requests = load.measure(lab, client.file, options.mebibytes, options.seconds)
-                    spent = client.cpu_seconds() - before
                     note(results, f"{prefix}: {load.name} ({load.figure})", name, figure)
-                    if load.figure == "IOPS":
-                        note(results, f"{prefix}: CPU of a {load.name} (us/request)", name, spent / requests * 1e6)
-                    elif load.name in _MEASURE_CPU:
-                        note(results, f"{prefix}: CPU of a {load.name} (s/GiB)", name, spent / options.mebibytes * 1024)
+                    if requests:
+                        note_processor(results, f"{prefix}: {load.name}", name, client, before, requests)
         if options.yardstick:
             _measure_yardstick(lab, options, disk, results, prefix, [load for load in wanted if load.yardstick])
         print(f"{prefix}: turn {turn + 1} of {options.turns} done", file=sys.stderr)
