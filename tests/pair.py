@@ -307,9 +307,6 @@ class Pair:
                 if target.is_silent:
                     target.come_up(self.now)
 
-        def encode(header: Header) -> bytes:
-            return encode_ata(header, IDENTIFY_REGISTERS)
-
         def ask() -> None:
             if not target.is_silent:
                 self.tags.close(self._asked.pop(target))
@@ -319,7 +316,7 @@ class Pair:
                 wire_of(endpoint.link).segment.send(frame, self.now)
             self.call(self.now + QUERY_PAUSE, ask)
 
-        command = LoneCommand(AoeCommand.ATA, encode, target.answers_from, on_answer=on_answer)
+        command = LoneCommand(IDENTIFY_REGISTERS, target.answers_from, on_answer=on_answer)
         self._asked[target] = command
         self.tags.open(command)
         self.call(self.now, ask)

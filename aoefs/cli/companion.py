@@ -25,13 +25,11 @@ from aoefs.errors import FrameError, TargetError, UserError
 from aoefs.host import interfaces
 from aoefs.protocol.wire import (
     Address,
-    AoeCommand,
     AtaArgument,
     ConfigArgument,
-    Header,
     MaskArgument,
     ReserveArgument,
-    encode,
+    command_of,
     format_mac,
 )
 
@@ -231,13 +229,12 @@ class Session:
         """All answers to an ATA command at one endpoint; a good one has ``data_bytes`` of data."""
         from aoefs.engine import conversation
 
-        pauses = pauses or self._pauses()
-        return await conversation.ask_ata(self.engine.driver, endpoint, registers, pauses, data, data_bytes=data_bytes)
+        driver, pauses = self.engine.driver, pauses or self._pauses()
+        return await conversation.ask(driver, [endpoint], registers, pauses, data, data_bytes=data_bytes)
 
     async def command(
         self,
         endpoint: Endpoint,
-        kind: AoeCommand,
         argument: _Argument,
         what: str,
         refusals: Mapping[int, str] = MappingProxyType({}),
@@ -249,14 +246,12 @@ class Session:
         """
         from aoefs.engine import conversation
 
-        def frame(header: Header) -> bytes:
-            return encode(header, argument)
-
         async with patience(f"waiting for {endpoint.address}"):
-            answers = await conversation.ask(self.engine.driver, [endpoint], kind, frame, self._pauses())
+            answers = await conversation.ask(self.engine.driver, [endpoint], argument, self._pauses())
         if not answers:
+            kind = command_of(argument).name.lower()
             raise UserError(
-                f"{endpoint.address} answers, but no {kind.name.lower()} command within {self.arguments.timeout:g} s: "
+                f"{endpoint.address} answers, but no {kind} command within {self.arguments.timeout:g} s: "
                 "not every target knows it (kvblade and qaoed know no mask and no reserve)"
             )
         error, told = answers[0].error, answers[0].argument

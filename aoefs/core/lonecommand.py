@@ -19,12 +19,13 @@ from aoefs.protocol.ata import check_result
 from aoefs.protocol.wire import (
     ATA_BYTES,
     VERSION,
-    AoeCommand,
     Argument,
     AtaArgument,
     Header,
+    command_of,
     decode_argument_untrusted,
     decode_header_untrusted,
+    encode,
 )
 
 
@@ -48,39 +49,24 @@ class Answer:
 
 
 class LoneCommand:
-    """``encode(header)`` makes its frame; ``expects(endpoint)`` says what may answer it; a good answer to an ATA
-    command has at least ``data_bytes`` of data.
+    """``argument`` and ``data`` are what its frame holds; ``expects(endpoint)`` says what may answer it; a good answer
+    to an ATA command has at least ``data_bytes`` of data.
 
     Answers go to ``answers``, and ``on_answer(answer)`` is called.  With ``good_only`` a failure is no answer: it goes
     to ``refusals``, and the command goes on being sent.
     """
 
-    __slots__ = (
-        "_sent_at",
-        "answers",
-        "command",
-        "data_bytes",
-        "encode",
-        "expects",
-        "good_only",
-        "on_answer",
-        "refusals",
-        "sendings",
-        "tag",
-    )
-
     def __init__(
         self,
-        command: AoeCommand,
-        encode: Callable[[Header], bytes],
+        argument: Argument,
         expects: Callable[[Endpoint], bool],
         *,
+        data: bytes = b"",
         data_bytes: int = 0,
         good_only: bool = False,
         on_answer: Callable[[Answer], object] | None = None,
     ) -> None:
-        self.command = command
-        self.encode = encode
+        self.command = command_of(argument)
         self.expects = expects
         self.data_bytes = data_bytes
         self.good_only = good_only
@@ -89,6 +75,8 @@ class LoneCommand:
         self.sendings = 0
         self.answers: list[Answer] = []
         self.refusals: list[RequestError] = []
+        self._argument = argument
+        self._data = data
         self._sent_at: list[float] = []  # by tag
 
     @property
@@ -104,8 +92,8 @@ class LoneCommand:
         index = self.sendings % BLOCK_TAGS
         self.sendings += 1
         self._sent_at[index : index + 1] = [now]
-        command, tag = self.command, self.tag ^ index
-        return [self.encode(Header(mac, link.mac, address, command, tag)) for link, mac, address in endpoints]
+        headers = (Header(mac, link.mac, at, self.command, self.tag ^ index) for link, mac, at in endpoints)
+        return [encode(header, self._argument, self._data) for header in headers]
 
     def unsent(self) -> None:
         """No frame of the last sending went out: it does not count."""

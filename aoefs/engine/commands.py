@@ -13,7 +13,7 @@ copy, or another disk could answer it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from aoefs.core.life import SERVED, State
@@ -28,17 +28,13 @@ from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.errors import TargetError, TargetLost
 from aoefs.protocol.wire import (
     AoeCommand,
+    Argument,
     AtaArgument,
     ConfigArgument,
     ConfigCommand,
-    Header,
     MaskArgument,
     MaskDirective,
     ReserveArgument,
-    encode_ata,
-    encode_config,
-    encode_mask,
-    encode_reserve,
 )
 
 FIRST_PAUSE: Final = 1.0  # seconds until a command is sent again, then doubling
@@ -59,18 +55,18 @@ class Commands:
 
     async def ata(self, registers: AtaArgument, data: bytes = b"") -> Answer:
         """One ATA command; ``error`` of the answer may be an AtaError."""
-        return await self._carry_out(AoeCommand.ATA, lambda header: encode_ata(header, registers, data))
+        return await self._carry_out(registers, data)
 
     async def flush(self, registers: AtaArgument) -> Answer:
         """The ATA command that makes durable what was acknowledged."""
-        return await self._carry_out(AoeCommand.ATA, lambda header: encode_ata(header, registers), flush=True)
+        return await self._carry_out(registers, flush=True)
 
     async def reserve(self, argument: ReserveArgument) -> tuple[bytes, ...]:
         """Ask for or change the MACs of the initiators that alone may use the disk (AoEr11 section 3.4); the list then.
 
         TargetError 6 if another host holds it, 1 if the target knows no reservations.
         """
-        answer = await self._carry_out(AoeCommand.RESERVE, lambda header: encode_reserve(header, argument))
+        answer = await self._carry_out(argument)
         assert isinstance(answer.argument, ReserveArgument)  # noqa: S101 (for mypy: its decoder makes no other)
         return answer.argument.macs
 
@@ -80,23 +76,20 @@ class Commands:
 
     async def mask(self) -> tuple[bytes, ...]:
         """The only MACs that the target listens to; none if it listens to all (AoEr11 section 3.3)."""
-        answer = await self._carry_out(AoeCommand.MASK, lambda header: encode_mask(header, MaskArgument()))
+        answer = await self._carry_out(MaskArgument())
         assert isinstance(answer.argument, MaskArgument)  # noqa: S101 (for mypy: its decoder makes no other)
         return tuple(mac for kind, mac in answer.argument.directives if kind != MaskDirective.DELETE)
 
     async def set_config(self, string: bytes) -> None:
         """Store the config string (0 to 1024 bytes), whatever was there."""
-        argument = ConfigArgument(ConfigCommand.FORCE_SET, string)
-        answer = await self._carry_out(AoeCommand.CONFIG, lambda header: encode_config(header, argument))
+        answer = await self._carry_out(ConfigArgument(ConfigCommand.FORCE_SET, string))
         assert isinstance(answer.argument, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
         self._target.config = answer.argument.string
 
-    async def _carry_out(
-        self, command: AoeCommand, encode: Callable[[Header], bytes], *, flush: bool = False
-    ) -> Answer:
+    async def _carry_out(self, argument: Argument, data: bytes = b"", *, flush: bool = False) -> Answer:
         """Send it until it is answered, or deadsecs are over; a ``flush`` see above."""
         target, driver = self._target, self._driver
-        lone = LoneCommand(command, encode, target.answers_from)
+        lone = LoneCommand(argument, target.answers_from, data=data)
         wait = self._waits.begin()
         schedule = (_FlushSchedule if flush else _Schedule)(driver, target, lone, wait)
         begin, end = (target.begin_lone_command, target.end_lone_command)
@@ -111,7 +104,7 @@ class Commands:
             end()
             self._waits.end(wait)
         if not answers:
-            raise wait.error or TargetLost(f"{target.name} did not answer {command.name}")
+            raise wait.error or TargetLost(f"{target.name} did not answer {lone.command.name}")
         target.heard(driver.now())
         answer = answers[0]
         if isinstance(answer.error, TargetError):

@@ -20,17 +20,7 @@ from aoefs.core.link import Endpoint
 from aoefs.core.lonecommand import Answer, LoneCommand
 from aoefs.engine.driver import Driver
 from aoefs.engine.waits import Sleepers, Wait
-from aoefs.protocol.wire import (
-    BROADCAST_ADDRESS,
-    BROADCAST_MAC,
-    Address,
-    AoeCommand,
-    AtaArgument,
-    ConfigArgument,
-    Header,
-    encode_ata,
-    encode_config,
-)
+from aoefs.protocol.wire import BROADCAST_ADDRESS, BROADCAST_MAC, Address, Argument, ConfigArgument, command_of
 
 FIRST_PAUSE = 0.1  # seconds until a command is sent again, then doubling
 LINGER = 0.01  # seconds during which a second target may answer what was sent to a single MAC
@@ -87,25 +77,25 @@ def pauses_within(seconds: float) -> Iterator[float]:
 async def ask(
     driver: Driver,
     endpoints: Sequence[Endpoint],
-    command: AoeCommand,
-    encode: Callable[[Header], bytes],
+    argument: Argument,
     pauses: Iterable[float],
+    data: bytes = b"",
     *,
     linger: float = LINGER,
     data_bytes: int = 0,
 ) -> list[Answer]:
-    """Send a command to all ``endpoints`` until one of them answers.  ``encode`` makes the frame; a good answer to an
-    ATA command has ``data_bytes`` of data.
+    """Send a command to all ``endpoints`` until one of them answers.  ``data`` are what an ATA command writes; a good
+    answer to one has ``data_bytes`` of data.
 
     ValueError for a broadcast of anything but a config query: vblade carries out a broadcast write.
     """
-    if command is not AoeCommand.CONFIG and any(endpoint.mac == BROADCAST_MAC for endpoint in endpoints):
-        raise ValueError(f"{command.name} is never broadcast")
+    if not isinstance(argument, ConfigArgument) and any(endpoint.mac == BROADCAST_MAC for endpoint in endpoints):
+        raise ValueError(f"{command_of(argument).name} is never broadcast")
 
     def expects(answering: Endpoint) -> bool:
         return answering.address.is_target and any(_fits(endpoint, answering) for endpoint in endpoints)
 
-    lone = LoneCommand(command, encode, expects, data_bytes=data_bytes)
+    lone = LoneCommand(argument, expects, data=data, data_bytes=data_bytes)
     return await converse(driver, lone, lambda: endpoints, pauses, linger=linger)
 
 
@@ -123,32 +113,10 @@ async def find(driver: Driver, address: Address, pauses: Iterable[float]) -> lis
     Two from one endpoint mean that two targets answer there.
     """
     everybody = [Endpoint(link, BROADCAST_MAC, address) for link in driver.links.values()]
-    answers = await ask(driver, everybody, AoeCommand.CONFIG, encode_query, pauses, linger=FIND_LINGER)
+    answers = await ask(driver, everybody, ConfigArgument(), pauses, linger=FIND_LINGER)
     first: dict[Endpoint, int] = {}  # of each endpoint, by tag: what was sent again is answered again
     return [
         answer
         for answer in answers
         if answer.error is None and first.setdefault(answer.endpoint, answer.header.tag) == answer.header.tag
     ]
-
-
-def encode_query(header: Header) -> bytes:
-    """A config query that reads."""
-    return encode_config(header, ConfigArgument())
-
-
-async def ask_ata(
-    driver: Driver,
-    endpoint: Endpoint,
-    registers: AtaArgument,
-    pauses: Iterable[float],
-    data: bytes = b"",
-    *,
-    data_bytes: int = 0,
-) -> list[Answer]:
-    """:func:`ask` for one ATA command."""
-
-    def encode(header: Header) -> bytes:
-        return encode_ata(header, registers, data)
-
-    return await ask(driver, [endpoint], AoeCommand.ATA, encode, pauses, data_bytes=data_bytes)

@@ -34,7 +34,7 @@ import trio
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.lonecommand import Answer, LoneCommand
 from aoefs.engine.candidates import Candidates
-from aoefs.engine.conversation import LINGER, converse, encode_query
+from aoefs.engine.conversation import LINGER, converse
 from aoefs.engine.driver import Driver
 from aoefs.engine.roster import Roster, Sighting
 from aoefs.engine.strangers import NO_ANSWER, REFUSED, RESERVED, SILENT, Stranger
@@ -42,24 +42,18 @@ from aoefs.engine.supervisor import Supervisor
 from aoefs.engine.timer import ROUNDING
 from aoefs.engine.waits import Wait
 from aoefs.errors import FrameError, RequestError, TargetError
-from aoefs.protocol.ata import (
-    IDENTIFY_REGISTERS,
-    Identity,
-    decode_identify_untrusted,
-    transfer_registers,
-)
+from aoefs.protocol.ata import IDENTIFY_REGISTERS, Identity, decode_identify_untrusted, transfer_registers
 from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
     BROADCAST_MAC,
     SECTOR_BYTES,
     Address,
     AoeCommand,
-    AtaArgument,
     ConfigArgument,
     ConfigCommand,
     ErrorCode,
     Header,
-    encode_ata,
+    encode,
 )
 
 QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a link came up: one lost broadcast must not hide a disk
@@ -143,7 +137,7 @@ class Discovery:
     def ask(self, link: Link, address: Address = BROADCAST_ADDRESS) -> None:
         """Broadcast one config query; what answers is a hint."""
         header = Header(BROADCAST_MAC, link.mac, address, AoeCommand.CONFIG, self._driver.tags.hint_tag())
-        link.send_frame(encode_query(header))
+        link.send_frame(encode(header, ConfigArgument()))
 
     # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -240,7 +234,7 @@ class Discovery:
                 self._add(endpoint)
 
     async def _ask_config(self, endpoint: Endpoint) -> ConfigArgument | None:
-        command = LoneCommand(AoeCommand.CONFIG, encode_query, endpoint.__eq__, good_only=True)
+        command = LoneCommand(ConfigArgument(), endpoint.__eq__, good_only=True)
         known = self._roster.find_path(endpoint) is not None
         pauses = self._patience(endpoint, IDENTIFY_PAUSES[:-1] if known else CONFIG_PAUSES)
         for answer in await self._ask_candidate(endpoint, command, pauses):
@@ -294,7 +288,7 @@ class Discovery:
         """An error is an answer here: it shows that the target hears us."""
         registers = transfer_registers(0, sectors, write=False, lba48=identity.lba48)
         size = sectors * SECTOR_BYTES
-        command = _ata_command(endpoint, registers, bytes(size), data_bytes=size)
+        command = LoneCommand(registers, endpoint.__eq__, data=bytes(size), data_bytes=size)
         return bool(await self._ask_candidate(endpoint, command, MEASURE_PAUSES))
 
     async def _ask_identity(self, endpoint: Endpoint, refusals: list[RequestError]) -> list[Identity]:
@@ -302,7 +296,7 @@ class Discovery:
 
         FrameError if the data cannot be decoded.
         """
-        command = _ata_command(endpoint, IDENTIFY_REGISTERS, good_only=True)
+        command = LoneCommand(IDENTIFY_REGISTERS, endpoint.__eq__, good_only=True)
         known = self._roster.find_path(endpoint) is not None
         linger = SECOND_DISK if known and endpoint in self._hinted else LINGER
         pauses = self._patience(endpoint, IDENTIFY_PAUSES)
@@ -333,17 +327,6 @@ class Discovery:
                     examination.made_room = True
                     return
                 yield left
-
-
-def _ata_command(
-    endpoint: Endpoint, registers: AtaArgument, data: bytes = b"", *, data_bytes: int = 0, good_only: bool = False
-) -> LoneCommand:
-    """Answered by exactly this endpoint only."""
-
-    def encode(header: Header) -> bytes:
-        return encode_ata(header, registers, data)
-
-    return LoneCommand(AoeCommand.ATA, encode, endpoint.__eq__, data_bytes=data_bytes, good_only=good_only)
 
 
 def _why_not(refusals: list[RequestError]) -> tuple[str, str]:

@@ -253,6 +253,18 @@ class ReserveArgument:
 
 Argument: TypeAlias = AtaArgument | ConfigArgument | MaskArgument | ReserveArgument
 
+_COMMANDS: Final[dict[type[Argument], AoeCommand]] = {
+    AtaArgument: AoeCommand.ATA,
+    ConfigArgument: AoeCommand.CONFIG,
+    MaskArgument: AoeCommand.MASK,
+    ReserveArgument: AoeCommand.RESERVE,
+}
+
+
+def command_of(argument: Argument) -> AoeCommand:
+    """The command byte of a frame with this argument."""
+    return _COMMANDS[type(argument)]
+
 
 # ── encode ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

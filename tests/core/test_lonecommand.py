@@ -45,7 +45,7 @@ def from_endpoint(answering: Endpoint) -> bool:
 
 
 def config_query(expects: Callable[[Endpoint], bool] = from_endpoint) -> LoneCommand:
-    command = LoneCommand(AoeCommand.CONFIG, lambda header: encode_config(header, ConfigArgument()), expects)
+    command = LoneCommand(ConfigArgument(), expects)
     TagTable[Run | LoneCommand](random.Random(5).randbytes).open(command)
     return command
 
@@ -54,8 +54,7 @@ def identify(
     *, data_bytes: int = 0, good_only: bool = False, on_answer: Callable[[Answer], object] | None = None
 ) -> LoneCommand:
     command = LoneCommand(
-        AoeCommand.ATA,
-        lambda header: encode_ata(header, IDENTIFY_REGISTERS),
+        IDENTIFY_REGISTERS,
         from_endpoint,
         data_bytes=data_bytes,
         good_only=good_only,

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from aoefs.core.link import Endpoint
 from aoefs.engine import conversation
-from aoefs.engine.conversation import FIND_LINGER, ask, ask_ata, encode_query, find, pauses_within
+from aoefs.engine.conversation import FIND_LINGER, ask, find, pauses_within
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, Opcode, transfer_registers
 from aoefs.protocol.wire import (
     BROADCAST_ADDRESS,
@@ -23,13 +23,13 @@ from aoefs.protocol.wire import (
     Address,
     AoeCommand,
     AtaArgument,
+    ConfigArgument,
     Flag,
     Header,
     ReserveArgument,
     decode_config_untrusted,
     decode_header_untrusted,
     encode_ata,
-    encode_reserve,
 )
 from tests.scene import DELAY, Deliveries, Scene, SimulatedTarget, open_scene, target_mac
 
@@ -109,9 +109,7 @@ async def test_two_targets_behind_one_endpoint_are_both_found(autojump_clock: Mo
         scene.add_target(serial="two", mac=one.mac)
         answers = await find(scene.engine.driver, ZERO, pauses_within(1.0))
         assert [answer.endpoint for answer in answers] == [endpoint(scene, one)] * 2
-        assert (
-            len(await ask_ata(scene.engine.driver, endpoint(scene, one), IDENTIFY_REGISTERS, pauses_within(1.0))) == 2
-        )
+        assert len(await ask(scene.engine.driver, [endpoint(scene, one)], IDENTIFY_REGISTERS, pauses_within(1.0))) == 2
 
 
 async def test_an_answer_after_the_linger_is_not_waited_for(autojump_clock: MockClock) -> None:
@@ -142,21 +140,21 @@ async def test_a_frame_from_elsewhere_is_no_answer(autojump_clock: MockClock, li
             return [(0.0, encode_ata(header, AtaArgument(0, 0, 0, 0x40, 0), bytes(512)))]
 
         target.answer = answer
-        assert await ask_ata(scene.engine.driver, endpoint(scene, target), IDENTIFY_REGISTERS, pauses_within(0.3)) == []
+        assert await ask(scene.engine.driver, [endpoint(scene, target)], IDENTIFY_REGISTERS, pauses_within(0.3)) == []
 
 
 async def test_an_answer_with_too_few_data_is_none_but_a_failed_command_is_one(autojump_clock: MockClock) -> None:
     async with quiet_scene() as scene:
         target = scene.add_target(sectors=8)
         past_the_end = transfer_registers(8, 1, write=False, lba48=False)
-        (failed,) = await ask_ata(
-            scene.engine.driver, endpoint(scene, target), past_the_end, pauses_within(0.3), data_bytes=SECTOR_BYTES
+        (failed,) = await ask(
+            scene.engine.driver, [endpoint(scene, target)], past_the_end, pauses_within(0.3), data_bytes=SECTOR_BYTES
         )
         assert failed.frame[27] & 1
         target.answer = lambda _frame, reply: [(0.0, reply[:-1])]
-        assert not await ask_ata(
+        assert not await ask(
             scene.engine.driver,
-            endpoint(scene, target),
+            [endpoint(scene, target)],
             IDENTIFY_REGISTERS,
             pauses_within(0.3),
             data_bytes=SECTOR_BYTES,
@@ -168,8 +166,8 @@ async def test_an_error_is_an_answer(autojump_clock: MockClock) -> None:
         target = scene.add_target()
         target.export.access.reserve(target_mac(5), [target_mac(5)], force=True)
         read = transfer_registers(0, 1, write=False, lba48=False)
-        (answer,) = await ask_ata(
-            scene.engine.driver, endpoint(scene, target), read, pauses_within(1.0), data_bytes=SECTOR_BYTES
+        (answer,) = await ask(
+            scene.engine.driver, [endpoint(scene, target)], read, pauses_within(1.0), data_bytes=SECTOR_BYTES
         )
         assert (answer.header.is_error, answer.header.error) == (True, 6)
 
@@ -181,8 +179,7 @@ async def test_only_config_queries_may_be_broadcast(autojump_clock: MockClock) -
             await ask(
                 scene.engine.driver,
                 [everywhere],
-                AoeCommand.RESERVE,
-                lambda header: encode_reserve(header, ReserveArgument()),
+                ReserveArgument(),
                 pauses_within(1.0),
             )
         assert not scene.wire.sent()
@@ -227,7 +224,7 @@ def test_whatever_is_answered_with_our_tag_raises_nothing(bodies: list[bytes], c
 
             target.answer = answer
             for found in await ask(
-                scene.engine.driver, [endpoint(scene, target)], AoeCommand.CONFIG, encode_query, pauses_within(0.2)
+                scene.engine.driver, [endpoint(scene, target)], ConfigArgument(), pauses_within(0.2)
             ):
                 assert found.header.is_error or decode_config_untrusted(found.frame)
 

@@ -34,19 +34,21 @@ from aoefs.fuse.partitions import read_table_untrusted
 from aoefs.fuse.tree import CONTROL
 from aoefs.host.claims import Inquiry
 from aoefs.net.packetsocket import PacketSocket
-from aoefs.protocol.ata import decode_identify_untrusted
+from aoefs.protocol.ata import IDENTIFY_REGISTERS, decode_identify_untrusted
 from aoefs.protocol.smart import decode_smart_untrusted, is_failing_untrusted, is_smart_untrusted
 from aoefs.protocol.wire import (
     ETHERTYPE,
     Address,
     AoeCommand,
+    ConfigArgument,
+    MaskArgument,
+    ReserveArgument,
     decode_argument_untrusted,
     decode_ata_untrusted,
     decode_config_untrusted,
     decode_header_untrusted,
     decode_mask_untrusted,
     decode_reserve_untrusted,
-    encode_header,
     parse_mac,
 )
 from tests.fuse.mounted import CONTEXT, Mounted, context, mounted
@@ -139,11 +141,9 @@ def check_lone_command(frame: bytes) -> None:
         mac = OUR_MAC
 
     link = cast(Link, _Link())
-    for command in AoeCommand:
+    for argument in (IDENTIFY_REGISTERS, ConfigArgument(), MaskArgument(), ReserveArgument()):
         for good_only in (False, True):
-            lone = LoneCommand(
-                command, encode_header, lambda endpoint: endpoint.address == ZERO, data_bytes=512, good_only=good_only
-            )
+            lone = LoneCommand(argument, lambda endpoint: endpoint.address == ZERO, data_bytes=512, good_only=good_only)
             lone.tag = TAG
             lone.frames([Endpoint(link, THEIR_MAC, ZERO)], 0.0)
             _decode(lone.receive_untrusted, link, frame, 1.0)

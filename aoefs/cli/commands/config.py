@@ -8,7 +8,7 @@ from aoefs.cli import companion
 from aoefs.cli.companion import Session
 from aoefs.cli.options import config_string
 from aoefs.errors import UserError
-from aoefs.protocol.wire import AoeCommand, ConfigArgument, ConfigCommand, ErrorCode
+from aoefs.protocol.wire import ConfigArgument, ConfigCommand, ErrorCode
 from aoefs.status.text import printable
 
 _COMMANDS = {"set": ConfigCommand.SET, "test": ConfigCommand.TEST, "prefix": ConfigCommand.PREFIX}
@@ -54,7 +54,7 @@ async def _face(session: Session) -> int:
     there = f"{address} has a config string already, '{_text(present)}': --force replaces it"
     refusals: dict[int, str] = {ErrorCode.CONFIG_STRING_PRESENT: there}
     argument = ConfigArgument(kind, string)
-    answer = await session.command(found.endpoint, AoeCommand.CONFIG, argument, "the config string", refusals)
+    answer = await session.command(found.endpoint, argument, "the config string", refusals)
     if kind in (ConfigCommand.SET, ConfigCommand.FORCE_SET) and answer.string != string:
         raise UserError(f"{address} accepted the config string, but has '{_text(answer.string)}' now")
     return 0

@@ -14,7 +14,6 @@ from aoefs.cli.companion import Session
 from aoefs.cli.options import mac_type
 from aoefs.errors import UserError
 from aoefs.protocol.wire import (
-    AoeCommand,
     MaskArgument,
     MaskCommand,
     MaskDirective,
@@ -55,7 +54,7 @@ async def _face(session: Session) -> int:
 
     async def ask(argument: MaskArgument) -> list[bytes]:
         """Send the command; the list that the target has afterwards."""
-        told = await session.command(found.endpoint, AoeCommand.MASK, argument, "the mask command")
+        told = await session.command(found.endpoint, argument, "the mask command")
         if told.error:
             why = _ERRORS.get(told.error, f"error {told.error}")  # type: ignore[call-overload]  # any byte may come
             failed = argument.directives[told.count or 0 :][:1]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from aoefs.cli import companion
 from aoefs.cli.companion import Session
 from aoefs.cli.options import seconds, whole
-from aoefs.protocol.wire import SECTOR_BYTES, AoeCommand
+from aoefs.protocol.wire import SECTOR_BYTES, ConfigArgument
 from aoefs.status.text import to_stdout
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ class _Pinger:
             registers = transfer_registers(0, 1, write=False, lba48=False)  # LBA28: every target knows it
             answers = await self._session.ask_ata(endpoint, registers, wait, data_bytes=SECTOR_BYTES)
         else:
-            query, driver = conversation.encode_query, self._session.engine.driver
-            answers = await conversation.ask(driver, [endpoint], AoeCommand.CONFIG, query, wait)
+            answers = await conversation.ask(self._session.engine.driver, [endpoint], ConfigArgument(), wait)
         self._account(number, endpoint, answers)
 
     def _account(self, number: int, endpoint: Endpoint | None, answers: Sequence[Answer]) -> None:

@@ -11,7 +11,7 @@ from aoefs.cli import companion
 from aoefs.cli.companion import Session
 from aoefs.cli.options import mac_type
 from aoefs.errors import UserError
-from aoefs.protocol.wire import AoeCommand, ErrorCode, ReserveArgument, ReserveCommand, format_mac
+from aoefs.protocol.wire import ErrorCode, ReserveArgument, ReserveCommand, format_mac
 
 _ACTIONS = {
     "get": ReserveCommand.READ,
@@ -49,7 +49,7 @@ async def _face(session: Session) -> int:
     what = f"to {'tell its reservation' if action == 'get' else action}"
     argument = ReserveArgument(_ACTIONS[action], macs)
     refusals: dict[int, str] = {ErrorCode.TARGET_RESERVED: taken}
-    answer = await session.command(found.endpoint, AoeCommand.RESERVE, argument, what, refusals)
+    answer = await session.command(found.endpoint, argument, what, refusals)
     holders = list(map(format_mac, answer.macs))
     if action != "get" and set(holders) != set(map(format_mac, macs)):
         raise UserError(f"{address} accepted that, but is held by {', '.join(holders) or 'nobody'} now")
