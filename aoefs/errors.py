@@ -6,10 +6,33 @@ The network's: ``FrameError`` (bytes that cannot be decoded), ``TargetError`` (a
 A person's: ``UserError`` (a command line), ``ControlError`` (what was written to a control file).
 Ours: a ``ValueError``, since a caller inside this package broke a contract.
 
-``fuse`` has the one table from these types to an errno.
+The two enumerations are the protocol's (``protocol.wire``, ``protocol.ata``); they are here since their names are what
+the errors say.  ``fuse`` has the one table from these types to an errno.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+
+class ErrorCode(IntEnum):
+    """The error byte of an AoE frame, meaningful with ``Flag.ERROR`` only (AoEr11 section 2.4)."""
+
+    UNRECOGNIZED_COMMAND = 1
+    BAD_ARGUMENT = 2
+    DEVICE_UNAVAILABLE = 3
+    CONFIG_STRING_PRESENT = 4
+    UNSUPPORTED_VERSION = 5
+    TARGET_IS_RESERVED = 6
+
+
+class ErrorBit(IntFlag):
+    """Bits of the ATA error register that block devices use."""
+
+    ICRC = 0x80
+    UNC = 0x40
+    IDNF = 0x10
+    ABRT = 0x04
 
 
 class AoeFsError(Exception):
@@ -40,14 +63,7 @@ class TargetError(RequestError):
         self.lba = lba
 
     def __str__(self) -> str:
-        names = {
-            1: "unrecognized command",
-            2: "bad argument",
-            3: "device unavailable",
-            4: "config string present",
-            5: "unsupported version",
-            6: "target is reserved",
-        }
+        names = {code.value: code.name.lower().replace("_", " ") for code in ErrorCode}
         return f"AoE error {self.code} ({names.get(self.code, 'unknown')})"
 
 
@@ -67,11 +83,10 @@ class AtaError(RequestError):
     @property
     def is_abort(self) -> bool:
         """The disk does not know the command, or refused to carry it out."""
-        return bool(self.error & 0x04)
+        return bool(self.error & ErrorBit.ABRT)
 
     def __str__(self) -> str:
-        bits = ((0x80, "ICRC"), (0x40, "UNC"), (0x10, "IDNF"), (0x04, "ABRT"))
-        names = "|".join(name for bit, name in bits if self.error & bit) or "no error bit"
+        names = "|".join(str(bit.name) for bit in ErrorBit if self.error & bit) or "no error bit"
         return f"ATA error {names} (status 0x{self.status:02x}, error 0x{self.error:02x})"
 
 

@@ -334,6 +334,6 @@ def _why_not(refusals: list[RequestError]) -> tuple[str, str]:
     if not refusals:
         return NO_ANSWER, SILENT
     refusal = refusals[-1]
-    if isinstance(refusal, TargetError) and refusal.code == ErrorCode.TARGET_RESERVED:
+    if isinstance(refusal, TargetError) and refusal.code == ErrorCode.TARGET_IS_RESERVED:
         return RESERVED, "another host has reserved it (AoE error 6 to IDENTIFY)"
     return REFUSED, f"it refuses IDENTIFY with {refusal}: an access list may leave this host out"

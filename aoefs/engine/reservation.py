@@ -105,7 +105,7 @@ class Reservation:
             await self._commands.reserve(ReserveArgument(ReserveCommand.SET, macs))
         except TargetError as error:
             # Refused to a MAC that is not on the list: a new one of ours, if no other host is on it.
-            if error.code != ErrorCode.TARGET_RESERVED or set(await self._commands.holders()) - set(self._macs):
+            if error.code != ErrorCode.TARGET_IS_RESERVED or set(await self._commands.holders()) - set(self._macs):
                 self._note()
                 raise
             await self._commands.reserve(ReserveArgument(ReserveCommand.FORCE_SET, macs))

@@ -18,7 +18,7 @@ from aoefs.protocol.wire import ErrorCode
 
 _OF_AOE_ERROR: dict[int, int] = {
     ErrorCode.DEVICE_UNAVAILABLE: errno.ENXIO,
-    ErrorCode.TARGET_RESERVED: errno.EBUSY,
+    ErrorCode.TARGET_IS_RESERVED: errno.EBUSY,
 }
 
 

@@ -12,6 +12,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from aoefs.errors import AtaError, FrameError
+from aoefs.errors import ErrorBit as ErrorBit
 from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument, AtaFlag
 
 LBA28_SECTORS: Final = 1 << 28
@@ -47,15 +48,6 @@ class Status(IntFlag):
 
 # A plain int: arithmetic with enums costs a microsecond.
 FAILED: Final = int(Status.BSY | Status.DF | Status.DRQ | Status.ERR)
-
-
-class ErrorBit(IntFlag):
-    """Bits of the error register that block devices use."""
-
-    ICRC = 0x80
-    UNC = 0x40
-    IDNF = 0x10
-    ABRT = 0x04
 
 
 def check_result(ata: AtaArgument, *, lba: int | None = None, write: bool = False) -> None:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple, TypeAlias
 
+from aoefs.errors import ErrorCode as ErrorCode
 from aoefs.errors import FrameError
 
 ETHERTYPE: Final = 0x88A2
@@ -70,17 +71,6 @@ class Flag(IntFlag):
 
     RESPONSE = 0x08
     ERROR = 0x04
-
-
-class ErrorCode(IntEnum):
-    """The error byte, meaningful with ``Flag.ERROR`` only (AoEr11 section 2.4)."""
-
-    UNRECOGNIZED_COMMAND = 1
-    BAD_ARGUMENT = 2
-    DEVICE_UNAVAILABLE = 3
-    CONFIG_STRING_PRESENT = 4
-    UNSUPPORTED_VERSION = 5
-    TARGET_RESERVED = 6
 
 
 class AtaFlag(IntFlag):

@@ -324,7 +324,7 @@ class Export:
             done = self.access.reserve(question.header.source, macs, force=command == ReserveCommand.FORCE_SET)
         elif command != ReserveCommand.READ:
             raise FrameError(f"reserve command {command}")
-        error = 0 if done else ErrorCode.TARGET_RESERVED
+        error = 0 if done else ErrorCode.TARGET_IS_RESERVED
         return self._answer(question, ReserveArgument(command, self.access.holders), error)
 
     # ── ATA ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -354,7 +354,7 @@ class Export:
         if question.broadcast:
             return None
         if not self.access.admits(question.header.source):
-            return self._answer(question, ata, ErrorCode.TARGET_RESERVED)
+            return self._answer(question, ata, ErrorCode.TARGET_IS_RESERVED)
         if opcode in READ_OPCODES or opcode in WRITE_OPCODES:
             return self._transfer(question, ata, write=opcode in WRITE_OPCODES)
         if opcode in (Opcode.FLUSH, Opcode.FLUSH_EXT):

@@ -52,7 +52,7 @@ async def test_the_reserve_list_is_set_read_and_kept_from_others(autojump_clock:
         assert await commands.holders() == (target_mac(5),)
         with pytest.raises(TargetError) as caught:
             await commands.reserve(ReserveArgument(ReserveCommand.SET, (OUR_MAC,)))
-        assert caught.value.code == ErrorCode.TARGET_RESERVED
+        assert caught.value.code == ErrorCode.TARGET_IS_RESERVED
 
 
 async def test_the_mask_list_is_read(autojump_clock: MockClock) -> None:

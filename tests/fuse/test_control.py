@@ -354,7 +354,7 @@ async def test_a_refusal_of_the_target_is_an_errno_and_an_event(
     async with mounted() as mount:
         target = mount.scene.add_target()
         await mount.scene.disk()
-        refusal = bytes([0x10 | Flag.RESPONSE | Flag.ERROR, ErrorCode.TARGET_RESERVED])
+        refusal = bytes([0x10 | Flag.RESPONSE | Flag.ERROR, ErrorCode.TARGET_IS_RESERVED])
         target.answer = lambda _frame, reply: [(0.0, reply[:14] + refusal + reply[16:])]
         with fails(errno.EBUSY):
             await echo(mount, b"ours", "e0.0/config")

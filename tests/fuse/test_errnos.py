@@ -40,7 +40,7 @@ from tests.scene import Announce, SimulatedTarget, nothing_is_left
     [
         (TargetError(ErrorCode.UNRECOGNIZED_COMMAND), errno.EIO),
         (TargetError(ErrorCode.DEVICE_UNAVAILABLE), errno.ENXIO),
-        (TargetError(ErrorCode.TARGET_RESERVED), errno.EBUSY),
+        (TargetError(ErrorCode.TARGET_IS_RESERVED), errno.EBUSY),
         (TargetLost("no answer"), errno.EIO),
         (IdentityChanged("another disk"), errno.ESTALE),
         (ControlError("no such name"), errno.EINVAL),

@@ -202,7 +202,7 @@ def test_a_reserved_export_answers_every_ata_command_of_others_but_identify_with
     for ata in (READ, WRITE, flush_registers(Opcode.FLUSH_EXT), smart_registers(Feature.RETURN_STATUS)):
         answer = answer_to_stranger(export, encode_ata(from_stranger(), ata, b"x" * 1024))
         assert answer is not None
-        assert aoe_error(answer) == ErrorCode.TARGET_RESERVED
+        assert aoe_error(answer) == ErrorCode.TARGET_IS_RESERVED
         assert decode_ata_untrusted(answer) == ata
     assert export.store.data == before
     answer = answer_to_stranger(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
@@ -223,8 +223,8 @@ def test_a_reservation_is_changed_by_its_holders_and_by_force_only() -> None:
     export = make()
     assert reserve(export, ReserveCommand.READ) == (0, ())
     assert reserve(export, ReserveCommand.SET, STRANGER, STRANGER) == (0, (STRANGER,))  # for another host: allowed
-    assert reserve(export, ReserveCommand.SET, THEIRS) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
-    assert reserve(export, ReserveCommand.SET) == (ErrorCode.TARGET_RESERVED, (STRANGER,))
+    assert reserve(export, ReserveCommand.SET, THEIRS) == (ErrorCode.TARGET_IS_RESERVED, (STRANGER,))
+    assert reserve(export, ReserveCommand.SET) == (ErrorCode.TARGET_IS_RESERVED, (STRANGER,))
     assert reserve(export, ReserveCommand.FORCE_SET, THEIRS, mac_of(1)) == (0, (THEIRS, mac_of(1)))
     assert reserve(export, ReserveCommand.SET, THEIRS) == (0, (THEIRS,))
     assert reserve(export, ReserveCommand.SET) == (0, ())

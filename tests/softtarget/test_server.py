@@ -214,7 +214,7 @@ async def test_a_reservation_in_the_middle_of_a_batch_holds_for_the_frames_behin
         assert errors == {
             0: 0,
             **dict.fromkeys(range(1000, 1000 + count), 0),
-            **dict.fromkeys(range(2000, 2000 + count), ErrorCode.TARGET_RESERVED),
+            **dict.fromkeys(range(2000, 2000 + count), ErrorCode.TARGET_IS_RESERVED),
         }
         store = server.exports[ADDRESSES[0]].store
         assert isinstance(store, MemoryStore)

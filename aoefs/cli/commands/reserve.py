@@ -48,7 +48,7 @@ async def _face(session: Session) -> int:
     taken = f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over"
     what = f"to {'tell its reservation' if action == 'get' else action}"
     argument = ReserveArgument(_ACTIONS[action], macs)
-    refusals: dict[int, str] = {ErrorCode.TARGET_RESERVED: taken}
+    refusals: dict[int, str] = {ErrorCode.TARGET_IS_RESERVED: taken}
     answer = await session.command(found.endpoint, argument, what, refusals)
     holders = list(map(format_mac, answer.macs))
     if action != "get" and set(holders) != set(map(format_mac, macs)):
