@@ -10,7 +10,9 @@ Without ``--slow`` there is none of this: the roster makes a plain ``Disk``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import trio
 
@@ -53,33 +55,27 @@ class TimedDisk(Disk):
         self._traces: dict[trio.lowlevel.Task, Trace] = {}
 
     async def read(self, offset: int, size: int) -> memoryview:
-        trace = self._begin_trace()
-        try:
+        with self._timed(f"read{_place(offset, size)}"):
             return await Disk.read(self, offset, size)
-        finally:
-            self._end_trace(trace, f"read{_place(offset, size)}")
 
     async def write(self, offset: int, data: bytes | memoryview, *, behind: bool = False) -> None:
-        trace = self._begin_trace()
-        try:
+        with self._timed(f"write{_place(offset, len(data))}"):
             await Disk.write(self, offset, data, behind=behind)
-        finally:
-            self._end_trace(trace, f"write{_place(offset, len(data))}")
 
     async def flush(self) -> None:
-        trace = self._begin_trace()
-        try:
+        with self._timed("flush"):
             await Disk.flush(self)
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        """The block is a call; it is logged at its end if it was slow."""
+        task = trio.lowlevel.current_task()
+        trace = self._traces[task] = Trace(self._driver.now())
+        try:
+            yield
         finally:
-            self._end_trace(trace, "flush")
-
-    def _begin_trace(self) -> Trace:
-        trace = self._traces[trio.lowlevel.current_task()] = Trace(self._driver.now())
-        return trace
-
-    def _end_trace(self, trace: Trace, what: str) -> None:
-        del self._traces[trio.lowlevel.current_task()]
-        self._report(trace, what)
+            del self._traces[task]
+            self._report(trace, what)
 
     def _report(self, trace: Trace, what: str) -> None:
         total = self._driver.now() - trace.began
