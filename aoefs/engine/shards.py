@@ -17,7 +17,6 @@ Rejected: channels (a deque and a parked task cost a fifth), and stopping idle s
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,16 +105,13 @@ class Shard:
         if target.has_backlog:  # the end of a request may have made room for a read that had no memory
             self._pump(target, now)
 
-    async def run(self, after_batch: Callable[[list[Address]], None]) -> None:
-        """The task: complete, call ``after_batch`` with the addresses of the targets, yield or park."""
-        while True:
-            if self.queue:
-                after_batch(self.complete_batch())
-                if self.queue:
-                    await trio.lowlevel.checkpoint()
-            else:
-                self._parked = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._unpark)
+    async def wait(self) -> None:
+        """Until there is something to complete; a turn of the loop if there is already."""
+        if self.queue:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._parked = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._unpark)
 
     def _unpark(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._parked = None
@@ -183,15 +179,16 @@ class Shards:
     def _start(self, shard: Shard) -> None:
         shard.active = True
         shard.started_at = trio.current_time()
-        after_batch = self._start_missing if shard.number == 0 else _nothing
-        self._nursery.start_soon(functools.partial(shard.run, after_batch), name=f"shard {shard.number}")
+        self._nursery.start_soon(self._run, shard, name=f"shard {shard.number}")
 
-    def _start_missing(self, seen: list[Address]) -> None:
-        """Shard 0 completed answers of these targets: start the shards that they belong to."""
-        for address in seen:
-            shard = self._shard_of(address)
-            if not shard.active:
-                self._start(shard)
+    async def _run(self, shard: Shard) -> None:
+        """The task of a shard.  That of shard 0 starts the shards to which the targets of its answers belong."""
+        while True:
+            for address in shard.complete_batch() if shard.queue else ():
+                own = self._shard_of(address)
+                if not own.active:
+                    self._start(own)
+            await shard.wait()
 
     def flush(self) -> None:
         for shard in self._shards:
@@ -199,7 +196,3 @@ class Shards:
 
     def statistics(self) -> tuple[ShardStatistics, ...]:
         return tuple(shard.statistics() for shard in self._shards)
-
-
-def _nothing(_seen: list[Address]) -> None:
-    """Only shard 0 completes answers of a shard that does not run."""
