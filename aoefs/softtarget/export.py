@@ -37,41 +37,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from aoefs.errors import FrameError
+from aoefs.protocol import wire
 from aoefs.protocol.ata import ErrorBit, Identity, Opcode, Status, encode_identify
 from aoefs.protocol.smart import Attribute, Feature, encode_smart, is_smart_untrusted, status_lba
-from aoefs.protocol.wire import (
-    ATA_BYTES,
-    BROADCAST_ADDRESS,
-    BROADCAST_MAC,
-    CONFIG_BYTES,
-    HEADER_BYTES,
-    MASK_BYTES,
-    RESERVE_BYTES,
-    SECTOR_BYTES,
-    Address,
-    AoeCommand,
-    Argument,
-    AtaArgument,
-    ConfigArgument,
-    ConfigCommand,
-    ErrorCode,
-    Flag,
-    Header,
-    MaskArgument,
-    MaskCommand,
-    MaskDirective,
-    ReserveArgument,
-    ReserveCommand,
-    decode_ata_untrusted,
-    decode_config_untrusted,
-    decode_header_untrusted,
-    decode_mask_untrusted,
-    decode_reserve_untrusted,
-    encode,
-    encode_config,
-    encode_header,
-    pad,
-)
 from aoefs.softtarget.access import MAX_MACS, Access
 from aoefs.softtarget.store import Store
 
@@ -87,10 +55,10 @@ READ_OPCODES = frozenset({Opcode.READ, Opcode.READ_EXT})
 WRITE_OPCODES = frozenset({Opcode.WRITE, Opcode.WRITE_EXT})
 EXTENDED_OPCODES = frozenset({Opcode.READ_EXT, Opcode.WRITE_EXT})
 _LEAST_BYTES: dict[int, int] = {  # of a frame, by its command
-    AoeCommand.ATA: ATA_BYTES,
-    AoeCommand.CONFIG: CONFIG_BYTES,
-    AoeCommand.MASK: MASK_BYTES,
-    AoeCommand.RESERVE: RESERVE_BYTES,
+    wire.AoeCommand.ATA: wire.ATA_BYTES,
+    wire.AoeCommand.CONFIG: wire.CONFIG_BYTES,
+    wire.AoeCommand.MASK: wire.MASK_BYTES,
+    wire.AoeCommand.RESERVE: wire.RESERVE_BYTES,
 }
 _DEVICE_FAULT = Status.DRDY | Status.DF | Status.ERR
 
@@ -101,7 +69,7 @@ class Question(NamedTuple):
     With a ``wildcard`` it is for other exports too; a ``broadcast`` has a wildcard or the broadcast MAC.
     """
 
-    header: Header
+    header: wire.Header
     frame: bytes | memoryview
     mac: bytes
     max_sectors: int
@@ -113,7 +81,7 @@ class FlushRequest(NamedTuple):
     """A FLUSH that waits for the store: sync it, then :meth:`Export.finish_flush` makes the answer."""
 
     question: Question
-    ata: AtaArgument
+    ata: wire.AtaArgument
 
 
 @dataclass(slots=True)
@@ -148,7 +116,7 @@ class Export:
 
     def __init__(
         self,
-        address: Address,
+        address: wire.Address,
         store: Store,
         *,
         serial: str,
@@ -189,12 +157,10 @@ class Export:
         """Unrequested config answers (tag 0), which make initiators ask: one broadcast, or one frame to each host that
         we hear if the others are not heard.
         """
-        config = self._config_argument(ConfigCommand.READ, max_sectors)
-        audience = self.access.audience
-        return [
-            encode_config(Header(to, mac, self.address, AoeCommand.CONFIG, 0, Flag.RESPONSE), config)
-            for to in ((BROADCAST_MAC,) if audience is None else audience)
-        ]
+        config = self._config_argument(wire.ConfigCommand.READ, max_sectors)
+        audience = (wire.BROADCAST_MAC,) if self.access.audience is None else self.access.audience
+        header = wire.Header(b"", mac, self.address, wire.AoeCommand.CONFIG, 0, wire.Flag.RESPONSE)
+        return [wire.encode(replace(header, destination=to), config) for to in audience]
 
     def handle_untrusted(
         self, frame: bytes | memoryview, *, mac: bytes, max_sectors: int
@@ -220,79 +186,79 @@ class Export:
         return self._ata_answer(*request, _DEVICE_FAULT if self.sync_failed else Status.DRDY)
 
     def _handle(self, frame: bytes | memoryview, mac: bytes, max_sectors: int) -> bytes | FlushRequest | None:
-        header = decode_header_untrusted(frame)
+        header = wire.decode_header_untrusted(frame)
         shelf, slot = header.address
-        wildcard = shelf == BROADCAST_ADDRESS.shelf or slot == BROADCAST_ADDRESS.slot
+        wildcard = shelf == wire.BROADCAST_ADDRESS.shelf or slot == wire.BROADCAST_ADDRESS.slot
         if (
             header.is_response
-            or header.destination not in (mac, BROADCAST_MAC)
-            or shelf not in (self.address.shelf, BROADCAST_ADDRESS.shelf)
-            or slot not in (self.address.slot, BROADCAST_ADDRESS.slot)
+            or header.destination not in (mac, wire.BROADCAST_MAC)
+            or shelf not in (self.address.shelf, wire.BROADCAST_ADDRESS.shelf)
+            or slot not in (self.address.slot, wire.BROADCAST_ADDRESS.slot)
             or header.source[0] & 1  # a group address: an answer would go to many hosts
             or not self.access.hears(header.source)
         ):
             return None
-        broadcast = wildcard or header.destination == BROADCAST_MAC
+        broadcast = wildcard or header.destination == wire.BROADCAST_MAC
         question = Question(header, frame, mac, max_sectors, wildcard, broadcast)
         if header.version != 1:
-            return self._answer(question, None, ErrorCode.UNSUPPORTED_VERSION)
+            return self._answer(question, None, wire.ErrorCode.UNSUPPORTED_VERSION)
         if len(frame) < _LEAST_BYTES.get(header.command, 0):
             return None
-        if header.command == AoeCommand.CONFIG:
+        if header.command == wire.AoeCommand.CONFIG:
             return self._handle_config(question)
-        if header.command == AoeCommand.ATA:
+        if header.command == wire.AoeCommand.ATA:
             return self._handle_ata(question)
         if broadcast:
             return None
         try:
-            if header.command == AoeCommand.MASK:
+            if header.command == wire.AoeCommand.MASK:
                 return self._handle_mask(question)
-            if header.command == AoeCommand.RESERVE:
+            if header.command == wire.AoeCommand.RESERVE:
                 return self._handle_reserve(question)
         except FrameError:
-            return self._answer(question, None, ErrorCode.BAD_ARGUMENT)
-        return self._answer(question, None, ErrorCode.UNRECOGNIZED_COMMAND)
+            return self._answer(question, None, wire.ErrorCode.BAD_ARGUMENT)
+        return self._answer(question, None, wire.ErrorCode.UNRECOGNIZED_COMMAND)
 
     def _answer(
-        self, question: Question, argument: Argument | None, error: int = 0, data: bytes | memoryview = b""
+        self, question: Question, argument: wire.Argument | None, error: int = 0, data: bytes | memoryview = b""
     ) -> bytes:
         """The answer with this argument; None: with the header alone, as an AoE error may be."""
         asked = question.header
-        flags = Flag.RESPONSE | (Flag.ERROR if error else 0)
-        header = Header(asked.source, question.mac, self.address, asked.command, asked.tag, flags, error)
+        flags = wire.Flag.RESPONSE | (wire.Flag.ERROR if error else 0)
+        header = wire.Header(asked.source, question.mac, self.address, asked.command, asked.tag, flags, error)
         failed = error
-        if isinstance(argument, AtaArgument):
+        if isinstance(argument, wire.AtaArgument):
             failed = failed or argument.command & Status.ERR
-        elif isinstance(argument, MaskArgument):
+        elif isinstance(argument, wire.MaskArgument):
             failed = failed or argument.error
         self.counters.errors += bool(failed)
-        return pad(encode_header(header)) if argument is None else encode(header, argument, data)
+        return wire.pad(wire.encode_header(header)) if argument is None else wire.encode(header, argument, data)
 
     # ── config query ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _config_argument(self, command: int, max_sectors: int) -> ConfigArgument:
-        return ConfigArgument(command, self.config_string, self.buffer_count, FIRMWARE, max_sectors, version=1)
+    def _config_argument(self, command: int, max_sectors: int) -> wire.ConfigArgument:
+        return wire.ConfigArgument(command, self.config_string, self.buffer_count, FIRMWARE, max_sectors, version=1)
 
     def _handle_config(self, question: Question) -> bytes | None:
         command = question.frame[_CONFIG_COMMAND_OFFSET] & 0x0F
-        if question.wildcard and command > ConfigCommand.PREFIX:  # the commands above it set, or are unknown
+        if question.wildcard and command > wire.ConfigCommand.PREFIX:  # the commands above it set, or are unknown
             return None
         error = 0
-        if command != ConfigCommand.READ:  # a READ has no string; tools put anything into its length
+        if command != wire.ConfigCommand.READ:  # a READ has no string; tools put anything into its length
             try:
-                wanted = decode_config_untrusted(question.frame).string
+                wanted = wire.decode_config_untrusted(question.frame).string
             except FrameError:
-                error = ErrorCode.BAD_ARGUMENT
+                error = wire.ErrorCode.BAD_ARGUMENT
             else:
-                if command == ConfigCommand.TEST and wanted != self.config_string:
+                if command == wire.ConfigCommand.TEST and wanted != self.config_string:
                     return None
-                if command == ConfigCommand.PREFIX and not self.config_string.startswith(wanted):
+                if command == wire.ConfigCommand.PREFIX and not self.config_string.startswith(wanted):
                     return None
-                if command > ConfigCommand.FORCE_SET:
-                    error = ErrorCode.BAD_ARGUMENT
-                elif command == ConfigCommand.SET and self.config_string not in (b"", wanted):
-                    error = ErrorCode.CONFIG_STRING_PRESENT
-                elif command in (ConfigCommand.SET, ConfigCommand.FORCE_SET):
+                if command > wire.ConfigCommand.FORCE_SET:
+                    error = wire.ErrorCode.BAD_ARGUMENT
+                elif command == wire.ConfigCommand.SET and self.config_string not in (b"", wanted):
+                    error = wire.ErrorCode.CONFIG_STRING_PRESENT
+                elif command in (wire.ConfigCommand.SET, wire.ConfigCommand.FORCE_SET):
                     self.config_string = wanted
         return self._answer(question, self._config_argument(command, question.max_sectors), error)
 
@@ -301,38 +267,38 @@ class Export:
     def _handle_mask(self, question: Question) -> bytes:
         """AoEr11 section 3.3.  An edit is answered even if its sender is not on the list afterwards."""
         command = question.frame[_MASK_COMMAND_OFFSET]
-        if command == MaskCommand.EDIT:
-            wanted = decode_mask_untrusted(question.frame)
+        if command == wire.MaskCommand.EDIT:
+            wanted = wire.decode_mask_untrusted(question.frame)
             if wanted.error:
                 raise FrameError("mask edit: with an error no directives follow")
             error, index = self.access.edit_mask(wanted.directives)
             if error:
-                return self._answer(question, MaskArgument(command, (), error, index))
-        elif command != MaskCommand.READ:  # a READ has no directives; its count is ignored
+                return self._answer(question, wire.MaskArgument(command, (), error, index))
+        elif command != wire.MaskCommand.READ:  # a READ has no directives; its count is ignored
             raise FrameError(f"mask command {command}")
-        entries = tuple((int(MaskDirective.NONE), entry) for entry in self.access.mask)
-        return self._answer(question, MaskArgument(command, entries))
+        entries = tuple((int(wire.MaskDirective.NONE), entry) for entry in self.access.mask)
+        return self._answer(question, wire.MaskArgument(command, entries))
 
     def _handle_reserve(self, question: Question) -> bytes:
         """AoEr11 section 3.4.  Every answer but "bad argument" carries the list as it is after the command."""
-        command = question.frame[HEADER_BYTES]
+        command = question.frame[wire.HEADER_BYTES]
         done = True
-        if command in (ReserveCommand.SET, ReserveCommand.FORCE_SET):
-            macs = decode_reserve_untrusted(question.frame).macs
+        if command in (wire.ReserveCommand.SET, wire.ReserveCommand.FORCE_SET):
+            macs = wire.decode_reserve_untrusted(question.frame).macs
             if len(set(macs)) > MAX_MACS:
                 raise FrameError(f"reserve list: more than {MAX_MACS} MACs")
-            done = self.access.reserve(question.header.source, macs, force=command == ReserveCommand.FORCE_SET)
-        elif command != ReserveCommand.READ:
+            done = self.access.reserve(question.header.source, macs, force=command == wire.ReserveCommand.FORCE_SET)
+        elif command != wire.ReserveCommand.READ:
             raise FrameError(f"reserve command {command}")
-        error = 0 if done else ErrorCode.TARGET_IS_RESERVED
-        return self._answer(question, ReserveArgument(command, self.access.holders), error)
+        error = 0 if done else wire.ErrorCode.TARGET_IS_RESERVED
+        return self._answer(question, wire.ReserveArgument(command, self.access.holders), error)
 
     # ── ATA ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _ata_answer(
         self,
         question: Question,
-        ata: AtaArgument,
+        ata: wire.AtaArgument,
         status: int = Status.DRDY,
         error: int = 0,
         *,
@@ -340,21 +306,21 @@ class Export:
         data: bytes | bytearray = b"",
     ) -> bytes:
         """An answer with the registers after the command.  ``count`` sectors were *not* transferred, as vblade says."""
-        registers = AtaArgument(ata.flags, error, count, status, ata.lba)
+        registers = wire.AtaArgument(ata.flags, error, count, status, ata.lba)
         return self._answer(question, registers, data=memoryview(data))
 
-    def _abort(self, question: Question, ata: AtaArgument, bit: ErrorBit = ErrorBit.ABRT) -> bytes:
+    def _abort(self, question: Question, ata: wire.AtaArgument, bit: ErrorBit = ErrorBit.ABRT) -> bytes:
         return self._ata_answer(question, ata, Status.DRDY | Status.ERR, bit, count=ata.count)
 
     def _handle_ata(self, question: Question) -> bytes | FlushRequest | None:
-        ata = decode_ata_untrusted(question.frame)
+        ata = wire.decode_ata_untrusted(question.frame)
         opcode = ata.command
         if opcode == Opcode.IDENTIFY:  # always one sector, whatever the count
             return self._ata_answer(question, ata, data=self._identify)
         if question.broadcast:
             return None
         if not self.access.admits(question.header.source):
-            return self._answer(question, ata, ErrorCode.TARGET_IS_RESERVED)
+            return self._answer(question, ata, wire.ErrorCode.TARGET_IS_RESERVED)
         if opcode in READ_OPCODES or opcode in WRITE_OPCODES:
             return self._transfer(question, ata, write=opcode in WRITE_OPCODES)
         if opcode in (Opcode.FLUSH, Opcode.FLUSH_EXT):
@@ -365,11 +331,11 @@ class Export:
             return self._smart(question, ata)
         return self._abort(question, ata)
 
-    def _smart(self, question: Question, ata: AtaArgument) -> bytes:
+    def _smart(self, question: Question, ata: wire.AtaArgument) -> bytes:
         counters = self.counters
         if ata.feature == Feature.RETURN_STATUS:
             answer = replace(ata, lba=status_lba(ata.lba, failing=self.sync_failed))
-            return self._ata_answer(question, answer, data=bytes(SECTOR_BYTES))  # aoeping takes no shorter one
+            return self._ata_answer(question, answer, data=bytes(wire.SECTOR_BYTES))  # aoeping takes no shorter one
         if ata.feature != Feature.READ_DATA:
             return self._abort(question, ata)
         health = max(1, 100 - counters.store_errors)
@@ -380,13 +346,13 @@ class Export:
         )
         return self._ata_answer(question, ata, data=encode_smart(attributes))
 
-    def _transfer(self, question: Question, ata: AtaArgument, *, write: bool) -> bytes:
+    def _transfer(self, question: Question, ata: wire.AtaArgument, *, write: bool) -> bytes:
         lba = ata.lba if ata.command in EXTENDED_OPCODES else ata.lba & LBA28_MASK
-        size = ata.count * SECTOR_BYTES
-        written = memoryview(question.frame)[ATA_BYTES : ATA_BYTES + size]
+        size = ata.count * wire.SECTOR_BYTES
+        written = memoryview(question.frame)[wire.ATA_BYTES : wire.ATA_BYTES + size]
         # A count of 0 means 256 or 65536 sectors in ATA, which no frame holds.
         if not 1 <= ata.count <= question.max_sectors or (write and len(written) < size):
-            return self._answer(question, ata, ErrorCode.BAD_ARGUMENT)
+            return self._answer(question, ata, wire.ErrorCode.BAD_ARGUMENT)
         if lba + ata.count > self.store.sectors:
             return self._abort(question, ata, ErrorBit.IDNF)
         if write and self.store.read_only:
@@ -394,9 +360,9 @@ class Export:
         data = bytearray(0 if write else size)
         try:
             if write:
-                moved = self.store.writev([written], lba * SECTOR_BYTES)
+                moved = self.store.writev([written], lba * wire.SECTOR_BYTES)
             else:
-                moved = self.store.readv([data], lba * SECTOR_BYTES)
+                moved = self.store.readv([data], lba * wire.SECTOR_BYTES)
             if moved != size:
                 raise OSError("the store took only a part" if write else "the store is shorter than it was")
         except OSError as error:
