@@ -91,7 +91,6 @@ class Target:
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
-        self.commands_completed = 0
         self._read_latency = [0] * BUCKETS
         self._write_latency = [0] * BUCKETS
         self._tags = tags
@@ -329,7 +328,6 @@ class Target:
     def complete(self, run: Run, first: int, count: int) -> bool:
         """These answers are good and their data are in place; True when that ended the request."""
         request = run.request
-        self.commands_completed += count
         if request.ended:
             return False
         request.todo &= ~bits(*run.sectors_of(first, count))
@@ -357,7 +355,6 @@ class Target:
         AoE error 2 to several sectors is answered by sending commands of half the size, down to one sector.
         """
         request = run.request
-        self.commands_completed += 1
         start, sectors = run.sectors_of(index, 1)
         if not request.todo & bits(start, sectors):  # another copy was carried out well
             return

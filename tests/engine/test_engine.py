@@ -33,13 +33,12 @@ async def test_counters_equal_what_they_count(autojump_clock: MockClock) -> None
                 await disk.write(0, bytes(10 * 512))
             await disk.flush()
         statistics = scene.engine.statistics()
-        for slot, (found, disk) in enumerate(zip(statistics.targets, disks, strict=True)):
+        for slot, found in enumerate(statistics.targets):
             count = slot + 1
             assert (found.reads, found.read_bytes) == (count, count * 64 * 512)
             assert (found.writes, found.write_bytes) == (count, count * 10 * 512)
             assert (found.flushes, found.errors, found.retransmits, found.in_flight, found.queued) == (1, 0, 0, 0, 0)
             assert found.paths[0].sent == found.paths[0].answered == count * (32 + 5)
-            assert disk.target.commands_completed == count * (32 + 5)
             assert not found.dirty
             assert found.rtt_us == pytest.approx(2 * DELAY * 1e6, rel=1e-3)
         assert sum(shard.completed for shard in statistics.shards) == 15 * 37
