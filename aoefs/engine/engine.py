@@ -241,15 +241,10 @@ async def open_engine(
     """
     tags: TagTable[Run | LoneCommand] = TagTable(secrets.token_bytes)
     links: list[Link] = []
-    try:
-        links.extend(EthernetLink(interface, tags) for interface in interfaces)
-    except OSError:
-        for link in links:
-            link.close()
-        raise
     engine: Engine | None = None
     failure: BaseException | None = None
     try:
+        links.extend(EthernetLink(interface, tags) for interface in interfaces)
         async with trio.open_nursery() as nursery:
             engine = Engine(nursery, settings or Settings(), tags)
             for link in links:
