@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -35,18 +36,16 @@ IN_ORDER = 2  # reads in order, one after another, from which the next one is fo
 SLACK_BYTES = CHUNK_BYTES // 4  # requests of one reader overtake each other by so much
 
 
+@dataclass(slots=True, eq=False)
 class _Chunk:
-    """``size`` bytes from ``offset`` of a disk on; ``data`` is there when ``done``, unless it failed."""
+    """The bytes from ``offset`` of a disk to ``end``; ``data`` is there when ``done``, unless it failed."""
 
-    __slots__ = ("data", "done", "generation", "offset", "scope", "size")
-
-    def __init__(self, offset: int, size: int, generation: int) -> None:
-        self.offset = offset
-        self.size = size
-        self.generation = generation
-        self.data: memoryview | None = None
-        self.done = trio.Event()
-        self.scope = trio.CancelScope()
+    offset: int
+    end: int
+    generation: int
+    data: memoryview | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class ReadAheads:
@@ -59,10 +58,7 @@ class ReadAheads:
 
     @property
     def chunks(self) -> int:
-        return sum(map(self.chunks_of, self._handles))
-
-    def chunks_of(self, handle: ReadAhead) -> int:
-        return len(handle.chunks)
+        return sum(len(handle.chunks) for handle in self._handles)
 
     def note_use(self, handle: ReadAhead) -> None:
         self._handles[handle] = None
@@ -128,29 +124,26 @@ class ReadAhead:
     def _let_go_before(self, offset: int) -> None:
         if self.chunks and self.chunks[-1].generation != self._disk.generation:
             self.drop()
-        while self.chunks and self.chunks[0].offset + self.chunks[0].size <= offset:
+        while self.chunks and self.chunks[0].end <= offset:
             self.chunks.popleft()
 
     def _find(self, offset: int, size: int) -> _Chunk | None:
-        for chunk in self.chunks:
-            if chunk.offset <= offset and offset + size <= chunk.offset + chunk.size:
-                return chunk
-        return None
+        chunks = (chunk for chunk in self.chunks if chunk.offset <= offset and offset + size <= chunk.end)
+        return next(chunks, None)
 
     def _ask_ahead(self, end: int) -> None:
         while len(self.chunks) < DEPTH:
-            offset = self.chunks[-1].offset + self.chunks[-1].size if self.chunks else self._next
-            size = min(CHUNK_BYTES, end - offset)
-            if size <= 0 or not self._all.make_room(self):
+            offset = self.chunks[-1].end if self.chunks else self._next
+            if offset >= end or not self._all.make_room(self):
                 return
-            chunk = _Chunk(offset, size, self._disk.generation)
+            chunk = _Chunk(offset, min(offset + CHUNK_BYTES, end), self._disk.generation)
             self.chunks.append(chunk)
             self._all.supervisor.start("read-ahead", partial(self._fill, chunk))
 
     async def _fill(self, chunk: _Chunk) -> None:
         try:
-            if chunk.offset + chunk.size <= self._disk.size_bytes:  # it may have shrunk since it was asked for
+            if chunk.end <= self._disk.size_bytes:  # it may have shrunk since it was asked for
                 with chunk.scope, contextlib.suppress(RequestError):
-                    chunk.data = await self._disk.read(chunk.offset, chunk.size)
+                    chunk.data = await self._disk.read(chunk.offset, chunk.end - chunk.offset)
         finally:
             chunk.done.set()
