@@ -23,6 +23,7 @@ import struct
 import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aoefs.errors import FrameError
 from aoefs.protocol.wire import SECTOR_BYTES
@@ -58,8 +59,7 @@ Extent = tuple[int, int]  # (first sector, how many) that the parser requests
 Reader = Generator[Extent, bytes, tuple[Partition, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
+class _Slot(NamedTuple):
     """One entry of an MBR or of an extended boot record, unchecked."""
 
     status: int
@@ -176,8 +176,7 @@ def _read_chain(area: Partition, logical: list[Partition], seen: set[int]) -> Ge
 # ── GPT ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     """What a good GPT header says."""
 
     alternate: int
@@ -216,8 +215,9 @@ def _read_gpt(disk_sectors: int) -> Reader:
 
 
 def _header_untrusted(sector: bytes, lba: int, disk_sectors: int) -> _Header:
-    signature, revision, size, crc, own_lba, alternate, first, last, *rest = _HEADER.unpack_from(sector)
-    entries_lba, entries, entry_bytes, entries_crc = rest
+    signature, revision, size, crc, own_lba, *rest = _HEADER.unpack_from(sector)
+    header = _Header(*rest)
+    first, last, entries_lba = header.first_usable, header.last_usable, header.entries_lba
     if signature != b"EFI PART":
         raise FrameError(f"no GPT header in sector {lba}")
     if not _HEADER.size <= size <= SECTOR_BYTES or revision >> 16 != 1:
@@ -228,9 +228,9 @@ def _header_untrusted(sector: bytes, lba: int, disk_sectors: int) -> _Header:
         raise FrameError(f"GPT header in sector {lba} belongs into sector {own_lba}")
     if not 1 < first <= last < disk_sectors:
         raise FrameError(f"GPT header in sector {lba}: usable sectors {first} to {last} of {disk_sectors}")
-    header = _Header(alternate, first, last, entries_lba, entries, entry_bytes, entries_crc)
-    if entry_bytes < 128 or not _is_power(entry_bytes) or not 0 < entries * entry_bytes <= MAX_ENTRIES_BYTES:
-        raise FrameError(f"GPT header in sector {lba}: {entries} entries of {entry_bytes} bytes")
+    table_bytes = header.entries * header.entry_bytes
+    if header.entry_bytes < 128 or not _is_power(header.entry_bytes) or not 0 < table_bytes <= MAX_ENTRIES_BYTES:
+        raise FrameError(f"GPT header in sector {lba}: {header.entries} entries of {header.entry_bytes} bytes")
     end = entries_lba + header.entries_sectors
     if entries_lba < 2 or end > disk_sectors or (entries_lba <= last and first < end):
         raise FrameError(f"GPT header in sector {lba}: entries in sectors {entries_lba} to {end - 1}")
