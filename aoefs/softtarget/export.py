@@ -33,7 +33,7 @@ Rejected: letting the LBA48 flag decide the width of an LBA (vblade and the init
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from aoefs.errors import FrameError
@@ -84,29 +84,6 @@ class FlushRequest(NamedTuple):
     ata: wire.AtaArgument
 
 
-@dataclass(slots=True)
-class Counters:
-    """What one export did since it started.  ``ignored`` frames got no answer, ``errors`` were answered with one."""
-
-    reads: int = 0
-    writes: int = 0
-    read_sectors: int = 0
-    written_sectors: int = 0
-    flushes: int = 0
-    errors: int = 0
-    ignored: int = 0
-    store_errors: int = 0
-
-    def add(self, commands: int, sectors: int, *, write: bool) -> None:
-        """Count READs or WRITEs that succeeded."""
-        if write:
-            self.writes += commands
-            self.written_sectors += sectors
-        else:
-            self.reads += commands
-            self.read_sectors += sectors
-
-
 class Export:
     """The export of ``store`` at ``address``, to the hosts that ``access`` admits (by default all).
 
@@ -136,7 +113,7 @@ class Export:
         self.buffer_count = buffer_count
         self.config_string = config_string
         self.access = access if access is not None else Access()
-        self.counters = Counters()
+        self.read_sectors = self.written_sectors = self.store_errors = 0
         self.report = report if report is not None else lambda _line: None
         self.sync_failed = False
         self.identity = Identity(
@@ -170,16 +147,12 @@ class Export:
         None when the frame is not for us or gets no answer by the protocol.
         """
         try:
-            answer = self._handle(frame, mac, max_sectors)
+            return self._handle(frame, mac, max_sectors)
         except FrameError:  # shorter than a header
-            answer = None
-        if answer is None:
-            self.counters.ignored += 1
-        return answer
+            return None
 
     def finish_flush(self, request: FlushRequest, error: OSError | None) -> bytes:
         """The answer to a FLUSH.  ``error`` is the failure of a sync that *began* after the FLUSH came, or None."""
-        self.counters.flushes += 1
         if error is not None:
             self.sync_failed = True
             self._store_failed("sync", 0, error)
@@ -226,12 +199,6 @@ class Export:
         asked = question.header
         flags = wire.Flag.RESPONSE | (wire.Flag.ERROR if error else 0)
         header = wire.Header(asked.source, question.mac, self.address, asked.command, asked.tag, flags, error)
-        failed = error
-        if isinstance(argument, wire.AtaArgument):
-            failed = failed or argument.command & Status.ERR
-        elif isinstance(argument, wire.MaskArgument):
-            failed = failed or argument.error
-        self.counters.errors += bool(failed)
         return wire.pad(wire.encode_header(header)) if argument is None else wire.encode(header, argument, data)
 
     # ── config query ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -332,17 +299,16 @@ class Export:
         return self._abort(question, ata)
 
     def _smart(self, question: Question, ata: wire.AtaArgument) -> bytes:
-        counters = self.counters
         if ata.feature == Feature.RETURN_STATUS:
             answer = replace(ata, lba=status_lba(ata.lba, failing=self.sync_failed))
             return self._ata_answer(question, answer, data=bytes(wire.SECTOR_BYTES))  # aoeping takes no shorter one
         if ata.feature != Feature.READ_DATA:
             return self._abort(question, ata)
-        health = max(1, 100 - counters.store_errors)
+        health = max(1, 100 - self.store_errors)
         attributes = (
-            Attribute(187, health, health, counters.store_errors),
-            Attribute(241, 100, 100, counters.written_sectors),
-            Attribute(242, 100, 100, counters.read_sectors),
+            Attribute(187, health, health, self.store_errors),
+            Attribute(241, 100, 100, self.written_sectors),
+            Attribute(242, 100, 100, self.read_sectors),
         )
         return self._ata_answer(question, ata, data=encode_smart(attributes))
 
@@ -370,9 +336,16 @@ class Export:
             if write:
                 return self._ata_answer(question, ata, _DEVICE_FAULT, count=ata.count)
             return self._abort(question, ata, ErrorBit.UNC)
-        self.counters.add(1, ata.count, write=write)
+        self.count(ata.count, write=write)
         return self._ata_answer(question, ata, data=data)
 
+    def count(self, sectors: int, *, write: bool) -> None:
+        """So many more were read or written."""
+        if write:
+            self.written_sectors += sectors
+        else:
+            self.read_sectors += sectors
+
     def _store_failed(self, what: str, lba: int, error: OSError) -> None:
-        self.counters.store_errors += 1
+        self.store_errors += 1
         self.report(f"{self.address}: {what} at sector {lba} failed: {error.strerror or error}")
