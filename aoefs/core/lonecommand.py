@@ -15,18 +15,8 @@ from dataclasses import dataclass
 from aoefs.core.link import Endpoint, Link
 from aoefs.core.tags import BLOCK_TAGS
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError
+from aoefs.protocol import wire
 from aoefs.protocol.ata import check_result
-from aoefs.protocol.wire import (
-    ATA_BYTES,
-    VERSION,
-    Argument,
-    AtaArgument,
-    Header,
-    command_of,
-    decode_argument_untrusted,
-    decode_header_untrusted,
-    encode,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +26,16 @@ class Answer:
     """
 
     endpoint: Endpoint
-    header: Header
+    header: wire.Header
     frame: bytes
-    argument: Argument | None
+    argument: wire.Argument | None
     error: RequestError | None
     seconds: float
 
     @property
     def data(self) -> bytes:
         """What follows the ATA registers."""
-        return self.frame[ATA_BYTES:]
+        return self.frame[wire.ATA_BYTES :]
 
 
 class LoneCommand:
@@ -58,7 +48,7 @@ class LoneCommand:
 
     def __init__(
         self,
-        argument: Argument,
+        argument: wire.Argument,
         expects: Callable[[Endpoint], bool],
         *,
         data: bytes = b"",
@@ -66,7 +56,7 @@ class LoneCommand:
         good_only: bool = False,
         on_answer: Callable[[Answer], object] | None = None,
     ) -> None:
-        self.command = command_of(argument)
+        self.command = wire.command_of(argument)
         self.expects = expects
         self.data_bytes = data_bytes
         self.good_only = good_only
@@ -92,8 +82,8 @@ class LoneCommand:
         index = self.sendings % BLOCK_TAGS
         self.sendings += 1
         self._sent_at[index : index + 1] = [now]
-        headers = (Header(mac, link.mac, at, self.command, self.tag ^ index) for link, mac, at in endpoints)
-        return [encode(header, self._argument, self._data) for header in headers]
+        headers = (wire.Header(mac, link.mac, at, self.command, self.tag ^ index) for link, mac, at in endpoints)
+        return [wire.encode(header, self._argument, self._data) for header in headers]
 
     def unsent(self) -> None:
         """No frame of the last sending went out: it does not count."""
@@ -102,25 +92,25 @@ class LoneCommand:
 
     def receive_untrusted(self, link: Link, frame: bytes, now: float) -> None:
         """A frame with a tag of this block came; FrameError if it does not answer the command."""
-        header = decode_header_untrusted(frame)
+        header = wire.decode_header_untrusted(frame)
         index = header.tag ^ self.tag
-        if not header.is_response or header.version != VERSION or header.command != self.command:
+        if not header.is_response or header.version != wire.VERSION or header.command != self.command:
             raise FrameError("not the answer to this command")
         endpoint = Endpoint(link, header.source, header.address)
         if index >= len(self._sent_at) or header.source[0] & 1 or not self.expects(endpoint):
             raise FrameError("not from where this command was sent")
-        argument: Argument | None = None
+        argument: wire.Argument | None = None
         error: RequestError | None = None
         if header.is_error:  # it may come without an argument
             error = TargetError(header.error)
         else:
-            argument = decode_argument_untrusted(self.command, frame)
-            if isinstance(argument, AtaArgument):
+            argument = wire.decode_argument_untrusted(self.command, frame)
+            if isinstance(argument, wire.AtaArgument):
                 try:
                     check_result(argument)
                 except AtaError as failure:
                     error = failure
-            if error is None and len(frame) < ATA_BYTES + self.data_bytes and self.data_bytes:
+            if error is None and len(frame) < wire.ATA_BYTES + self.data_bytes and self.data_bytes:
                 raise FrameError("an answer with too few data is no answer")
         if error is not None and self.good_only:
             self.refusals.append(error)

@@ -26,16 +26,7 @@ from aoefs.engine.driver import Driver
 from aoefs.engine.timer import ROUNDING
 from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.errors import TargetError, TargetLost
-from aoefs.protocol.wire import (
-    AoeCommand,
-    Argument,
-    AtaArgument,
-    ConfigArgument,
-    ConfigCommand,
-    MaskArgument,
-    MaskDirective,
-    ReserveArgument,
-)
+from aoefs.protocol import wire
 
 FIRST_PAUSE: Final = 1.0  # seconds until a command is sent again, then doubling
 MAX_PAUSE: Final = 8.0  # seconds
@@ -53,43 +44,43 @@ class Commands:
         self._target = target
         self._waits = waits
 
-    async def ata(self, registers: AtaArgument, data: bytes = b"") -> Answer:
+    async def ata(self, registers: wire.AtaArgument) -> Answer:
         """One ATA command; ``error`` of the answer may be an AtaError."""
-        return await self._carry_out(registers, data)
+        return await self._carry_out(registers)
 
-    async def flush(self, registers: AtaArgument) -> Answer:
+    async def flush(self, registers: wire.AtaArgument) -> Answer:
         """The ATA command that makes durable what was acknowledged."""
         return await self._carry_out(registers, flush=True)
 
-    async def reserve(self, argument: ReserveArgument) -> tuple[bytes, ...]:
+    async def reserve(self, argument: wire.ReserveArgument) -> tuple[bytes, ...]:
         """Ask for or change the MACs of the initiators that alone may use the disk (AoEr11 section 3.4); the list then.
 
         TargetError 6 if another host holds it, 1 if the target knows no reservations.
         """
         answer = await self._carry_out(argument)
-        assert isinstance(answer.argument, ReserveArgument)  # noqa: S101 (for mypy: its decoder makes no other)
+        assert isinstance(answer.argument, wire.ReserveArgument)  # noqa: S101 (for mypy: its decoder makes no other)
         return answer.argument.macs
 
     async def holders(self) -> tuple[bytes, ...]:
         """The MACs that hold its reservation; none if it is free."""
-        return await self.reserve(ReserveArgument())
+        return await self.reserve(wire.ReserveArgument())
 
     async def mask(self) -> tuple[bytes, ...]:
         """The only MACs that the target listens to; none if it listens to all (AoEr11 section 3.3)."""
-        answer = await self._carry_out(MaskArgument())
-        assert isinstance(answer.argument, MaskArgument)  # noqa: S101 (for mypy: its decoder makes no other)
-        return tuple(mac for kind, mac in answer.argument.directives if kind != MaskDirective.DELETE)
+        answer = await self._carry_out(wire.MaskArgument())
+        assert isinstance(answer.argument, wire.MaskArgument)  # noqa: S101 (for mypy: its decoder makes no other)
+        return tuple(mac for kind, mac in answer.argument.directives if kind != wire.MaskDirective.DELETE)
 
     async def set_config(self, string: bytes) -> None:
         """Store the config string (0 to 1024 bytes), whatever was there."""
-        answer = await self._carry_out(ConfigArgument(ConfigCommand.FORCE_SET, string))
-        assert isinstance(answer.argument, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
+        answer = await self._carry_out(wire.ConfigArgument(wire.ConfigCommand.FORCE_SET, string))
+        assert isinstance(answer.argument, wire.ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
         self._target.config = answer.argument.string
 
-    async def _carry_out(self, argument: Argument, data: bytes = b"", *, flush: bool = False) -> Answer:
+    async def _carry_out(self, argument: wire.Argument, *, flush: bool = False) -> Answer:
         """Send it until it is answered, or deadsecs are over; a ``flush`` see above."""
         target, driver = self._target, self._driver
-        lone = LoneCommand(argument, target.answers_from, data=data)
+        lone = LoneCommand(argument, target.answers_from)
         wait = self._waits.begin()
         schedule = (_FlushSchedule if flush else _Schedule)(driver, target, lone, wait)
         begin, end = (target.begin_lone_command, target.end_lone_command)
@@ -141,7 +132,7 @@ class _Schedule:
         self._woken |= self._wait.woken
         if not self._is_due():
             return ()
-        renews = target.life.state is State.HELD and lone.command is AoeCommand.RESERVE
+        renews = target.life.state is State.HELD and lone.command is wire.AoeCommand.RESERVE
         paths = target.usable_paths()
         if not paths or not (target.life.state is State.UP or renews):
             return ()

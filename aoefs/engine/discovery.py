@@ -42,19 +42,8 @@ from aoefs.engine.supervisor import Supervisor
 from aoefs.engine.timer import ROUNDING
 from aoefs.engine.waits import Wait
 from aoefs.errors import FrameError, RequestError, TargetError
+from aoefs.protocol import wire
 from aoefs.protocol.ata import IDENTIFY_REGISTERS, Identity, decode_identify_untrusted, transfer_registers
-from aoefs.protocol.wire import (
-    BROADCAST_ADDRESS,
-    BROADCAST_MAC,
-    SECTOR_BYTES,
-    Address,
-    AoeCommand,
-    ConfigArgument,
-    ConfigCommand,
-    ErrorCode,
-    Header,
-    encode,
-)
 
 QUERY_TIMES = (0.0, 0.1, 0.3, 0.7)  # seconds after a link came up: one lost broadcast must not hide a disk
 QUERY_PERIOD = 60.0  # seconds, as the Linux driver
@@ -77,7 +66,7 @@ class _Examination:
     wait: Wait
     second: bool
     made_room: bool = False
-    config: ConfigArgument | None = None
+    config: wire.ConfigArgument | None = None
     again: bool = False
 
     def repeat(self) -> None:
@@ -134,10 +123,11 @@ class Discovery:
                 await trio.sleep(QUERY_PERIOD)
                 self.ask(link)
 
-    def ask(self, link: Link, address: Address = BROADCAST_ADDRESS) -> None:
+    def ask(self, link: Link, address: wire.Address = wire.BROADCAST_ADDRESS) -> None:
         """Broadcast one config query; what answers is a hint."""
-        header = Header(BROADCAST_MAC, link.mac, address, AoeCommand.CONFIG, self._driver.tags.hint_tag())
-        link.send_frame(encode(header, ConfigArgument()))
+        tag = self._driver.tags.hint_tag()
+        header = wire.Header(wire.BROADCAST_MAC, link.mac, address, wire.AoeCommand.CONFIG, tag)
+        link.send_frame(wire.encode(header, wire.ConfigArgument()))
 
     # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,16 +223,16 @@ class Discovery:
             elif examination.again and examination.config is not None:
                 self._add(endpoint)
 
-    async def _ask_config(self, endpoint: Endpoint) -> ConfigArgument | None:
-        command = LoneCommand(ConfigArgument(), endpoint.__eq__, good_only=True)
+    async def _ask_config(self, endpoint: Endpoint) -> wire.ConfigArgument | None:
+        command = LoneCommand(wire.ConfigArgument(), endpoint.__eq__, good_only=True)
         known = self._roster.find_path(endpoint) is not None
         pauses = self._patience(endpoint, IDENTIFY_PAUSES[:-1] if known else CONFIG_PAUSES)
         for answer in await self._ask_candidate(endpoint, command, pauses):
-            if isinstance(answer.argument, ConfigArgument) and answer.argument.command == ConfigCommand.READ:
+            if isinstance(answer.argument, wire.ConfigArgument) and answer.argument.command == wire.ConfigCommand.READ:
                 return answer.argument
         return None
 
-    async def _identify(self, endpoint: Endpoint, config: ConfigArgument) -> None:
+    async def _identify(self, endpoint: Endpoint, config: wire.ConfigArgument) -> None:
         """Ask for the identity, and measure what passes; silence drops it."""
         link = endpoint.link
         refusals: list[RequestError] = []
@@ -287,7 +277,7 @@ class Discovery:
     async def _passes(self, endpoint: Endpoint, sectors: int, identity: Identity) -> bool:
         """An error is an answer here: it shows that the target hears us."""
         registers = transfer_registers(0, sectors, write=False, lba48=identity.lba48)
-        size = sectors * SECTOR_BYTES
+        size = sectors * wire.SECTOR_BYTES
         command = LoneCommand(registers, endpoint.__eq__, data=bytes(size), data_bytes=size)
         return bool(await self._ask_candidate(endpoint, command, MEASURE_PAUSES))
 
@@ -334,6 +324,6 @@ def _why_not(refusals: list[RequestError]) -> tuple[str, str]:
     if not refusals:
         return NO_ANSWER, SILENT
     refusal = refusals[-1]
-    if isinstance(refusal, TargetError) and refusal.code == ErrorCode.TARGET_IS_RESERVED:
+    if isinstance(refusal, TargetError) and refusal.code == wire.ErrorCode.TARGET_IS_RESERVED:
         return RESERVED, "another host has reserved it (AoE error 6 to IDENTIFY)"
     return REFUSED, f"it refuses IDENTIFY with {refusal}: an access list may leave this host out"

@@ -22,23 +22,14 @@ from collections.abc import Iterable, Sequence
 from aoefs.core.tags import HINT_TAGS
 from aoefs.errors import FrameError, UserError
 from aoefs.net.packetsocket import PacketSocket
-from aoefs.protocol.wire import (
-    BROADCAST_MAC,
-    Address,
-    AoeCommand,
-    ConfigArgument,
-    Header,
-    decode_header_untrusted,
-    encode_config,
-    format_mac,
-)
+from aoefs.protocol import wire
 
 _PATIENCE = 0.2  # seconds from the question; targets on a LAN answer within milliseconds
 _LONGEST_QUEUE = 4096  # of processes that asked for our PID
 _ENOUGH_BYTES = 64  # of a frame: its header
 
 
-def claim(address: Address, interface: str) -> socket.socket:
+def claim(address: wire.Address, interface: str) -> socket.socket:
     """Claim an address on an interface until the socket is closed; UserError when another process has it."""
     name = f"\0aoefs-target/{interface}/{address.shelf}.{address.slot}"
     with contextlib.ExitStack() as undo:
@@ -75,14 +66,14 @@ class Inquiry:
     The caller owns the sockets, and has the time of an answer for other work before :meth:`require_silence`.
     """
 
-    def __init__(self, addresses: Iterable[Address], sockets: Sequence[PacketSocket]) -> None:
+    def __init__(self, addresses: Iterable[wire.Address], sockets: Sequence[PacketSocket]) -> None:
         self._addresses = frozenset(addresses)
         self._sockets = sockets
         tag = HINT_TAGS << 16 | os.getpid() & 0xFFFF
         for sock in sockets:
             for address in sorted(self._addresses):
-                header = Header(BROADCAST_MAC, sock.mac, address, AoeCommand.CONFIG, tag)
-                sock.send_frame(encode_config(header, ConfigArgument()))
+                header = wire.Header(wire.BROADCAST_MAC, sock.mac, address, wire.AoeCommand.CONFIG, tag)
+                sock.send_frame(wire.encode(header, wire.ConfigArgument()))
         self._asked = time.monotonic()
 
     def require_silence(self) -> None:
@@ -95,11 +86,11 @@ class Inquiry:
 
     def _examine_untrusted(self, frame: bytes, interface: str) -> None:
         try:
-            header = decode_header_untrusted(frame)
+            header = wire.decode_header_untrusted(frame)
         except FrameError:
             return
-        if header.is_response and header.command == AoeCommand.CONFIG and header.address in self._addresses:
+        if header.is_response and header.command == wire.AoeCommand.CONFIG and header.address in self._addresses:
             raise UserError(
-                f"{header.address} is already served on {interface} by {format_mac(header.source)}: "
+                f"{header.address} is already served on {interface} by {wire.format_mac(header.source)}: "
                 "stop that target, or choose another slot"
             )
