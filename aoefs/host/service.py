@@ -31,64 +31,40 @@ def notify(*assignments: str) -> None:
         sock.sendto("\n".join(assignments).encode(errors="replace"), "\0" + path[1:] if path[0] == "@" else path)
 
 
-def check_pid_file(path: str) -> None:
-    """UserError unless :class:`PidFile` can write this file; makes nothing."""
-    directory = _open_place(path)
-    try:
-        if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
-            raise UserError(f"--pid-file {path} cannot be written: {os.strerror(errno.EACCES)}")
-    finally:
-        os.close(directory)
-
-
-def _open_place(path: str) -> int:
-    """The directory of the file, open.  UserError unless it, and a file that is there already, belongs to us alone.
-
-    Others could put a link there, or later another pid, which a script then kills as root.
-    """
-    try:
-        directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    try:
-        status = os.fstat(directory)
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            where = os.path.dirname(path)
-            raise UserError(f"--pid-file {path}: others may write in {where}: choose a directory such as /run")
-        with contextlib.suppress(FileNotFoundError):
-            status = os.stat(os.path.basename(path), dir_fd=directory, follow_symlinks=False)
-            if status.st_uid != os.geteuid():
-                raise UserError(f"--pid-file {path} belongs to user {status.st_uid}: remove it, or name another file")
-            if stat.S_ISDIR(status.st_mode):
-                raise _unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    except BaseException:
-        os.close(directory)
-        raise
-    return directory
-
-
-def _unwritable(path: str, error: OSError) -> UserError:
-    return UserError(f"--pid-file {path} cannot be written: {error.strerror}")
-
-
 class PidFile:
     """The file of ``--pid-file``: :meth:`write` puts it in place, and the end of the ``with`` block removes it.
 
-    ``path`` is absolute.  UserError at once if the file cannot be written.  It goes into the directory that has this
-    name now, whatever has it later.
+    ``path`` is absolute.  UserError at once if the file cannot be written, or unless its directory, and a file that is
+    there already, belongs to us alone: others could put a link there, or later another pid, which a script then kills
+    as root.  The file goes into the directory that has this name now, whatever has it later.
     """
 
     def __init__(self, path: str) -> None:
         self._name = os.path.basename(path)
         self._draft = f"{self._name}.{os.getpid()}"
-        self._directory = _open_place(path)
         try:
-            self._unlink(self._draft)  # of a killed process that had our pid
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._draft, flags, 0o644, dir_fd=self._directory)
+            self._directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            with contextlib.ExitStack() as undo:
+                undo.callback(os.close, self._directory)
+                self._require_ours(path)
+                self._unlink(self._draft)  # of a killed process that had our pid
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self._draft, flags, 0o644, dir_fd=self._directory)
+                undo.pop_all()
         except OSError as error:
-            os.close(self._directory)
-            raise _unwritable(path, error) from None
+            raise UserError(f"--pid-file {path} cannot be written: {error.strerror}") from None
+
+    def _require_ours(self, path: str) -> None:
+        status = os.fstat(self._directory)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            where = os.path.dirname(path)
+            raise UserError(f"--pid-file {path}: others may write in {where}: choose a directory such as /run")
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            if status.st_uid != os.geteuid():
+                raise UserError(f"--pid-file {path} belongs to user {status.st_uid}: remove it, or name another file")
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
     def _unlink(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aoefs.errors import UserError
-from aoefs.host.service import NOTIFY_VARIABLE, PidFile, check_pid_file, notify
+from aoefs.host.service import NOTIFY_VARIABLE, PidFile, notify
 from tests.lab import INITIATOR, Lab
 
 
@@ -98,9 +98,8 @@ def test_a_directory_in_which_others_may_write_is_refused(tmp_path: Path, owner:
     place.mkdir()
     place.chmod(mode)
     os.chown(place, owner, owner)
-    for look in (PidFile, check_pid_file):
-        with pytest.raises(UserError, match=r"^--pid-file .*/run/pid: others may write in .*/run: choose a directory"):
-            look(str(place / "pid"))
+    with pytest.raises(UserError, match=r"^--pid-file .*/run/pid: others may write in .*/run: choose a directory"):
+        PidFile(str(place / "pid"))
     assert list(place.iterdir()) == []
 
 
@@ -109,18 +108,16 @@ def test_what_others_own_is_not_replaced(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pid"
     {"file": path.touch, "link": lambda: path.symlink_to("/nowhere"), "directory": path.mkdir}[kind]()
     os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-    for look in (PidFile, check_pid_file):
-        with pytest.raises(UserError, match=r"^--pid-file .*/pid belongs to user 65534: remove it, or name another"):
-            look(str(path))
+    with pytest.raises(UserError, match=r"^--pid-file .*/pid belongs to user 65534: remove it, or name another"):
+        PidFile(str(path))
     assert path.lstat().st_uid == NOBODY
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_directory_of_this_name_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "pid").mkdir()
-    for look in (PidFile, check_pid_file):
-        with pytest.raises(UserError, match=r"^--pid-file .*/pid cannot be written: Is a directory"):
-            look(str(tmp_path / "pid"))
+    with pytest.raises(UserError, match=r"^--pid-file .*/pid cannot be written: Is a directory"):
+        PidFile(str(tmp_path / "pid"))
 
 
 def test_a_draft_that_a_killed_process_left_is_not_written_to(tmp_path: Path) -> None:
@@ -146,11 +143,12 @@ def test_the_file_stays_in_the_directory_that_was_looked_at(tmp_path: Path) -> N
     assert list(elsewhere.iterdir()) == list((tmp_path / "moved").iterdir()) == []
 
 
-def test_checking_makes_no_file(tmp_path: Path) -> None:
-    check_pid_file(str(tmp_path / "pid"))
+def test_a_file_that_is_never_written_leaves_nothing(tmp_path: Path) -> None:
+    with PidFile(str(tmp_path / "pid")):
+        pass
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="cannot be written: No such file"):
-        check_pid_file(str(tmp_path / "missing/pid"))
+        PidFile(str(tmp_path / "missing/pid"))
 
 
 def test_check_looks_at_the_pid_file_too(lab: Lab) -> None:

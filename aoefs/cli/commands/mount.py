@@ -91,7 +91,8 @@ def _check(options: MountOptions) -> None:
     if options.log_file is not None:
         check_log_file(options.log_file)
     if options.pid_file is not None:
-        service.check_pid_file(options.pid_file)
+        with service.PidFile(options.pid_file):
+            pass
     if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
         pip = f"'{sys.executable} -m pip install prometheus-client'"
         raise UserError(f"--metrics needs the Python package prometheus_client: {pip}, or leave metrics out")
