@@ -76,7 +76,7 @@ class _Examination:
 
 class Discovery:
     """See the module.  Sightings and strangers go to ``roster``.  ``allow_mac`` are the only MACs to look at (empty:
-    all).
+    all).  ``queue`` says whose turn it is to be examined.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Discovery:
         self._roster = roster
         self._supervisor = supervisor
         self._allow_mac = allow_mac
-        self._candidates = Candidates()
+        self.queue = Candidates()
         self._examinations: dict[Endpoint, _Examination] = {}
         self._hinted: dict[Endpoint, float] = {}  # when a hint of it led to an examination, the oldest first
         self._repeated: set[Endpoint] = set()  # hinted again within the period: to be examined at its end
@@ -178,7 +178,7 @@ class Discovery:
             self._add(endpoint)
 
     def _add(self, endpoint: Endpoint, *, second: bool = False) -> None:
-        if self._candidates.add(endpoint, self._roster.need_of(endpoint), second=second):
+        if self.queue.add(endpoint, self._roster.need_of(endpoint), second=second):
             self._begin(endpoint, second=second)
 
     def _begin(self, endpoint: Endpoint, *, second: bool) -> None:
@@ -198,15 +198,6 @@ class Discovery:
         """Something is under examination."""
         return bool(self._examinations)
 
-    @property
-    def waiting(self) -> int:
-        """How many more wait for it."""
-        return self._candidates.waiting
-
-    @property
-    def candidates_dropped(self) -> int:
-        return self._candidates.dropped
-
     async def _examine(self, endpoint: Endpoint, examination: _Examination) -> None:
         try:
             config = examination.config = await self._ask_config(endpoint)
@@ -215,7 +206,7 @@ class Discovery:
                 await self._identify(endpoint, config)
         finally:
             del self._examinations[endpoint]
-            following = self._candidates.end(endpoint)
+            following = self.queue.end(endpoint)
             if following is not None:
                 self._begin(following[0], second=following[1])
             if examination.made_room and not examination.second:
@@ -313,7 +304,7 @@ class Discovery:
             while (left := began + end - now()) > ROUNDING:
                 if endpoint.link not in self._schedules:
                     return
-                if now() - began >= AWAITED_SECONDS[examination.second] and self._candidates.is_awaited(endpoint):
+                if now() - began >= AWAITED_SECONDS[examination.second] and self.queue.is_awaited(endpoint):
                     examination.made_room = True
                     return
                 yield left

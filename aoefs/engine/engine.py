@@ -203,7 +203,7 @@ class Engine:
             strangers=self.roster.strangers(self.discovery.candidates()),
             hints=self.discovery.hints,
             hints_dropped=self.discovery.hints_dropped,
-            candidates_dropped=self.discovery.candidates_dropped,
+            candidates_dropped=self.discovery.queue.dropped,
             refused_identities=self.roster.refused_identities,
             stopped_seconds=round(self._clock.lost, 3),
         )

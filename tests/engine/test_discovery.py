@@ -396,12 +396,12 @@ async def test_as_many_forged_answers_as_there_are_places_create_nothing(autojum
         places = PLACES[Need.NEW]
         for number in range(places + MAX_WAITING + 100):
             scene.engine.discovery.hint(Endpoint(scene.link, target_mac(number), Address(1, number & 0x7F)))
-        assert discovery.waiting == MAX_WAITING
-        assert discovery.candidates_dropped == 100
+        assert discovery.queue.waiting == MAX_WAITING
+        assert discovery.queue.dropped == 100
         await trio.sleep(30)
         assert not scene.engine.disks
         assert not discovery.is_busy
-        assert not discovery.waiting
+        assert not discovery.queue.waiting
         assert not scene.engine.driver.tags.live
 
 
