@@ -91,15 +91,13 @@ class Lookout:
             log.info("%s answers again after %.0f s", target.name, now - told[0])
 
     def _forget_what_is_gone(self) -> None:
-        for silent in [silent for silent in self._asked if _is_gone(silent)]:
-            del self._asked[silent]
-        for target in [target for target in self._told if target.life.state in (State.DOWN, State.REPLACED)]:
-            del self._told[target]
-        for path in [path for path in self._narrow if path.target is None]:
-            del self._narrow[path]
+        gone = State.DOWN, State.REPLACED
+        self._asked = {silent: last for silent, last in self._asked.items() if not _is_gone(silent)}
+        self._told = {target: last for target, last in self._told.items() if target.life.state not in gone}
+        self._narrow = {path: last for path, last in self._narrow.items() if path.target is not None}
 
     def identify_again(self, target: Target) -> None:
-        """It was just suspended: see on its paths whether it is still there and still the same disk."""
+        """See on its paths whether it is still there and still the same disk."""
         for path in target.paths:
             self._ask_on(path, target)
 
@@ -112,8 +110,7 @@ class Lookout:
         if target.is_silent:
             self._ask_everywhere(target)
         else:
-            for path in target.paths:
-                self._ask_on(path, target)
+            self.identify_again(target)
         disk.generation += 1
         self._changes.publish(disk, Change.REVALIDATED)
 
@@ -138,8 +135,7 @@ class Lookout:
 
     def _ask_everywhere(self, target: Target) -> None:
         """On its paths, and by broadcast: it may come back with another MAC."""
-        for path in target.paths:
-            self._ask_on(path, target)
+        self.identify_again(target)
         for link in self._driver.links.values():
             if link.up:
                 self._discovery.ask(link, target.address)
