@@ -20,7 +20,6 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 
 _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, ARPHRD type, index, IFF flags, change mask
@@ -69,27 +68,28 @@ class InterfaceGone:
 # ── messages ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _parts(data: bytes, header: struct.Struct) -> Iterator[tuple[list[int], bytes]]:
+    """The fields after the length, and the body, of each part with this ``header``, up to the first that does not fit.
+
+    Messages in a datagram and attributes in a message both begin with their length and are padded to four bytes.
+    """
+    offset = 0
+    while offset + header.size <= len(data):
+        length, *fields = header.unpack_from(data, offset)
+        if length < header.size or offset + length > len(data):
+            return
+        yield fields, data[offset + header.size : offset + length]
+        offset += length + 3 & ~3
+
+
 def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(type, flags, body) of each netlink message in a datagram, up to the first that does not fit."""
-    offset = 0
-    while offset + _MESSAGE.size <= len(data):
-        length, kind, flags, _, _ = _MESSAGE.unpack_from(data, offset)
-        if length < _MESSAGE.size or offset + length > len(data):
-            return
-        yield kind, flags, data[offset + _MESSAGE.size : offset + length]
-        offset += length + 3 & ~3
+    for (kind, flags, *_), body in _parts(data, _MESSAGE):
+        yield kind, flags, body
 
 
 def _parse_attributes(data: bytes) -> dict[int, bytes]:
-    attributes = {}
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(data):
-            break
-        attributes[kind & 0x3FFF] = data[offset + _ATTRIBUTE.size : offset + length]  # the top bits are flags
-        offset += length + 3 & ~3
-    return attributes
+    return {kind & 0x3FFF: body for (kind,), body in _parts(data, _ATTRIBUTE)}  # the top bits are flags
 
 
 def parse_link(body: bytes) -> Interface | None:
@@ -240,7 +240,5 @@ class InterfaceMonitor:
     def __enter__(self) -> InterfaceMonitor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -21,7 +21,6 @@ import os
 import socket
 import struct
 from enum import Enum
-from types import TracebackType
 
 from aoefs.core.link import LinkStatistics
 from aoefs.core.tags import HINT_TAGS
@@ -225,7 +224,5 @@ class PacketSocket:
     def __enter__(self) -> PacketSocket:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
