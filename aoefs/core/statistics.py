@@ -1,11 +1,23 @@
-"""Frozen snapshots of a target and of its paths."""
+"""Frozen snapshots: the records of a target and of its paths, and how a record is filled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import Address
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
+
+
+def snapshot(record: type[Record], source: object, **computed: object) -> Record:
+    """A ``record`` of now: each field has the value of the attribute of that name, but for those that are computed."""
+    same = {name: getattr(source, name) for name in record.__dataclass_fields__ if name not in computed}
+    return record(**same, **computed)
 
 
 @dataclass(frozen=True, slots=True)

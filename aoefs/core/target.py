@@ -46,7 +46,7 @@ from aoefs.core.path import Path
 from aoefs.core.quarantine import Quarantine
 from aoefs.core.recovery import MAX_RTO
 from aoefs.core.request import NOTHING, Request, Run, bits
-from aoefs.core.statistics import TargetStatistics
+from aoefs.core.statistics import TargetStatistics, snapshot
 from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.errors import IdentityChanged, RequestError, TargetError, TargetLost
 from aoefs.protocol.ata import Identity
@@ -586,28 +586,16 @@ class Target:
 
     def statistics(self) -> TargetStatistics:
         rtts = [path.rtt.srtt for path in self.paths if path.rtt.srtt]
-        return TargetStatistics(
-            name=self.name,
-            address=self.address,
+        return snapshot(
+            TargetStatistics,
+            self,
             state="up" if self.life.state in (State.SUSPENDED, State.HELD) else self.life.state.value,
-            identity=self.identity,
-            config=self.config,
-            bufcnt=self.bufcnt,
-            in_flight=self.in_flight,
             queued=len(self._backlog),
             waiting=len(self._waiting),
             quarantined=len(self._quarantine.held),
-            reads=self.reads,
-            writes=self.writes,
-            read_bytes=self.read_bytes,
-            write_bytes=self.write_bytes,
-            flushes=self.flushes,
-            errors=self.errors,
             retransmits=sum(path.retransmits for path in self.paths),
             rtt_us=round(min(rtts, default=0.0) * 1e6, 1),
-            dirty=self.dirty,
             flush_supported=self.identity.flush_opcode is not None and not self.flush_unknown,
-            conflict=self.conflict,
             read_latency=tuple(self._read_latency),
             write_latency=tuple(self._write_latency),
             paths=tuple(path.statistics() for path in self.paths),

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 import trio
 
 from aoefs.core.request import Run
+from aoefs.core.statistics import snapshot
 from aoefs.core.target import Target
 from aoefs.errors import RequestError, TargetLost
 from aoefs.protocol.wire import Address
@@ -124,15 +125,7 @@ class Shard:
             target.fail(run.request, TargetLost("the engine stopped"))
 
     def statistics(self) -> ShardStatistics:
-        return ShardStatistics(
-            id=self.number,
-            active=self.active,
-            completed=self.completed,
-            batches=self.batches,
-            queued=len(self.queue),
-            longest_queue=self.longest_queue,
-            started_at=self.started_at,
-        )
+        return snapshot(ShardStatistics, self, id=self.number, queued=len(self.queue))
 
 
 class Shards:

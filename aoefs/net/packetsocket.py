@@ -23,6 +23,7 @@ import struct
 from enum import Enum
 
 from aoefs.core.link import LinkStatistics
+from aoefs.core.statistics import snapshot
 from aoefs.core.tags import HINT_TAGS
 from aoefs.protocol.wire import BROADCAST_MAC, ETHERTYPE, payload_sectors
 
@@ -205,17 +206,7 @@ class PacketSocket:
         with contextlib.suppress(OSError):
             answer = self.socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
             self.rx_dropped += struct.unpack("II", answer)[1]
-        return LinkStatistics(
-            interface=self.interface,
-            mac=self.mac,
-            mtu=self.mtu,
-            up=self.up,
-            rx_frames=self.rx_frames,
-            rx_dropped=self.rx_dropped,
-            rx_unknown=self.rx_unknown,
-            tx_frames=self.tx_frames,
-            tx_full=self.tx_full,
-        )
+        return snapshot(LinkStatistics, self)
 
     def close(self) -> None:
         self.socket.close()
