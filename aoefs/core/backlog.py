@@ -12,8 +12,6 @@ Work = tuple[Request, int, int]  # a request, the first sector (counted from the
 class Backlog:
     """``fresh``: requests whose sectors from ``cursor`` on were never sent; ``retransmit``: what goes out again."""
 
-    __slots__ = ("fresh", "retransmit")
-
     def __init__(self) -> None:
         self.fresh: deque[Request] = deque()
         self.retransmit: deque[Work] = deque()

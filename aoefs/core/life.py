@@ -71,8 +71,6 @@ class Life:
     ``closing`` once the mount ends, ``ending`` while it does what is left to do.
     """
 
-    __slots__ = ("closing", "ending", "is_up", "state")
-
     def __init__(self) -> None:
         self.state = State.UP
         self.is_up = True

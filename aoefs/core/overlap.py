@@ -39,8 +39,6 @@ def _first(claim: Claim) -> int:
 class OverlapGuard:
     """The claims of one target: granted ones, sorted and disjoint, and those that wait, in order of arrival."""
 
-    __slots__ = ("_granted", "_waiting")
-
     def __init__(self) -> None:
         self._granted: list[Claim] = []
         self._waiting: list[Claim] = []

@@ -29,8 +29,6 @@ class _Held:
 class Quarantine:
     """The quarantined claims of one target, whose claims are all in ``order``."""
 
-    __slots__ = ("_order", "held")
-
     def __init__(self, order: OverlapGuard) -> None:
         self.held: list[_Held] = []
         self._order = order

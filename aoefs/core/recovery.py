@@ -33,8 +33,6 @@ class RttEstimator:
     any answer, late ones included: the evidence of how long a frame may live on this path.  ``max_rto`` bounds the RTO.
     """
 
-    __slots__ = ("_base_rto", "_max_rto", "backoff", "longest", "rto", "rttvar", "srtt")
-
     def __init__(self, max_rto: float = MAX_RTO) -> None:
         self.srtt = 0.0
         self.rttvar = 0.0
@@ -92,8 +90,6 @@ class CongestionWindow:
 
     ``size`` is the window, between 1 and ``limit`` (what the target's buffer count and ``--maxout`` allow).
     """
-
-    __slots__ = ("_credit", "_reduced_at", "_undo", "limit", "reductions", "size", "ssthresh")
 
     def __init__(self, limit: int) -> None:
         self.limit = max(1, limit)
@@ -156,8 +152,6 @@ class ReorderWindow:
 
     Starts at SRTT/4; each late answer to a suspect doubles it, up to the RTO; it halves after ten quiet seconds.
     """
-
-    __slots__ = ("_changed_at", "factor")
 
     def __init__(self) -> None:
         self.factor = 0.25  # of SRTT

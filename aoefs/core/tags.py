@@ -47,8 +47,6 @@ OwnerT = TypeVar("OwnerT", bound=TagOwner)
 class TagTable(Generic[OwnerT]):
     """All tags that we would know in an answer.  ``draw(n)`` gives n bytes that nobody can guess."""
 
-    __slots__ = ("_draw", "_drawn", "_owners", "_remembered")
-
     def __init__(self, draw: Callable[[int], bytes]) -> None:
         self._draw = draw
         self._drawn: list[int] = []

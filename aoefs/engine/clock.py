@@ -22,8 +22,6 @@ LATE: Final = 0.5  # seconds by which a beat may be late on a busy machine
 class RunningClock:
     """``clock`` is monotonic, in seconds; ``lost`` are the seconds that were not counted."""
 
-    __slots__ = ("_clock", "_due", "lost")
-
     def __init__(self, clock: Callable[[], float]) -> None:
         self.lost = 0.0
         self._clock = clock

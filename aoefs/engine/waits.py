@@ -18,8 +18,6 @@ from aoefs.errors import RequestError, TargetLost
 class Sleepers:
     """How many tasks sleep in a :class:`Wait`, and how many of these were woken and had no turn yet."""
 
-    __slots__ = ("asleep", "ready")
-
     def __init__(self) -> None:
         self.asleep = 0
         self.ready = 0
@@ -65,8 +63,6 @@ class WaitGroup:
 
     ``life`` is that of its target.
     """
-
-    __slots__ = ("_life", "_sleepers", "_waits")
 
     def __init__(self, sleepers: Sleepers, life: Life) -> None:
         self._sleepers = sleepers

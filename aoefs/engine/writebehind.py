@@ -43,8 +43,6 @@ class WriteBehind:
     ``error`` is why the last one was lost; ``reported`` is how many losses were reported to a user.
     """
 
-    __slots__ = ("_waiting", "_waits", "error", "lost", "pending", "reported")
-
     def __init__(self, waits: WaitGroup) -> None:
         self.pending: dict[Request, None] = {}
         self.lost = 0
@@ -89,8 +87,6 @@ class WriteBehind:
 
 class WriteStream:
     """The writes through one open file.  Without ``early`` none is answered early."""
-
-    __slots__ = ("_early", "_in_order", "_next", "_seen", "_seen_by_writer", "_write_behind")
 
     def __init__(self, write_behind: WriteBehind, *, early: bool) -> None:
         self._write_behind = write_behind
