@@ -47,6 +47,7 @@ from aoefs.engine.supervisor import Supervisor
 from aoefs.errors import IdentityChanged
 from aoefs.net.frames import make_buffer
 from aoefs.protocol.ata import Identity
+from aoefs.protocol.units import format_size
 from aoefs.protocol.wire import Address, ConfigArgument, format_mac
 
 log = logging.getLogger("aoefs")
@@ -278,8 +279,8 @@ class Roster:
         self.last_appeared_at = self._appeared_at[target] = self._driver.now()
         self.first_appeared.set()
         self._refresh(disk, sighting)
-        what = (target.name, identity.size_bytes, identity.model, identity.serial, link.interface)
-        log.info("%s: %d bytes, %s, serial %s, on %s", *what)
+        what = (target.name, format_size(identity.size_bytes), identity.model, identity.serial, link.interface)
+        log.info("%s: %s, %s, serial %s, on %s", *what)
         self._changes.publish(disk, Change.APPEARED)
 
     def _refresh(self, disk: Disk, sighting: Sighting) -> None:

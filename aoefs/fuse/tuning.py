@@ -141,8 +141,8 @@ def become_io_flusher() -> str | None:
     those that it starts inherit: call this in the thread that serves the requests.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        return f"a loop mount on a disk may hang when memory is short (PR_SET_IO_FLUSHER: {reason})"
+        why = f"it needs CAP_SYS_RESOURCE for PR_SET_IO_FLUSHER: {os.strerror(ctypes.get_errno())}"
+        return f"when memory is short, a loop mount on a disk may hang ({why})"
     return None
 
 
@@ -151,7 +151,8 @@ def avoid_oom_killer() -> str | None:
     try:
         Path("/proc/self/oom_score_adj").write_text("-1000\n")
     except OSError as error:
-        return f"the kernel may end this mount when memory is short (oom_score_adj: {error.strerror})"
+        why = f"it needs CAP_SYS_RESOURCE for oom_score_adj: {error.strerror}"
+        return f"when memory is short, the kernel may kill this mount, and programs that use it fail ({why})"
     return None
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from aoefs.core.latency import lower_bound_us
+from aoefs.protocol.units import format_size, three_digits
 from aoefs.status.health import degraded_paths
 from aoefs.status.history import History, Record, Trend, histogram
 from aoefs.status.layout import BAD, GOOD, NOTE, QUIET, Cell, Column
-from aoefs.status.text import format_count, format_size, format_us, sparkline, three_digits
+from aoefs.status.text import format_count, format_us, sparkline
 
 # Each title, for the help of the screen and for the manual.
 MEANINGS = {
@@ -47,7 +48,7 @@ MEANINGS = {
     "cpu": "in the title: how much of one processor the daemon used",
 }
 
-READ, WRITE = "cyan", "magenta"
+READ, WRITE = "color(31)", "color(133)"
 
 
 class Row(Protocol):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.status.text import format_count, format_size, format_us, one_line, printable, sparkline, to_stderr
+from aoefs.protocol.units import format_size
+from aoefs.status.text import format_count, format_us, one_line, printable, sparkline, to_stderr
 
 
 def test_nothing_from_the_network_is_obeyed_by_a_terminal() -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from aoefs.cli.options import add_interface_argument, seconds
 from aoefs.errors import RequestError
 from aoefs.host import interfaces
+from aoefs.protocol.units import format_size
 from aoefs.protocol.wire import Address, format_mac
 from aoefs.status.tables import print_table
-from aoefs.status.text import format_size, to_stderr
+from aoefs.status.text import to_stderr
 
 if TYPE_CHECKING:
     from aoefs.engine.disk import Disk

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from aoefs.cli import companion
 from aoefs.cli.companion import Session
 from aoefs.errors import AtaError, FrameError, TargetError, UserError
+from aoefs.protocol.units import format_size
 from aoefs.protocol.wire import SECTOR_BYTES, AtaArgument
 from aoefs.status.tables import print_table
-from aoefs.status.text import format_size, to_stdout
+from aoefs.status.text import to_stdout
 
 if TYPE_CHECKING:
     from aoefs.core.link import Endpoint
