@@ -6,7 +6,7 @@ and with one end of a pipe, whose number is in an environment variable.  The chi
 
 What always holds: the parent ends when the child has written or ended, never before.  It leaves no child behind that
 failed or that was interrupted by Ctrl-C.  The log of the child goes to the stderr of the command until the child is
-ready, afterwards to the system log (``host.systemlog``).
+ready, afterwards to the system log (``host.systemlog``), or from the beginning to a file.
 
 Rejected: forking (the child would inherit half a process: threads, locks and sockets of libraries), and a double fork
 without a pipe (the caller would learn nothing of a failure).

@@ -119,17 +119,22 @@ class Style:
 style = Style()
 
 
-def log_to(handler: logging.Handler) -> None:
-    """Make this the one place where the log goes, in the ``style``.  A ring of events stays beside it."""
+def log_to(handler: logging.Handler, *, beside: bool = False) -> None:
+    """Make this the one place where the log goes, in the ``style``.  A ring of events stays, and ``beside`` the others
+    do too, with no more lines than before.
+    """
     handler.addFilter(LogLimit())
     text = "%(asctime)s %(levelname)s %(message)s" if isinstance(handler, logging.FileHandler) else None
     handler.setFormatter(JsonFormatter() if style.json else PrintableFormatter(text))
     if style.level is not None:
         handler.setLevel(style.level.upper())
     for old in log.handlers[:]:
-        if not isinstance(old, EventRing):
+        if beside:
+            old.setLevel(max(old.level, log.level))
+        elif not isinstance(old, EventRing):
             log.removeHandler(old)
             old.close()
+    log.setLevel(min(log.level, logging.INFO) if beside else log.level)
     log.addHandler(handler)
 
 
@@ -150,8 +155,8 @@ def check_log_file(path: str) -> None:
         raise UserError(f"--log-file {path} cannot be written: {error.strerror}") from None
 
 
-def log_to_file(path: str) -> None:
+def log_to_file(path: str, *, beside: bool = False) -> None:
     """Log to a file, which may be moved away at any time."""
     from logging.handlers import WatchedFileHandler
 
-    log_to(WatchedFileHandler(path))
+    log_to(WatchedFileHandler(path), beside=beside)

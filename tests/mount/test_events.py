@@ -28,14 +28,14 @@ def disk(lab: Lab) -> Process:
 def follow(mount: Mount) -> Process:
     """The command, once it has listed the earlier events."""
     follower = mount.lab.popen(INITIATOR, [AOEFS, "events", "--follow", mount.path])
-    wait_until(lambda: "info e0.0: 1048576 bytes" in follower.output, what="earlier events are listed first")
+    wait_until(lambda: "info e0.0: 1.00 MiB" in follower.output, what="earlier events are listed first")
     return follower
 
 
 def test_events_are_listed_one_in_a_line(lab: Lab, disk: Process) -> None:
     mount = lab.mount()
     lines = lab.aoefs("events", mount.path).stdout.splitlines()
-    assert [line for line in lines if " info e0.0: 1048576 bytes" in line]
+    assert [line for line in lines if " info e0.0: 1.00 MiB" in line]
     assert lines == sorted(lines)  # each begins with its time
 
 
@@ -91,6 +91,9 @@ def test_the_log_of_a_mount_goes_to_a_file_as_text_or_json_and_follows_when_that
     mount = lab.mount(log_file=str(text))
     wait_until(lambda: "info mounted on" in text.read_text().lower(), what="it is in the log")
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO mounted on ", text.read_text(), re.MULTILINE)
+    assert re.search(
+        r" INFO e0\.0: 1\.00 MiB, Coraid .*\n(?:.*\n)*.* INFO mounted on ", text.read_text()
+    )  # from its start
     text.rename(f"{text}.1")
     mount.umount()
     mount = lab.mount(log_file=str(objects), log_format="json", deadsecs=1)

@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from functools import partial
 
 from aoefs.cli.options import given_names, is_remount, mount_options
@@ -46,8 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         from aoefs.fuse import mount
 
         ready.log_file = options.log_file
-        if options.log_file is not None and not ready.is_daemon:
-            log_to_file(options.log_file)
+        if options.log_file is not None:
+            log_to_file(options.log_file, beside=ready.is_daemon)
         return mount.run(options, ready, partial(mount_options, arguments))
     except UserError as error:
         if not ready.is_daemon:
@@ -68,14 +67,10 @@ def _remount(options: MountOptions, given: set[str]) -> int:
     try:
         with MountReader(found.path) as reader:
             now = json.loads(reader.ask(OPTIONS_FILE))
-        wanted = {field.name: getattr(options, field.name) for field in fields(MountOptions) if field.name in given}
-        if options.interfaces:
-            wanted["interfaces"] = options.interfaces
-        wanted = json.loads(json.dumps(wanted, default=str))
+        wanted = json.loads(json.dumps({name: getattr(options, name) for name in given & now.keys()}, default=str))
         differs = {name: value for name, value in wanted.items() if value != now[name]}
-        stuck = sorted(set(differs) - set(LIVE))
-        if stuck:
-            raise UserError(f"{', '.join(stuck)} cannot be changed while {found.path} is mounted: 'aoefs umount' first")
+        if stuck := ", ".join(sorted(set(differs) - set(LIVE))).replace("_", "-"):
+            raise UserError(f"{stuck} cannot be changed while {found.path} is mounted: 'aoefs umount' first")
         with mountpoint.opened(f"{found.path}/{OPTIONS_FILE}", os.O_WRONLY) as file:
             os.write(file, json.dumps(differs).encode())
     except OSError as error:
@@ -94,7 +89,7 @@ def _check(options: MountOptions) -> None:
         with service.PidFile(options.pid_file):
             pass
     if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
-        pip = f"'{sys.executable} -m pip install prometheus-client'"
+        pip = f"'{sys.executable} -m pip install aoefs[metrics]'"
         raise UserError(f"--metrics needs the Python package prometheus_client: {pip}, or leave metrics out")
 
 
