@@ -352,9 +352,10 @@ def is_remount(arguments: argparse.Namespace) -> bool:
 
 
 def given_names(arguments: argparse.Namespace) -> set[str]:
-    """The options of the command line and of ``-o`` that were given."""
+    """The fields of MountOptions that the command line and ``-o`` name."""
     layers = (arguments, _read_words(arguments.option_lists))
-    return {name for layer in layers for name, value in vars(layer).items() if value}
+    given = {name for layer in layers for name, value in vars(layer).items() if value is not None}
+    return given | {"interfaces" for layer in layers if layer.interface}
 
 
 def mount_options(arguments: argparse.Namespace) -> MountOptions:
@@ -381,7 +382,8 @@ def mount_options(arguments: argparse.Namespace) -> MountOptions:
         swapped = "/" not in paths[-1]
         hint = f"the mount point comes last: aoefs {paths[-1]} {source}" if swapped else "SOURCE is eth0,eth1, or any"
         raise UserError(f"'{source}' names no interface: {hint}", exit_code=2)
-    interfaces = gather("interface", [] if source in ("any", "none") else source.split(","))
+    no_names = source in ("any", "none") or is_remount(arguments)  # mount(8) names those of the first time again
+    interfaces = gather("interface", [] if no_names else source.split(","))
     if source == "any" and not arguments.interface and not words.interface:
         interfaces = ()  # also when the file names some
     if not all(interfaces):

@@ -66,6 +66,8 @@ KERNEL_GRACE = 0.5  # seconds that the kernel may take to let go of our threads:
 LAST_SECOND = 0.9  # seconds from a second signal to the end ...
 LAST_FLUSH = 0.6  # ... of which so many are for KERNEL_GRACE and the last flush
 
+_NAMES = [field.name for field in fields(MountOptions)]
+
 
 def run(options: MountOptions, ready: Ready, reread: Callable[[], MountOptions] | None = None) -> int:
     """Mount, serve until unmounted, flush; the exit code.  UserError if it cannot begin.
@@ -247,12 +249,7 @@ class Mount:
     # ── options of a live mount ───────────────────────────────────────────────────────────────────────────────────
 
     def _read_options(self) -> bytes:
-        return (
-            json.dumps(
-                {field.name: getattr(self._options, field.name) for field in fields(MountOptions)}, default=str
-            ).encode()
-            + b"\n"
-        )
+        return json.dumps({name: getattr(self._options, name) for name in _NAMES}, default=str).encode() + b"\n"
 
     async def _write_options(self, change: Callable[[MountOptions], None], order: bytes) -> None:
         try:
@@ -277,24 +274,23 @@ class Mount:
     def _change(self, engine: Engine, spoken_on: Interfaces, wanted: MountOptions) -> None:
         """Take over what can be changed now, or raise ControlError; a warning names the rest."""
         before = self._options
-        changed = [
-            field.name for field in fields(MountOptions) if getattr(wanted, field.name) != getattr(before, field.name)
-        ]
+        changed = [name for name in _NAMES if getattr(wanted, name) != getattr(before, name)]
         if "interfaces" in changed:
             spoken_on.set(wanted.interfaces, by_root=False)
         engine.roster.set_bounds(tuning.bound_deadsecs(wanted.deadsecs), wanted.maxout)
+        level = (wanted.log_level or "info").upper()
         if "log_level" in changed:
             for handler in log.handlers:
                 if handler is not self._events:
-                    handler.setLevel((wanted.log_level or "info").upper())
-            log.setLevel(min(logging.INFO, getattr(logging, (wanted.log_level or "info").upper())))
+                    handler.setLevel(level)
+            log.setLevel(min(logging.INFO, getattr(logging, level)))
         self._options = replace(before, **{name: getattr(wanted, name) for name in LIVE})
-        log.info(
-            "options: %s",
-            ", ".join(f"{name} {getattr(wanted, name)}" for name in LIVE if name in changed) or "no change",
-        )
-        if stuck := sorted(set(changed) - set(LIVE)):
-            log.warning("%s cannot be changed while it is mounted", ", ".join(stuck))
+        values = {"deadsecs": f"{wanted.deadsecs:g}", "maxout": str(wanted.maxout), "log_level": level.lower()}
+        values["interfaces"] = ",".join(wanted.interfaces) or "any"
+        now = ", ".join(f"{name.replace('_', '-')} {values[name]}" for name in LIVE if name in changed)
+        log.info("options: %s", f"{now} from now on" if now else "no change")
+        if stuck := ", ".join(name for name in changed if name not in LIVE).replace("_", "-"):
+            log.warning("%s cannot be changed while it is mounted: unmount first", stuck)
 
     async def _reread_on_hangup(self, signals: AsyncIterator[int], change: Callable[[MountOptions], None]) -> None:
         async for _ in signals:

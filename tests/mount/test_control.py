@@ -185,7 +185,7 @@ def test_events_report_what_happens_to_a_mount_in_the_background(lab: Lab) -> No
     target = lab.vblade(0, 0, lab.image("disk", MIB))
     mount = lab.mount(deadsecs=1)
     before = control(mount, "events").read_text().splitlines()
-    assert any(re.fullmatch(r"\S+ info e0\.0: 1048576 bytes, .*, on aoe0", line) for line in before)
+    assert any(re.fullmatch(r"\S+ info e0\.0: 1\.00 MiB, .*, on aoe0", line) for line in before)
     target.stop()
     make_down(mount)
     after = control(mount, "events").read_text().splitlines()
@@ -232,3 +232,20 @@ def test_a_remount_and_a_hangup_change_what_can_be_changed_and_name_what_cannot(
     os.kill(mount.pid, signal.SIGHUP)
     wait_until(lambda: "the options stay as they are" in control(mount, "events").read_text())
     assert options()["deadsecs"] == 40
+
+
+def test_a_remount_chooses_among_the_interfaces_and_leaves_those_that_it_does_not_name() -> None:
+    with Lab(pairs=2) as lab:
+        mount = lab.mount()
+
+        def interfaces() -> list[str]:
+            return control(mount, "interfaces").read_text().split()
+
+        # mount(8) gives its helper the SOURCE of the mount again, whatever the person wrote.
+        lab.aoefs("aoe0,aoe1", mount.path, "-o", "rw,remount,interface=aoe1")
+        assert interfaces() == ["aoe1"]
+        lab.aoefs("aoe0,aoe1", mount.path, "-o", "rw,remount,deadsecs=7.5")
+        assert interfaces() == ["aoe1"]
+        said = control(mount, "events").read_text()
+        assert "info options: interfaces aoe1 from now on\n" in said
+        assert "info options: deadsecs 7.5 from now on\n" in said

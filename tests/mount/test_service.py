@@ -110,6 +110,28 @@ def test_fstab_may_name_a_disk_by_its_serial(host: Lab, point: Path) -> None:
         files.rmdir()
 
 
+def test_mount_changes_the_options_of_a_live_mount_and_says_in_one_line_what_it_cannot(host: Lab, point: Path) -> None:
+    table = host.directory / "fstab"
+    table.write_text(f"aoe0 {point} aoefs deadsecs=60,maxout=9 0 0\n")
+    host.run(INITIATOR, ["mount", "-T", table, point])
+
+    def options(*names: str) -> list[object]:
+        read = json.loads((here(host, point) / ".aoefs/options").read_text())
+        return [read[name] for name in names]
+
+    host.run(INITIATOR, ["mount", "-o", "remount,deadsecs=30", point])
+    assert options("deadsecs", "maxout") == [30, 9]
+    host.run(INITIATOR, ["mount", "-T", table, "-o", "remount,maxout=5", point])  # with the words of fstab
+    assert options("deadsecs", "maxout", "interfaces") == [60, 5, ["aoe0"]]
+    answer = host.run(INITIATOR, ["mount", "-o", "remount,ro,umask=022", point], check=False)
+    says = f"aoefs: read-only, umask cannot be changed while {point} is mounted: 'aoefs umount' first\n"
+    assert (answer.returncode, answer.stderr) == (32, says)
+    answer = host.run(INITIATOR, ["mount", "-o", "remount,deadsec=3", point], check=False)
+    says = f"aoefs: {point}: unknown word 'deadsec=3' in the -o list: did you mean deadsecs?\n"
+    assert (answer.returncode, answer.stderr) == (1, says)
+    assert options("deadsecs", "maxout") == [60, 5]
+
+
 def test_a_fake_mount_checks_everything_and_mounts_nothing(host: Lab, point: Path) -> None:
     host.run(INITIATOR, ["mount", "-f", "-t", "aoefs", "aoe0", point])
     host.aoefs("--check", "-i", "aoe0", point)
@@ -392,6 +414,28 @@ def test_the_unit_starts_is_ready_when_live_and_flushes_when_stopped(host: Lab, 
     assert system.property(unit, "ExecMainStatus") == "0"
     assert os.listdir(inside) == []
     assert (host.directory / "e0.0").read_bytes()[: len(data)] == data
+
+
+def test_a_reload_of_the_unit_reads_the_configuration_file_again(host: Lab, point: Path, system: System) -> None:
+    unit = "aoefs@" + subprocess.check_output(["systemd-escape", "--path", point], text=True).strip()
+    config = host.directory / "reload.toml"
+    config.write_text("deadsecs = 20\n")
+    drop_in = host.directory / "units" / "aoefs@.service.d" / "config.conf"
+    drop_in.parent.mkdir()
+    try:
+        drop_in.write_text(f"[Service]\nExecStart=\nExecStart={AOEFS} -f --config {config} %f\n")
+        system.systemctl("daemon-reload")
+        system.systemctl("start", unit)
+        options = system.root / point.relative_to("/") / ".aoefs/options"
+        assert json.loads(options.read_text())["deadsecs"] == 20
+        config.write_text("deadsecs = 40\n")
+        system.systemctl("reload", unit)
+        wait_until(lambda: json.loads(options.read_text())["deadsecs"] == 40, what="the file was read again")
+        system.systemctl("stop", unit)
+        assert system.property(unit, "Result") == "success"
+    finally:
+        drop_in.unlink()
+        drop_in.parent.rmdir()
 
 
 def reaches(lab: Lab, side: str, address: str) -> bool:
