@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.text import Text
 
+from aoefs.protocol.units import format_size
 from aoefs.status import columns
 from aoefs.status.health import degraded_paths
 from aoefs.status.history import History, Trend
-from aoefs.status.layout import BAD, MORE, QUIET, Column, Section, allot, blank_line, fit, row_line
-from aoefs.status.text import format_size, printable, sparkline
+from aoefs.status.layout import ACCENT, BAD, MORE, QUIET, Column, Section, allot, blank_line, fit, row_line
+from aoefs.status.text import printable, sparkline
 
 ROOMY = 30  # lines: then blank lines part the sections
 _WORD = 21  # cells of the first column of words
-TITLE, KEY = "bold white on blue", "bold yellow"
-ALARM = f"{BAD} on white"
+TITLE, ALARM = "bold color(231) on color(25)", "bold color(231) on color(160)"
 
 
 # ── what a person chose ───────────────────────────────────────────────────────────────────────────────────────────
@@ -264,19 +264,19 @@ def _end(text: str, width: int) -> str:
 
 def _footer(view: View, width: int) -> Text:
     line = Text(no_wrap=True, overflow="crop", end="")
-    line.append(" q", KEY)
+    line.append(" q", ACCENT)
     line.append(" ends the mount" if view.ends_mount else " quits", BAD if view.ends_mount else "")
     line.append("  sort by", QUIET)
     for key, sort in SORTS.items():
         chosen = view.arrow if key == view.sort else ""
         line.append(" ")
         for letter in sort.word:
-            style = KEY + " underline" if letter.isupper() else ""
+            style = ACCENT + " underline" if letter.isupper() else ""
             line.append(letter, f"{style} reverse" if chosen else style)
         line.append(chosen, "reverse")
     for key, what in (("?", "help"), ("↑↓", "scroll"), ("Enter", "one target"), ("Space", "pause")):
         if line.cell_len + len(f"  {key} {what}") <= width:
-            line.append(f"  {key}", KEY)
+            line.append(f"  {key}", ACCENT)
             line.append(f" {what}")
     line.truncate(width, pad=True)
     return line

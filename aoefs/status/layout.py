@@ -23,8 +23,9 @@ Row = TypeVar("Row")
 Cell = tuple[str, str]  # text and its rich style
 
 MORE = "…"
-GOOD, BAD, NOTE, QUIET = "green", "bold red", "yellow", "bright_black"
-HEADING = "bold white on grey23"
+# Colours of the table of 256, which no theme changes, of a brightness that is legible on white and on black.
+GOOD, BAD, NOTE, QUIET, ACCENT = "color(28)", "bold color(160)", "color(130)", "color(243)", "bold color(31)"
+HEADING, MARK = "bold color(231) on color(237)", "bold color(220) on color(237)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Section(Generic[Row]):
         titles = []
         for column, room in fitted:
             mark = marks.get(column.title, "")
-            titles.append(((column.title + mark, "bold yellow" if mark else ""), room, column.left))
+            titles.append(((column.title + mark, MARK if mark else ""), room, column.left))
         yield _line(titles, width, HEADING)
         if not self.rows:
             yield _line([((self.none, QUIET), width, True)], width)

@@ -301,7 +301,7 @@ def test_the_log_is_among_the_events_and_not_on_the_screen(tmp_path: Path) -> No
         with terminal(tmp_path, command) as screen:
             screen.wait_for("q ends the mount")
             disk = lab.vblade(0, 0, lab.image("disk", MIB, seed=None))
-            screen.wait_for("info    e0.0: 1048576 bytes, Coraid EtherDrive vblade")
+            screen.wait_for("info    e0.0: 1.00 MiB, Coraid EtherDrive vblade")
             disk.stop()
             lab.run(INITIATOR, ["dd", f"if={point}/e0.0", "of=/dev/null", "count=1", "iflag=direct"], check=False)
             lines = screen.wait_for("error   e0.0: read failed")

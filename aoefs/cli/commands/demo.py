@@ -53,7 +53,7 @@ _DISK_SECONDS = 10.0  # for a disk to answer, on a very busy machine
 _MOUNT_STOP_SECONDS = 25.0  # for a mount process after SIGTERM: it serves open files for 10 s, then flushes
 _POLL_SECONDS = 0.05
 _UNPRIVILEGED_VARIABLE = "AOEFS_DEMO_UNPRIVILEGED"  # set for the process in the user namespace
-_STYLES = {"heading": "bold cyan", "command": "bold green", "output": "", "note": "dim"}  # rich styles
+_STYLES = {"heading": "bold color(31)", "command": "bold color(28)", "output": "", "note": "color(243)"}  # of rich
 
 # With the directories of mkfs and ip, which are not in every PATH.
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))

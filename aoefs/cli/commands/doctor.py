@@ -79,8 +79,10 @@ def _print(findings: list[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from aoefs.status.layout import BAD, GOOD, NOTE
+
     table = Table.grid(padding=(0, 1))
-    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    styles = {"ok": GOOD, "warn": NOTE, "fail": BAD}
     for finding in findings:
         table.add_row(Text(finding.state, style=styles[finding.state]), Text(str(finding)))
     Console().print(table)
