@@ -342,11 +342,10 @@ class AoeOperations(pyfuse3.Operations):
         self._engine.supervisor.start("partition table", partial(self.read_table, disk, again=again))
 
     def _on_change(self, disk: Disk, change: Change) -> None:
-        if change is Change.APPEARED and (serial := disk.target.identity.serial):
-            disks = self._engine.disks.values()
-            names = [other.target.name for other in disks if other.target.identity.serial == serial]
-            if len(names) > 1:
-                log.warning("%s have the same serial %s: by-serial leads to none of them", ", ".join(names), serial)
+        serial = disk.target.identity.serial
+        if change is Change.APPEARED and len(claimants := self.tree.claimants(serial)) > 1:
+            names = ", ".join(other.target.name for other in claimants)
+            log.warning("%s have the same serial %s: by-serial leads to none of them", names, serial)
         nodes = self.tree.known_nodes_of(disk)
         if nodes is None:
             pass

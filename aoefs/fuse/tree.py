@@ -12,10 +12,12 @@ take the place of a disk that is mounted by its serial.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -47,9 +49,10 @@ class ControlNode:
     children: dict[bytes, ControlNode] = field(default_factory=dict)
 
 
-def _serial_name(disk: Disk) -> str:
+@functools.lru_cache(2048)
+def _serial_name(serial: str) -> str:
     """The serial number as udev writes it in a name: blanks and what is special as ``_``."""
-    name = re.sub(r"[^A-Za-z0-9#+.:=@_-]", "_", "_".join(disk.target.identity.serial.split()))
+    name = re.sub(r"[^A-Za-z0-9#+.:=@_-]", "_", "_".join(serial.split()))
     return "" if name in (".", "..") else name
 
 
@@ -170,14 +173,18 @@ class Tree:
                 return node.inode
         raise FUSEError(errno.ENOENT)
 
+    def claimants(self, serial: str) -> list[Disk]:
+        """The disks whose links have the name of this serial number, which none of them gets if there are several."""
+        name = _serial_name(serial)
+        return [disk for disk in self._disks.values() if name and _serial_name(disk.target.identity.serial) == name]
+
     def _by_serial(self) -> dict[bytes, Node]:
         """The links in ``by-serial``, each with what it leads to."""
-        disks: dict[str, list[Disk]] = {}
-        for disk in self._disks.values():
-            disks.setdefault(_serial_name(disk), []).append(disk)
+        count = Counter(_serial_name(disk.target.identity.serial) for disk in self._disks.values())
         found: dict[bytes, list[Node]] = {}
-        for serial, claimants in disks.items():
-            for node in self.nodes_of(claimants[0]) if serial and len(claimants) == 1 else ():
+        for disk in self._disks.values():
+            serial = _serial_name(disk.target.identity.serial)
+            for node in self.nodes_of(disk) if serial and count[serial] == 1 else ():
                 part = f"-part{node.partition.number}" if node.partition else ""
                 found.setdefault(f"{serial}{part}".encode(), []).append(node)
         return {name: nodes[0] for name, nodes in found.items() if len(nodes) == 1}

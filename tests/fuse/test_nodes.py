@@ -402,3 +402,13 @@ async def test_a_serial_that_two_disks_claim_has_no_link_and_an_event_says_so(
         mount.scene.add_target(5, 5, serial="serial e0.0")
         await mount.scene.disk(5, 5)
         assert await links(mount, monkeypatch) == {}
+
+
+async def test_two_serials_that_have_one_name_have_no_link_either(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, announce: Callable[[str], None]
+) -> None:
+    announce("^e0.0, e5.5 have the same serial serial/e0.0: by-serial leads to none of them$")
+    async with partitioned() as (mount, _, _):
+        mount.scene.add_target(5, 5, serial="serial/e0.0")
+        await mount.scene.disk(5, 5)
+        assert await links(mount, monkeypatch) == {}

@@ -93,21 +93,32 @@ def test_a_line_of_fstab_is_enough(host: Lab, point: Path, kind: str) -> None:
     host.aoefs("umount", point)
 
 
-def test_fstab_may_name_a_disk_by_its_serial(host: Lab, point: Path) -> None:
-    [found] = [one for one in json.loads(host.aoefs("discover", "--json").stdout) if one["name"] == "e0.0"]
-    disk = f"{point}/by-serial/{found['serial']}"
-    files, table = host.directory / "files", host.directory / "fstab"
-    files.mkdir()
-    table.write_text(f"aoe0 {point} aoefs _netdev 0 0\n{disk} {files} ext2 loop,_netdev 0 0\n")
-    host.run(INITIATOR, ["mkfs.ext2", "-q", "-F", host.directory / "e0.0"])
-    host.run(INITIATOR, ["mount", "-a", "-T", table])
+def test_fstab_may_name_a_disk_and_a_partition_by_serial(host: Lab, point: Path) -> None:
+    require("sfdisk", "mkfs.ext2")
+    serials = {one["name"]: one["serial"] for one in json.loads(host.aoefs("discover", "--json").stdout)}
+    links = [f"{point}/by-serial/{serials['e0.0']}", f"{point}/by-serial/{serials['e7.1']}-part1"]
+    places, table = [host.directory / "files", host.directory / "part"], host.directory / "fstab"
+    lines = [f"aoe0 {point} aoefs _netdev 0 0\n"]
+    for link, place in zip(links, places, strict=True):
+        place.mkdir()
+        lines.append(f"{link} {place} ext2 loop,_netdev 0 0\n")
+    table.write_text("".join(lines))
+    images = {name: host.directory / name for name in ("e0.0", "e7.1")}
+    before = {name: image.read_bytes() for name, image in images.items()}
+    host.run(INITIATOR, ["mkfs.ext2", "-q", "-F", images["e0.0"]])
+    host.run(INITIATOR, ["sfdisk", "--quiet", "--no-reread", images["e7.1"]], stdin="label: dos\nstart=64, size=1600\n")
+    host.run(INITIATOR, ["mkfs.ext2", "-q", "-F", "-E", f"offset={64 * 512}", images["e7.1"], "800k"])
     try:
-        assert host.run(INITIATOR, ["readlink", disk]).stdout == "../e0.0\n"
-        assert host.run(INITIATOR, ["ls", files]).stdout == "lost+found\n"
-    finally:
-        host.run(INITIATOR, ["umount", files])
+        host.run(INITIATOR, ["mount", "-a", "-T", table])
+        assert [host.run(INITIATOR, ["readlink", link]).stdout for link in links] == ["../e0.0\n", "../e7.1p1\n"]
+        assert [host.run(INITIATOR, ["ls", place]).stdout for place in places] == ["lost+found\n"] * 2
+        host.run(INITIATOR, ["umount", *places])
         host.aoefs("umount", point)
-        files.rmdir()
+    finally:
+        for name, image in images.items():
+            image.write_bytes(before[name])
+        for place in places:
+            place.rmdir()
 
 
 def test_mount_changes_the_options_of_a_live_mount_and_says_in_one_line_what_it_cannot(host: Lab, point: Path) -> None:
