@@ -233,6 +233,24 @@ def test_the_session_of_the_readme_works_as_written(tmp_path: Path) -> None:
     assert "1073741824 bytes (1.1 GB, 1.0 GiB) copied" in err
 
 
+def test_the_configuration_file_works_after_the_install_line_and_an_error_names_the_extra(lab: Lab) -> None:
+    point, site = lab.directory / "point", lab.directory / "site"
+    point.mkdir()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")  # pip install .
+    without = ["env", f"PYTHONPATH={site}{os.pathsep}{ROOT}", str(COMMANDS / "aoefs"), "--check"]
+    config = lab.directory / "aoefs.toml"
+    [example] = re.findall(r"^ {4}interface = .*\n {4}deadsecs = .*\n", (ROOT / "README.md").read_text(), re.MULTILINE)
+    config.write_text(textwrap.dedent(example).replace("eth1", "aoe0"))
+    answer = lab.run(INITIATOR, [*without, "--config", config, point])
+    assert answer.stdout + answer.stderr == ""
+    answer = lab.run(INITIATOR, [*without, "--config", config, "-o", "metrics=9100", point], check=False)
+    pip = rf"'{re.escape(str(COMMANDS))}/python[0-9.]* -m pip install aoefs\[metrics\]'"
+    says = f"aoefs: --metrics needs the Python package prometheus_client: {pip}, or leave metrics out\n"
+    assert answer.returncode == 1
+    assert re.fullmatch(says, answer.stderr)
+
+
 def test_the_configuration_file_of_the_readme_and_of_the_manual_can_be_read(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     page = data("aoefs.1.in").replace("\\-", "-")

@@ -20,6 +20,7 @@ import math
 import os
 import pwd
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
@@ -73,6 +74,11 @@ class Parser(argparse.ArgumentParser):
 
         alike = difflib.get_close_matches(option, self._option_string_actions)
         return f": did you mean {alike[0]}?" if alike else ""
+
+
+def pip(words: str) -> str:
+    """The command line of the very pip that installed this aoefs."""
+    return f"'{sys.executable} -m pip {words}'"
 
 
 def argument_type(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:

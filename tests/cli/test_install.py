@@ -151,7 +151,8 @@ def test_without_shtab_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert install(tmp_path) == 1
-    assert capsys.readouterr().err == "aoefs: 'aoefs install' needs the Python package shtab: pip install shtab\n"
+    pip = f"'{sys.executable} -m pip install shtab'"
+    assert capsys.readouterr().err == f"aoefs: 'aoefs install' needs the Python package shtab: {pip}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aoefs import is_compiled
-from aoefs.cli.options import add_interface_argument
+from aoefs.cli.options import add_interface_argument, pip
 from aoefs.errors import UserError
 from aoefs.fuse.tuning import request_timeout
 from aoefs.host import interfaces, mountpoint
@@ -126,8 +126,9 @@ def _check_python() -> Iterator[Finding]:
             importlib.import_module(name)
             yield Finding("ok", f"package {name}", metadata.version(name))
         except (ImportError, OSError) as error:  # OSError: a C library of it does not load
-            yield Finding("fail", f"package {name}", str(error), "pip install --force-reinstall aoefs")
-    advice = "install gcc and the Python headers, then 'pip install -v --force-reinstall --no-deps' aoefs again"
+            yield Finding("fail", f"package {name}", str(error), pip("install --force-reinstall aoefs"))
+    again = pip("install -v --force-reinstall --no-deps .")
+    advice = f"install gcc and the Python headers, then in the source of aoefs {again}"
     slow = "pure Python, which takes half as much processor time again"
     yield _verdict("hot path", is_compiled(), "compiled", slow, advice)
 

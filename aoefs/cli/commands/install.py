@@ -112,7 +112,8 @@ def _completion(shell: str, parsers: Parsers) -> str:
     try:
         import shtab
     except ImportError:
-        raise UserError("'aoefs install' needs the Python package shtab: pip install shtab") from None
+        what = options.pip("install shtab")
+        raise UserError(f"'aoefs install' needs the Python package shtab: {what}") from None
     root = argparse.ArgumentParser(prog="aoefs")
     options.add_options(root)
     commands = root.add_subparsers(metavar="COMMAND")

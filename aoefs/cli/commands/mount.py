@@ -12,10 +12,9 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from functools import partial
 
-from aoefs.cli.options import given_names, is_remount, mount_options
+from aoefs.cli.options import given_names, is_remount, mount_options, pip
 from aoefs.errors import UserError
 from aoefs.fuse.options import LIVE, MountOptions
 from aoefs.host import interfaces, mountpoint, service
@@ -89,8 +88,8 @@ def _check(options: MountOptions) -> None:
         with service.PidFile(options.pid_file):
             pass
     if options.metrics is not None and importlib.util.find_spec("prometheus_client") is None:
-        pip = f"'{sys.executable} -m pip install aoefs[metrics]'"
-        raise UserError(f"--metrics needs the Python package prometheus_client: {pip}, or leave metrics out")
+        what = f"{pip('install aoefs[metrics]')}, or leave metrics out"
+        raise UserError(f"--metrics needs the Python package prometheus_client: {what}")
 
 
 def _mount_in_background(options: MountOptions, argv: list[str]) -> int:
