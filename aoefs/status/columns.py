@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
 
 from aoefs.core.latency import lower_bound_us
 from aoefs.protocol.units import format_size, three_digits
@@ -72,6 +73,11 @@ class Lane(NamedTuple):
         return self.target.record["state"] == "up" and bool(self.record.get("healthy", True))
 
 
+OfRow = Callable[[Row, int], Cell]
+OfTrend = Callable[[Trend, int], Cell]
+OfLane = Callable[[Lane, int], Cell]
+
+
 def lanes(history: History, target: Trend) -> list[Lane]:
     """The paths of a target."""
     name = target.record["name"]
@@ -84,19 +90,12 @@ def lanes(history: History, target: Trend) -> list[Lane]:
 # ── cells ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _text(name: str, style: str = "") -> Callable[[Row, int], Cell]:
-    return lambda row, _: (str(row.record.get(name) or ""), style)
+def _show(name: str, form: Callable[[Any], str] = lambda value: str(value or ""), style: str = "") -> OfRow:
+    """A field of the record, ``form`` of 0 if it is missing."""
+    return lambda row, _: (form(row.record.get(name) or 0), style)
 
 
-def _size(name: str) -> Callable[[Row, int], Cell]:
-    return lambda row, _: (format_size(row.record.get(name, 0)), "")
-
-
-def _duration(name: str) -> Callable[[Row, int], Cell]:
-    return lambda row, _: (format_us(row.record.get(name)), "")
-
-
-def _counter(name: str, style: str = "") -> Callable[[Row, int], Cell]:
+def _counter(name: str, style: str = "") -> OfRow:
     return lambda row, _: _count(row.record.get(name, 0), style)
 
 
@@ -105,45 +104,44 @@ def _count(count: int, style: str) -> Cell:
     return format_count(count), style if count else QUIET
 
 
-def _rate(*names: str, form: Callable[[float], str] = format_count, style: str = "") -> Callable[[Trend, int], Cell]:
-    """How fast the sum of these counters grows, per second."""
+def _measured(value: Callable[[Trend], float | None], form: Callable[[float], str], style: str = "") -> OfTrend:
+    """What follows from two statuses; None and zero are quiet."""
 
     def cell(trend: Trend, _width: int) -> Cell:
-        rate = trend.per_second(*names)
-        return ("-", QUIET) if rate is None else (form(rate), style if rate else QUIET)
+        found = value(trend)
+        return ("-", QUIET) if found is None else (form(found), style if found else QUIET)
 
     return cell
 
 
-def _graph(history: History, past: Callable[[Trend], Sequence[float]], style: str) -> Callable[[Trend, int], Cell]:
+def _rate(*names: str, form: Callable[[float], str] = format_count, style: str = "") -> OfTrend:
+    """How fast the sum of these counters grows, per second."""
+    return _measured(lambda trend: trend.per_second(*names), form, style)
+
+
+def _latency(share: float, *kinds: str) -> OfTrend:
+    return _measured(lambda trend: trend.latency_us(share, *kinds), format_us)
+
+
+_queue = _measured(
+    lambda trend: trend.average_queue("read", "write"), lambda count: three_digits(count) if count else "0"
+)
+
+
+def _graph(history: History, past: Callable[[Trend], Sequence[float]], style: str) -> OfTrend:
     """Bars of one scale for the whole column, so that rows can be compared."""
     tops: dict[int, float] = {}
 
     def cell(trend: Trend, width: int) -> Cell:
         if width not in tops:
-            tops[width] = max(
-                (max(list(past(each))[-width:], default=0.0) for each in history.targets.values()), default=0.0
-            )
-        rates = list(past(trend))
-        return sparkline(rates, width, tops[width]), style if any(rates[-width:]) else QUIET
+            tops[width] = max(rate for each in history.targets.values() for rate in (0.0, *past(each))[-width:])
+        rates = list(past(trend))[-width:]
+        return sparkline(rates, width, tops[width]), style if any(rates) else QUIET
 
     return cell
 
 
-def _queue(trend: Trend, _width: int) -> Cell:
-    count = trend.average_queue("read", "write")
-    return ("-", QUIET) if count is None else (three_digits(count) if count else "0", "" if count else QUIET)
-
-
-def _latency(share: float, *kinds: str) -> Callable[[Trend, int], Cell]:
-    def cell(trend: Trend, _width: int) -> Cell:
-        latency = trend.latency_us(share, *kinds)
-        return format_us(latency), QUIET if latency is None else ""
-
-    return cell
-
-
-def _flag(name: str, yes: Cell, no: Cell) -> Callable[[Row, int], Cell]:
+def _flag(name: str, yes: Cell, no: Cell) -> OfRow:
     return lambda row, _: yes if row.record.get(name, True) else no
 
 
@@ -170,13 +168,13 @@ def targets(history: History, live: bool) -> Sequence[Column[Trend]]:
         Column("AVGQ", _queue, width=4, rank=8) if live else Column("FLIGHT", _flight, width=7, rank=12)
     )
     return [
-        Column("TARGET", _text("name", "bold"), width=7, most=10, rank=0, left=True),
+        Column("TARGET", _show("name", style="bold"), width=7, most=10, rank=0, left=True),
         Column("STATE", _target_state, width=6, most=8, rank=1, left=True),
-        Column("SIZE", _size("size"), width=8, rank=10),
-        Column("MODEL", _text("model"), width=24, most=40, rank=16, left=True),
-        Column("SERIAL", _text("serial"), width=20, most=40, rank=20, left=True),
-        *_traffic("READ", "read_bytes", history if live else None, lambda trend: trend.read_rates, READ, rank=2),
-        *_traffic("WRITE", "write_bytes", history if live else None, lambda trend: trend.write_rates, WRITE, rank=3),
+        Column("SIZE", _show("size", format_size), width=8, rank=10),
+        Column("MODEL", _show("model"), width=24, most=40, rank=16, left=True),
+        Column("SERIAL", _show("serial"), width=20, most=40, rank=20, left=True),
+        *_traffic("read", history, live, READ, rank=2),
+        *_traffic("write", history, live, WRITE, rank=3),
         *([Column("IOPS", _rate("reads", "writes"), width=5, rank=5)] if live else []),
         Column("p50", _latency(0.5, *latencies), width=6, rank=7),
         Column("p99", _latency(0.99, *latencies), width=6, rank=6),
@@ -184,27 +182,20 @@ def targets(history: History, live: bool) -> Sequence[Column[Trend]]:
         Column("w-p99", _latency(0.99, "write"), width=6, rank=19),
         flight,
         Column("QUEUE", _counter("queued"), width=5, rank=17),
-        Column("RTT", _duration("rtt_us"), width=6, rank=13),
+        Column("RTT", _show("rtt_us", format_us), width=6, rank=13),
         Column("RESENT", _resent, width=6, rank=11),
         Column("ERR", _counter("errors", BAD), width=4, rank=4),
     ]
 
 
-def _traffic(
-    title: str,
-    counter: str,
-    history: History | None,
-    past: Callable[[Trend], Sequence[float]],
-    style: str,
-    *,
-    rank: int,
-) -> Sequence[Column[Trend]]:
-    """With a ``history`` the rate and its past, without one the sum."""
-    if history is None:
-        return [Column(title, _size(counter), width=8, rank=rank)]
+def _traffic(kind: str, history: History, live: bool, style: str, rank: int) -> Sequence[Column[Trend]]:
+    """The rate and its past; not ``live`` the sum."""
+    title, counter = kind.upper(), f"{kind}_bytes"
+    if not live:
+        return [Column(title, _show(counter, format_size), width=8, rank=rank)]
     return [
         Column(f"{title}/s", _rate(counter, form=format_size, style=style), width=8, rank=rank),
-        Column("", _graph(history, past, style), width=6, most=24, rank=rank + 6),
+        Column("", _graph(history, attrgetter(f"{kind}_rates"), style), width=6, most=24, rank=rank + 6),
     ]
 
 
@@ -225,7 +216,7 @@ def _path_state(lane: Lane, _width: int) -> Cell:
     return ("ok", GOOD) if lane.ok else ("silent", BAD)
 
 
-def _bytes_of_lane(*counters: str, style: str = "") -> Callable[[Lane, int], Cell]:
+def _bytes_of_lane(*counters: str, style: str = "") -> OfLane:
     """The rate of a target's bytes; of a path its share of them."""
 
     def cell(lane: Lane, _width: int) -> Cell:
@@ -247,13 +238,13 @@ def paths(live: bool) -> Sequence[Column[Lane]]:
     return [
         Column("PATH", lambda lane, _: (lane.target.record["name"], "bold"), width=6, most=10, rank=0, left=True),
         Column("STATE", _path_state, width=6, most=8, rank=1, left=True),
-        Column("OVER", _text("interface"), width=8, most=15, rank=2, left=True),
-        Column("MAC", _text("mac"), width=17, rank=3, left=True),
+        Column("OVER", _show("interface"), width=8, most=15, rank=2, left=True),
+        Column("MAC", _show("mac"), width=17, rank=3, left=True),
         *(rates if live else []),
         Column("PAYLOAD", lambda lane, _: (str(512 * lane.record["sectors"]), ""), width=7, rank=9),
         Column("FLIGHT", _flight, width=7, rank=8),
-        Column("RTT", _duration("rtt_us"), width=6, rank=4),
-        Column("RTO", _duration("rto_us"), width=6, rank=10),
+        Column("RTT", _show("rtt_us", format_us), width=6, rank=4),
+        Column("RTO", _show("rto_us", format_us), width=6, rank=10),
         Column("SENT", _counter("sent"), width=5, rank=11),
         Column("ANSWERED", _counter("answered"), width=8, rank=12),
         Column("RESENT", _resent, width=6, rank=7),
@@ -264,10 +255,10 @@ def paths(live: bool) -> Sequence[Column[Lane]]:
 def intervals() -> Sequence[Column[Lane]]:
     """What happened in the last interval, for targets and paths.  The latency of a path is its round-trip time."""
 
-    def of_target(cell: Callable[[Trend, int], Cell]) -> Callable[[Lane, int], Cell]:
+    def of_target(cell: OfTrend) -> OfLane:
         return lambda lane, width: ("", "") if lane.path else cell(lane.target, width)
 
-    def either(path: Callable[[Lane, int], Cell], target: Callable[[Trend, int], Cell]) -> Callable[[Lane, int], Cell]:
+    def either(path: OfLane, target: OfTrend) -> OfLane:
         return lambda lane, width: path(lane, width) if lane.path else target(lane.target, width)
 
     def place(lane: Lane, _width: int) -> Cell:
@@ -277,12 +268,12 @@ def intervals() -> Sequence[Column[Lane]]:
         return _rate("answered")(lane.path or lane.target, width)
 
     return [
-        Column("TARGET", either(place, _text("name", "bold")), width=24, most=34, rank=0, left=True),
+        Column("TARGET", either(place, _show("name", style="bold")), width=24, most=34, rank=0, left=True),
         Column("STATE", either(_path_state, _target_state), width=6, most=8, rank=1, left=True),
         Column("IOPS", either(answers, _rate("reads", "writes")), width=5, rank=2),
         Column("READ", _bytes_of_lane("read_bytes", style=READ), width=10, rank=3),
         Column("WRITE", _bytes_of_lane("write_bytes", style=WRITE), width=10, rank=4),
-        Column("p50", either(_duration("rtt_us"), _latency(0.5, "read", "write")), width=6, rank=6),
+        Column("p50", either(_show("rtt_us", format_us), _latency(0.5, "read", "write")), width=6, rank=6),
         Column("p99", of_target(_latency(0.99, "read", "write")), width=6, rank=5),
         Column("AVGQ", of_target(_queue), width=4, rank=9),
         Column("QUEUE", of_target(_counter("queued")), width=5, rank=8),
@@ -354,10 +345,10 @@ def shards(live: bool) -> Sequence[Column[Trend]]:
 def links(live: bool) -> Sequence[Column[Trend]]:
     rates = [Column("RX/s", _rate("rx_frames"), width=5, rank=2), Column("TX/s", _rate("tx_frames"), width=5, rank=3)]
     return [
-        Column("LINK", _text("interface", "bold"), width=6, most=15, rank=0, left=True),
+        Column("LINK", _show("interface", style="bold"), width=6, most=15, rank=0, left=True),
         Column("STATE", _flag("up", ("up", GOOD), ("down", BAD)), width=6, most=8, rank=1, left=True),
-        Column("MAC", _text("mac"), width=17, rank=8, left=True),
-        Column("MTU", _text("mtu"), width=5, rank=6),
+        Column("MAC", _show("mac"), width=17, rank=8, left=True),
+        Column("MTU", _show("mtu"), width=5, rank=6),
         *(rates if live else []),
         Column("RX", _counter("rx_frames"), width=5, rank=9),
         Column("TX", _counter("tx_frames"), width=5, rank=10),

@@ -15,6 +15,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from rich.console import Group
@@ -24,7 +25,7 @@ from aoefs.protocol.units import format_size
 from aoefs.status import columns
 from aoefs.status.health import degraded_paths
 from aoefs.status.history import History, Trend
-from aoefs.status.layout import ACCENT, BAD, MORE, QUIET, Column, Section, allot, blank_line, fit, row_line
+from aoefs.status.layout import ACCENT, BAD, MORE, QUIET, Cell, Column, Section, allot, blank_line, fit, row_line
 from aoefs.status.text import printable, sparkline
 
 ROOMY = 30  # lines: then blank lines part the sections
@@ -134,16 +135,12 @@ def draw(history: History, view: View, width: int, height: int | None = None, *,
     room = 1 << 30 if height is None else height - 1 - footer
     gaps = (len(sections) - 1) * (room >= ROOMY)
     allot(sections, room - gaps)
+    view.page = 1 if view.alone and not view.help else max(1, targets.size - 1)
+    last = len(targets.rows) - view.page if len(targets.rows) > targets.size else 0
     if view.help:
-        view.page = max(1, targets.size - 1)
-        targets.offset = view.help_offset = max(0, min(view.help_offset, len(targets.rows) - view.page))
-    elif view.alone:
-        view.page = 1
-    else:
-        view.page = max(1, targets.size - 1)
-        targets.offset = view.offset = max(0, min(view.offset, len(targets.rows) - view.page))
-        if len(targets.rows) <= targets.size:
-            targets.offset = view.offset = 0
+        targets.offset = view.help_offset = min(view.help_offset, last)
+    elif not view.alone:
+        targets.offset = view.offset = min(view.offset, last)
     for section in sections:
         if not section.size:
             continue
@@ -223,43 +220,41 @@ def _title(history: History, width: int, notice: str) -> Text:
     for number, word in ((down, "down"), (stalled, "stalled"), (degraded, "degraded")):
         count += f", {number} {word}" if number else ""
     path = printable(history.status.get("mountpoint", ""))
-    cells: list[Column[History]] = [
-        Column("", lambda _h, _w: (" aoefs", ""), width=6, rank=0, left=True),
-        Column("", lambda _h, room: (_end(path, room), ""), width=8, most=120, rank=2, left=True),
-    ]
+    parts = [_words_of(" aoefs", 0), _words_of(path, 2, width=min(14, len(path)))]
     if notice:
-        cells.append(Column("", lambda _h, _w: (notice, ALARM), width=len(notice), rank=0))
+        parts.append(_words_of(notice, 0, ALARM))
     else:
-        read, written = history.read_rates, history.write_rates
-        cells += [
-            Column("", lambda _h, _w: (count, ALARM if down or stalled else ""), width=len(count), rank=1),
-            Column("", lambda _h, _w: (_now("read", read), ""), width=15, rank=3),
-            Column("", lambda _h, room: (sparkline(read, room), ""), width=6, most=20, rank=6),
-            Column("", lambda _h, _w: (_now("write", written), ""), width=16, rank=4),
-            Column("", lambda _h, room: (sparkline(written, room), ""), width=6, most=20, rank=7),
-            Column("", lambda _h, _w: (_process(history), ""), width=len(_process(history)), rank=5),
-            Column("", lambda _h, _w: ("", ""), width=1, rank=8),
-        ]
-    return row_line(fit(cells, width), history, width, TITLE)
+        cpu = "" if history.cpu_share is None else f"cpu {100 * history.cpu_share:3.0f} % "
+        parts.append(_words_of(count, 1, ALARM if down or stalled else ""))
+        for rank, word, rates in ((3, "read", history.read_rates), (4, "write", history.write_rates)):
+            now = f"{word} {format_size(rates[-1])}/s" if rates else ""
+            parts.append(_words_of(now.rjust(len(word) + 11), rank))
+            parts.append(Column("", partial(_sparkline, rates), width=6, most=20, rank=rank + 4))
+        parts += [_words_of(cpu, 5), _words_of(_clock(history.status), 6), _words_of(" ", 9)]
+    return row_line(fit(parts, width), history, width, TITLE)
 
 
-def _process(history: History) -> str:
-    """How long the daemon runs, what it takes of a processor, and when that was."""
-    cpu = f"cpu {100 * history.cpu_share:3.0f} %" if history.cpu_share is not None else ""
-    minutes = int(history.status.get("uptime_seconds", 0) // 60)
+def _words_of(text: str, rank: int, style: str = "", width: int = 0) -> Column[History]:
+    """A part of the title; one of which ``width`` is enough keeps its end, which says most of a path."""
+
+    def cell(_: History, room: int) -> Cell:
+        return text if len(text) <= room else MORE + text[len(text) - room + 1 :], style
+
+    return Column("", cell, width=width or len(text), most=len(text), rank=rank)
+
+
+def _sparkline(rates: Sequence[float], _: History, room: int) -> Cell:
+    return sparkline(rates, room), ""
+
+
+def _clock(status: Mapping[str, Any]) -> str:
+    """How long the daemon runs, and the time of the status; nothing of an older mount."""
+    if "time" not in status:
+        return ""
+    minutes = int(status["uptime_seconds"] // 60)
     days, hours = minutes // 1440, minutes // 60 % 24
-    uptime = f"up {days} d {hours} h" if days else f"up {hours}:{minutes % 60:02d} h"
-    clock = time.strftime("%H:%M:%S", time.localtime(history.status["time"])) if "time" in history.status else ""
-    return "  ".join(filter(None, (cpu, uptime if clock else "", clock)))
-
-
-def _now(word: str, rates: Sequence[float]) -> str:
-    return f"{word} {format_size(rates[-1])}/s" if rates else ""
-
-
-def _end(text: str, width: int) -> str:
-    """The last ``width`` characters, which say most of a path."""
-    return text if len(text) <= width else MORE + text[len(text) - width + 1 :]
+    uptime = f"{days} d {hours} h" if days else f"{hours}:{minutes % 60:02d} h"
+    return f"up {uptime}  {time.strftime('%H:%M:%S', time.localtime(status['time']))}"
 
 
 def _footer(view: View, width: int) -> Text:

@@ -125,6 +125,20 @@ def test_arrows_scroll_a_list_that_is_too_long(aoefs: Open, mount: Mount) -> Non
         screen.wait_until(lambda: first_target(screen) == "e0.0", "the beginning of the list")
 
 
+def test_one_target_alone_has_its_events_also_those_that_many_others_followed(aoefs: Open, lab: Lab) -> None:
+    mount = lab.mount()
+    control = mount.here / ".aoefs"
+    while len((control / "events").read_text().splitlines()) < 70:  # of each kind no more than 20 a second are logged
+        (control / "interfaces").write_text("any")
+        (control / "options").write_text("{}")
+    assert "e0.1: " not in json.dumps(mount.status()["events"])
+    with aoefs("status", mount.path, size=(120, 40)) as screen:
+        screen.wait_for(FOOTER)
+        screen.press("Enter", "Down")
+        screen.wait_for("info    e0.1: 2.00 MiB, aoefs software target")
+    mount.umount()
+
+
 def test_forty_targets_at_three_sizes_with_help_pause_and_one_target_alone(tmp_path: Path) -> None:
     with Lab(mtu=9000) as lab:
         images = [lab.image(f"disk{slot}", MIB, seed=None) for slot in range(40)]

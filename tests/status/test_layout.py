@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.style import Style
 
+from aoefs.status import columns, console, layout
 from aoefs.status.layout import Column, Section, allot, fit, row_line
 
 NAME: Column[str] = Column("NAME", lambda row, _: (row, ""), width=4, most=8, rank=0, left=True)
@@ -74,3 +78,33 @@ def test_a_section_without_rows_says_so_or_takes_no_room() -> None:
     allot([empty, noted], 10)
     assert empty.size == 0
     assert [line.plain.rstrip() for line in noted.lines(20, {})] == ["NAME", "no rows yet"]
+
+
+# ── colours ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def luminance(colour: Sequence[int]) -> float:
+    """As WCAG 2 defines it."""
+    parts = [value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in colour]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+
+def contrast(one: Sequence[int], other: Sequence[int]) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize(
+    "name", ["GOOD", "BAD", "NOTE", "QUIET", "ACCENT", "HEADING", "MARK", "READ", "WRITE", "TITLE", "ALARM"]
+)
+def test_every_colour_is_legible_in_a_light_and_in_a_dark_terminal(name: str) -> None:
+    [text] = {getattr(module, name) for module in (layout, columns, console) if hasattr(module, name)}
+    style = Style.parse(text)
+    assert style.color is not None
+    assert style.color.number is not None
+    assert style.color.number >= 16, "themes change the first 16 colours"
+    grounds: list[Sequence[int]] = (
+        [(0, 0, 0), (255, 255, 255)] if style.bgcolor is None else [style.bgcolor.get_truecolor()]
+    )
+    for ground in grounds:
+        assert contrast(style.color.get_truecolor(), ground) >= 3.8

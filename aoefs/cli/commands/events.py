@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
+from typing import Any
 
 from aoefs.cli.options import add_mountpoint_argument
 from aoefs.errors import UserError
@@ -52,6 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.follow:
             raise
         return 0
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """A line of the file as an event of status.json."""
+    when, level, text = line.split(" ", 2)
+    return {"time": datetime.fromisoformat(when).timestamp(), "level": level, "text": text}
 
 
 def news(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:

@@ -26,6 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+from aoefs.cli.commands.events import EVENTS_FILE, parsed
 from aoefs.cli.options import seconds
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
@@ -220,6 +221,7 @@ class _Reader:
         self._reading: Future[_Reading] | None = None
         self._costs: deque[float] = deque(maxlen=5)
         self._asked_at = self._next = 0.0
+        self.with_all_events = False  # not only the last ones, which the status file has
 
     def ask(self, now: float) -> float:
         """Ask for a status if it is time to; seconds until something may have to be done."""
@@ -248,7 +250,11 @@ class _Reader:
         try:
             text = self._source.ask(mountpoint.STATUS_FILE, lambda: None)
             taken_at = time.monotonic()
-            return _Reading(mountpoint.parse_status(text), taken_at, taken_at - began)
+            status = mountpoint.parse_status(text)
+            if self.with_all_events:
+                lines = self._source.ask(EVENTS_FILE, lambda: None).decode(errors="replace").splitlines()
+                status["events"] = [parsed(line) for line in lines]
+            return _Reading(status, taken_at, taken_at - began)
         except OSError as error:
             return _Reading(error, began, 0.0)
 
@@ -283,6 +289,7 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
                 screen.start()
             for word in words:
                 view.press(word)
+            reader.with_all_events = view.alone
             reading = reader.take()
             if reading is not None:
                 if isinstance(reading.status, OSError):
