@@ -57,15 +57,13 @@ def add_target_argument(parser: argparse.ArgumentParser, actions: Sequence[str] 
         parser.add_argument("action", nargs="?", choices=actions, default="get", help=what)
 
 
-def add_wire_arguments(parser: argparse.ArgumentParser, *, wait: float = 2.0) -> None:
-    """``-i`` and ``-W``."""
+def add_wire_arguments(parser: argparse.ArgumentParser, *, wait: float = 2.0, json: bool = True) -> None:
+    """``--json``, ``-i`` and ``-W``."""
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
     add_interface_argument(parser)
     what = f"wait for an answer this long (default {wait:g})"
     parser.add_argument("-W", "--timeout", type=seconds, default=wait, metavar="SECONDS", help=what)
-
-
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace, face: Callable[[Session], Awaitable[int]]) -> int:

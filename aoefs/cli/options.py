@@ -105,36 +105,30 @@ def config_string(text: str, what: str) -> bytes:
     return string
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """A ``type=`` for whole numbers from ``least`` to ``most``."""
+def _checked(parse: Callable[[str], _Value], is_good: Callable[[_Value], bool], what: str) -> Callable[[str], _Value]:
+    """A ``type=`` for texts of which ``parse`` makes a good value; the error says that others are not ``what``."""
 
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least} to {most}")
-        return int(text)
+    def checked(text: str) -> _Value:
+        with contextlib.suppress(ValueError):
+            value = parse(text)
+            if is_good(value):
+                return value
+        raise argparse.ArgumentTypeError(f"'{text}' is not {what}")
 
-    return parse
-
-
-def seconds(text: str) -> float:
-    """A ``type=`` for a time: a finite number that is not negative."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
-    return value
+    return checked
 
 
-def _umask(text: str) -> int:
-    try:
-        value = int(text, 8)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 0o777:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an octal mode from 0 to 777")
-    return value
+def _digits(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else -1
+
+
+def whole(least: int, most: int, what: str = "a whole number") -> Callable[[str], int]:
+    """A ``type=`` for whole numbers from ``least`` (0 or more) to ``most``."""
+    return _checked(_digits, lambda number: least <= number <= most, f"{what} from {least} to {most}")
+
+
+seconds = _checked(float, lambda value: 0 <= value < math.inf, "a number of seconds")
+_umask = _checked(lambda text: int(text, 8), lambda value: 0 <= value <= 0o777, "an octal mode from 0 to 777")
 
 
 def _id_of(kind: str, look_up: Callable[[str], int]) -> Callable[[str], int]:
@@ -172,22 +166,21 @@ def _disk(text: str) -> tuple[Address, str]:
     return address, serial
 
 
-def _metrics(text: str) -> tuple[str, int]:
+def _place(text: str) -> tuple[str, int]:
     """``PORT`` on the loopback interface, or ``ADDRESS:PORT``; an IPv6 address may stand in brackets."""
     address, colon, port = text.rpartition(":")
-    address = address.removeprefix("[").removesuffix("]") if colon else "127.0.0.1"
-    if not (address and port.isascii() and port.isdigit() and 1 <= int(port) <= 0xFFFF):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a place for metrics: write PORT or ADDRESS:PORT")
-    return address, int(port)
+    return address.removeprefix("[").removesuffix("]") if colon else "127.0.0.1", _digits(port)
+
+
+_metrics = _checked(
+    _place, lambda place: bool(place[0]) and 1 <= place[1] <= 0xFFFF, "a place for metrics: write PORT or ADDRESS:PORT"
+)
 
 
 def _busy_poll(text: str) -> int | str:
     """``auto``, ``off``, or microseconds."""
-    if text in ("auto", "off"):
-        return "auto" if text == "auto" else 0
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 200):
-        raise argparse.ArgumentTypeError(f"'{text}' is not auto, off, or microseconds from 1 to 200")
-    return int(text)
+    names: dict[str, int | str] = {"auto": "auto", "off": 0}
+    return names[text] if text in names else whole(1, 200, "auto, off, or microseconds")(text)
 
 
 def add_interface_argument(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser, ("get", *_COMMANDS), what)
     parser.add_argument("string", nargs="?", metavar="STRING", help="at most 1024 bytes; '' is the empty one")
     parser.add_argument("--force", action="store_true", help="set: replace what is there")
-    companion.add_json_argument(parser)
     companion.add_wire_arguments(parser)
 
 

@@ -53,7 +53,7 @@ _DISK_SECONDS = 10.0  # for a disk to answer, on a very busy machine
 _MOUNT_STOP_SECONDS = 25.0  # for a mount process after SIGTERM: it serves open files for 10 s, then flushes
 _POLL_SECONDS = 0.05
 _UNPRIVILEGED_VARIABLE = "AOEFS_DEMO_UNPRIVILEGED"  # set for the process in the user namespace
-_STYLES = {"heading": "bold color(31)", "command": "bold color(28)", "output": "", "note": "color(243)"}  # of rich
+_STYLES = {"heading": "1;38;5;31", "command": "1;38;5;28", "output": "", "note": "38;5;243"}  # legible on any ground
 
 # With the directories of mkfs and ip, which are not in every PATH.
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
@@ -215,28 +215,27 @@ class _Demo:
         self._directory = Path(tempfile.gettempdir(), f"aoefs-demo-{os.getpid()}")
         self._host, self._target = (f"aoefs-demo-{os.getpid()}-{side}" for side in ("host", "target"))
         self._steps = 0
-        self._console = None
-        if sys.stdout.isatty():
-            from rich.console import Console
-
-            self._console = Console(highlight=False)
+        self._in_colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     # ── output ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _say(self, text: str, kind: str = "output") -> None:
-        if self._console is None:
-            print(text, flush=True)
-            return
-        from rich.text import Text
-
-        self._console.print(Text(text, style=_STYLES[kind]), soft_wrap=True)
+        style = _STYLES[kind] if self._in_colour else ""
+        print(f"\x1b[{style}m{text}\x1b[m" if style else text, flush=True)
 
     def _heading(self, text: str) -> None:
         self._steps += 1
         self._say(f"\n{self._steps}. {text}", "heading")
 
     def _show(
-        self, command: Sequence[str], *, typed: str = "", inside: str = "", last: int = 0, optional: bool = False
+        self,
+        command: Sequence[str],
+        *,
+        typed: str = "",
+        inside: str = "",
+        last: int = 0,
+        optional: bool = False,
+        brief: bool = False,
     ) -> str | None:
         """Show a command, as ``typed`` if that is given, run it and show its output, which is returned.
 
@@ -256,7 +255,7 @@ class _Demo:
         lines = said.splitlines()
         for line in lines[-last:]:
             self._say(f"   {line}")
-        if not lines:
+        if not lines and not brief:
             self._say(f"   (done in {took:.2f} s)", "note")
         return said
 
@@ -326,11 +325,7 @@ class _Demo:
         return self._directory / f"disk-{address}.img"
 
     def _ip(self, *arguments: str) -> None:
-        typed = shlex.join(["ip", *arguments])
-        self._say(f"   $ {typed}", "command")
-        code, said = self._run(["ip", *arguments])
-        if code:
-            _fail(typed, code, said)
+        self._show(["ip", *arguments], brief=True)
 
     def _start_target(self, arguments: Sequence[str]) -> None:
         self._say(f"   $ {shlex.join(['aoefs', *arguments])} &", "command")

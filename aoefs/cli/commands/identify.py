@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser)
     parser.add_argument("--raw", action="store_true", help="write the 512 bytes to stdout")
     parser.add_argument("--smart", action="store_true", help="what SMART says: its verdict and its attributes")
-    companion.add_json_argument(parser)
     companion.add_wire_arguments(parser)
 
 

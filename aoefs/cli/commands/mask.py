@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser, ("get", *_DIRECTIVES), what)
     parser.add_argument("macs", nargs="*", type=mac_type, metavar="MAC")
     parser.add_argument("--force", action="store_true", help="also if the target does not answer this host any more")
-    companion.add_json_argument(parser)
     companion.add_wire_arguments(parser)
 
 

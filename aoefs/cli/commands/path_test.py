@@ -43,7 +43,6 @@ _COLUMNS = ("name", "interface", "mac", "mtu", "limit", "to target", "from targe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "shelf and slot: 0.1 or e0.1 (default: all that answer)"
     parser.add_argument("targets", nargs="*", type=address_type, metavar="X.Y", help=what)
-    companion.add_json_argument(parser)
     companion.add_wire_arguments(parser, wait=1.0)
 
 

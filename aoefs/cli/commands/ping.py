@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "between two rounds (default 1; 0: no pause)"
     parser.add_argument("--interval", type=seconds, default=1.0, metavar="SECONDS", help=what)
     parser.add_argument("--read", action="store_true", help="read a sector each time instead of asking who is there")
-    companion.add_wire_arguments(parser, wait=1.0)
+    companion.add_wire_arguments(parser, wait=1.0, json=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

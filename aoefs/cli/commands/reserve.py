@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     companion.add_target_argument(parser, tuple(_ACTIONS), what)
     default = "(default: ours, on all interfaces that lead to the target)"
     parser.add_argument("macs", nargs="*", type=mac_type, metavar="MAC", help=default)
-    companion.add_json_argument(parser)
     companion.add_wire_arguments(parser)
 
 
