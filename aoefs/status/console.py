@@ -220,7 +220,7 @@ def _title(history: History, width: int, notice: str) -> Text:
     for number, word in ((down, "down"), (stalled, "stalled"), (degraded, "degraded")):
         count += f", {number} {word}" if number else ""
     path = printable(history.status.get("mountpoint", ""))
-    parts = [_words_of(" aoefs", 0), _words_of(path, 2, width=min(len(path), max(14, width // 4)))]
+    parts = [_words_of(" aoefs", 0), _words_of(path, 2, width=min(len(path), max(14, width // 6)))]
     if notice:
         parts.append(_words_of(notice, 0, ALARM))
     else:
