@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from aoefs.protocol.wire import Address
 
-# What a live mount can change: by SIGHUP, and by mount -o remount.
-LIVE = ("deadsecs", "maxout", "log_level", "interfaces")
+# What a live mount can change, by SIGHUP and by mount -o remount, and whether a value of JSON is good for it.
+LIVE: Mapping[str, Callable[[Any], bool]] = {
+    "deadsecs": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "maxout": lambda value: type(value) is int and 1 <= value <= 0xFFFF,
+    "log_level": lambda value: value in (None, "debug", "info", "warning", "error"),
+    "interfaces": lambda value: type(value) is list and all(type(name) is str for name in value),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -351,11 +351,7 @@ class _Demo:
         self._heading("It mounts them: each disk is a file of the disk's size.")
         self._mount()
         small, large = (os.path.join(self._path, f"e{address}") for address in DISKS)
-        deadline = time.monotonic() + _DISK_SECONDS
-        while not (os.path.exists(small) and os.path.exists(large)):
-            if time.monotonic() > deadline:
-                raise UserError(f"the disks did not appear in {self._path}: see the log of this host")
-            time.sleep(_POLL_SECONDS)
+        self._show_aoefs("wait", *DISKS, "--timeout", f"{_DISK_SECONDS:g}")
         self._show(["ls", "-l", self._path])
 
         self._heading("Random data go to a disk, and come back the same: from the disk and at the target.")
