@@ -196,7 +196,7 @@ class Session:
             if not identities and (doubled or len(endpoints) > 1):
                 places = ", ".join(map(place, endpoints))
                 raise UserError(
-                    f"{address} answers more than once ({places}) and does not tell who it is: choose with -i"
+                    f"{address} answers more than once ({places}) and does not identify itself: choose with -i"
                 )
             for identity in identities:
                 disks.setdefault((identity.model, identity.serial, identity.sectors), endpoint)
@@ -252,8 +252,8 @@ class Session:
                 f"{endpoint.address} answers, but no {kind} command within {self.arguments.timeout:g} s: "
                 "not every target knows it (kvblade and qaoed know no mask and no reserve)"
             )
-        error, told = answers[0].error, answers[0].argument
+        error, reply = answers[0].error, answers[0].argument
         if isinstance(error, TargetError):
             raise UserError(refusals.get(error.code, f"{endpoint.address} refuses {what}: {error}"))
-        assert isinstance(told, type(argument))  # noqa: S101 (for mypy: its decoder makes no other)
-        return told
+        assert isinstance(reply, type(argument))  # noqa: S101 (for mypy: its decoder makes no other)
+        return reply

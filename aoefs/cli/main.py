@@ -38,10 +38,10 @@ COMMANDS = {
     "demo": "try everything on this one machine",
     "config": "read, set or test the config string of a target",
     "doctor": "look for what can be wrong on this host, and say how to fix it",
-    "identify": "show what a disk tells of itself",
+    "identify": "show the identity data of a disk, and its SMART data",
     "mask": "list or change the hosts that a target answers",
     "path-test": "measure which frames pass between this host and its targets",
-    "ping": "ask a target again and again, and time its answers",
+    "ping": "probe a target repeatedly, and time its answers",
     "reserve": "keep other hosts from a target",
     "install": "put unit, man pages, mount helper and shell completions in place",
 }
@@ -91,7 +91,7 @@ def _mount_helper_argv(argv: Sequence[str]) -> list[str]:
     add = parser.add_argument
     add("-o", action="append", default=[], metavar="WORD[,WORD...]", help="options of aoefs(1) and of mount(8)")
     add("-n", action="store_true", help="no line in /etc/mtab: there is none anyhow")
-    add("-s", action="store_true", help="pass over words of -o that nobody knows")
+    add("-s", action="store_true", help="ignore unknown words of -o")
     add("-v", action="store_true", help="say more")
     add("-f", action="store_true", help="check everything, mount nothing")
     add("-t", metavar="TYPE", help="the type that mount(8) was asked for: there is only one")

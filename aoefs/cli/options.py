@@ -351,10 +351,10 @@ def is_remount(arguments: argparse.Namespace) -> bool:
 
 
 def given_names(arguments: argparse.Namespace) -> set[str]:
-    """The fields of MountOptions that the command line and ``-o`` name."""
+    """The fields of MountOptions that the command line and ``-o`` name, but for ``verbose``: that is of a command."""
     layers = (arguments, _read_words(arguments.option_lists))
     given = {name for layer in layers for name, value in vars(layer).items() if value is not None}
-    return given | {"interfaces" for layer in layers if layer.interface}
+    return given - {"verbose"} | {"interfaces" for layer in layers if layer.interface}
 
 
 def mount_options(arguments: argparse.Namespace) -> MountOptions:

@@ -24,7 +24,7 @@ MEANINGS = {
     "STATE": "up (1/2: one of its two paths works), suspended, stalled, flushing, held, down, conflict; of a path: ok, "
     "or silent; of a link: up or down",
     "SIZE": "size of the disk",
-    "MODEL, SERIAL": "what the disk tells of itself",
+    "MODEL, SERIAL": "from the identity data of the disk",
     "READ/s, WRITE/s": "bytes a second, and their past as bars; one scale for the whole column",
     "IOPS": "reads and writes a second",
     "p50, p99": "half of the requests, or 99 of 100, were not slower in the last second; r- of reads, w- of writes",

@@ -189,7 +189,7 @@ def test_a_vblade_is_never_sent_a_mask_delete(lab: Lab, run_at: RunAt) -> None:
     answer = run("mask", "0.0", "delete", STRANGER)
     assert (answer.code, answer.out) == (1, "")
     assert answer.err == (
-        "aoefs: e0.0 is a vblade, which dies of a mask delete (a bug of vblade): start it anew with -m\n"
+        "aoefs: e0.0 is a vblade, which crashes on a mask delete (a bug of vblade): restart it with -m\n"
     )
     edits = [frame for frame in capture.frames() if frame[19] == 2 and frame[25] == 1 and not frame[14] & 8]
     assert [frame[29] for frame in edits] == [1]  # the one add

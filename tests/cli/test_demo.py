@@ -244,7 +244,7 @@ def test_without_root_nothing_can_be_kept(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert main(["demo", *arguments]) == 1
-    said = "aoefs: without root nobody else sees the demo's mount: --keep and DIR need sudo\n"
+    said = "aoefs: without root other processes cannot see the demo's mount: --keep and DIR need sudo\n"
     assert capsys.readouterr().err == said
 
 

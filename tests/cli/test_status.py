@@ -15,6 +15,8 @@ from tests.host.livemount import standin
 from tests.lab import Process, wait_until
 from tests.lab.tmux import terminal
 
+DEAD = "its daemon is dead: 'aoefs umount' removes it"
+
 
 def test_status_prints_the_status_file_or_tables(tmp_path: Path) -> None:
     path = tmp_path / "mnt"
@@ -70,7 +72,12 @@ def test_without_a_mount_point_each_mount_is_a_line_and_check_is_one_line_with_a
             ["mount", "state", "source", "targets"],
             [str(one), "down", "standin", "e0.1 is down"],
             [str(two), "ok", "standin", "2 targets up"],
-            [str(three), "down", "standin", "does not tell its status: its daemon is dead: 'aoefs umount' removes it"],
+            [
+                str(three),
+                "down",
+                "standin",
+                "does not report its status: its daemon is dead: 'aoefs umount' removes it",
+            ],
         ]
         assert [main(["status", "--check", str(path)]) for path in (one, two, three)] == [2, 0, 2]
         assert capsys.readouterr().out.splitlines()[1] == f"AOEFS OK - {two}: 2 targets up"

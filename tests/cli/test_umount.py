@@ -72,7 +72,7 @@ def test_umount_clears_what_a_killed_daemon_left(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         assert aoefs("status", path).stderr == (
-            f"aoefs: {path} does not tell its status: its daemon is dead: 'aoefs umount' removes it\n"
+            f"aoefs: {path} does not report its status: its daemon is dead: 'aoefs umount' removes it\n"
         )
         answer = aoefs("umount", path)
         says = f"aoefs: the mount process of {path} was dead already: unmounted\n"
@@ -206,7 +206,7 @@ def test_a_user_learns_whose_mount_it_is(tmp_path: Path) -> None:
     with standin(path):
         for command, says in {
             "umount": "was mounted by root: only that user and root can unmount it",
-            "status": f"does not tell its status: it was mounted by root: 'sudo aoefs status {path}'",
+            "status": f"does not report its status: it was mounted by root: 'sudo aoefs status {path}'",
         }.items():
             answer = subprocess.run([*user, command, path], capture_output=True, text=True, check=False)
             assert (answer.returncode, answer.stderr) == (1, f"aoefs: {path} {says}\n")

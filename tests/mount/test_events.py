@@ -64,7 +64,7 @@ def test_a_dead_mount_is_an_error_also_while_following(lab: Lab, disk: Process) 
     follower = follow(mount)
     os.kill(mount.pid, signal.SIGKILL)
     assert follower.wait(30) == 1
-    assert follower.output.splitlines()[-1].startswith(f"aoefs: {mount.path} does not tell its events: ")
+    assert follower.output.splitlines()[-1].startswith(f"aoefs: {mount.path} does not report its events: ")
 
 
 @given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abc")), st.integers(1, 10))

@@ -130,7 +130,7 @@ def test_mount_changes_the_options_of_a_live_mount_and_says_in_one_line_what_it_
         read = json.loads((here(host, point) / ".aoefs/options").read_text())
         return [read[name] for name in names]
 
-    host.run(INITIATOR, ["mount", "-o", "remount,deadsecs=30", point])
+    host.run(INITIATOR, ["mount", "-v", "-o", "remount,deadsecs=30", point])
     assert options("deadsecs", "maxout") == [30, 9]
     host.run(INITIATOR, ["mount", "-T", table, "-o", "remount,maxout=5", point])  # with the words of fstab
     assert options("deadsecs", "maxout", "interfaces") == [60, 5, ["aoe0"]]

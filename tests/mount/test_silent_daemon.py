@@ -103,14 +103,14 @@ def test_the_next_start_says_so_in_one_line(stopped: Stopped) -> None:
 def test_the_status_says_so(stopped: Stopped, how: str) -> None:
     printed, said = stopped.aoefs("status", how, stopped.mount.path, code=1)
     assert printed == ""
-    assert said.startswith(f"aoefs: {stopped.mount.path} does not tell its status: its daemon does not answer")
+    assert said.startswith(f"aoefs: {stopped.mount.path} does not report its status: its daemon does not answer")
     assert said.count("\n") == 1
 
 
 def test_the_events_say_so(stopped: Stopped) -> None:
     printed, said = stopped.aoefs("events", stopped.mount.path, code=1)
     assert printed == ""
-    assert said.startswith(f"aoefs: {stopped.mount.path} does not tell its events: its daemon does not answer")
+    assert said.startswith(f"aoefs: {stopped.mount.path} does not report its events: its daemon does not answer")
     assert said.count("\n") == 1
 
 

@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _enter_user_namespace(arguments: argparse.Namespace) -> NoReturn:
     """Start this command again, in place of this process, as root of a user namespace."""
     if arguments.keep or arguments.mountpoint:
-        raise UserError("without root nobody else sees the demo's mount: --keep and DIR need sudo")
+        raise UserError("without root other processes cannot see the demo's mount: --keep and DIR need sudo")
     mountpoint.require_fuse()
     unshare = find_program("unshare")
     if unshare is None:

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
                     if mountpoint.find_mount(path) is None and arguments.follow:
                         to_stderr(f"{path} is not mounted any more")
                         return 0
-                    raise UserError(f"{path} does not tell its events: {error.strerror}") from None
+                    raise UserError(f"{path} does not report its events: {error.strerror}") from None
                 before, lines = lines, text.splitlines()
                 for line in news(before, lines):
                     to_stdout(line)

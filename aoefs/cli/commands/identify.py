@@ -108,4 +108,4 @@ async def _smart(session: Session, endpoint: Endpoint, identity: Identity) -> tu
         _, data = await ask(smart.Feature.READ_DATA, SECTOR_BYTES)
         return smart.is_failing_untrusted(status), smart.decode_smart_untrusted(data)
     except (AtaError, FrameError) as error:
-        raise UserError(f"{endpoint.address} does not tell its SMART data: {error}") from None
+        raise UserError(f"{endpoint.address} gives no SMART data: {error}") from None

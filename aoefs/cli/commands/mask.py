@@ -53,12 +53,12 @@ async def _face(session: Session) -> int:
 
     async def ask(argument: MaskArgument) -> list[bytes]:
         """Send the command; the list that the target has afterwards."""
-        told = await session.command(found.endpoint, argument, "the mask command")
-        if told.error:
-            why = _ERRORS.get(told.error, f"error {told.error}")  # type: ignore[call-overload]  # any byte may come
-            failed = argument.directives[told.count or 0 :][:1]
+        answer = await session.command(found.endpoint, argument, "the mask command")
+        if answer.error:
+            why = _ERRORS.get(answer.error, f"error {answer.error}")  # type: ignore[call-overload]  # any byte may come
+            failed = argument.directives[answer.count or 0 :][:1]
             raise UserError(f"{address} refuses {', '.join(format_mac(mac) for _, mac in failed) or 'that'}: {why}")
-        return [mac for _, mac in told.directives]
+        return [mac for _, mac in answer.directives]
 
     if action == "get":
         listed = await ask(MaskArgument())
@@ -85,6 +85,6 @@ async def _require_no_vblade(session: Session, found: companion.Found) -> None:
     address = found.endpoint.address
     identities = await session.identify(found.endpoint)
     if not identities:
-        raise UserError(f"{address} does not tell what it is, and a vblade would die of a mask delete")
+        raise UserError(f"{address} does not identify itself, and a vblade would crash on a mask delete")
     if any("vblade" in identity.model for identity in identities):
-        raise UserError(f"{address} is a vblade, which dies of a mask delete (a bug of vblade): start it anew with -m")
+        raise UserError(f"{address} is a vblade, which crashes on a mask delete (a bug of vblade): restart it with -m")

@@ -96,13 +96,13 @@ async def _face(session: Session) -> int:
             bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
             paths = bar.track(found, description="measuring paths")
         results = [await _measure(session, answer) for answer in paths]
-    told = advice(results)
+    sentences = advice(results)
     if arguments.json:
-        print(json.dumps([{**asdict(result), "advice": told[result]} for result in results], indent=2))
+        print(json.dumps([{**asdict(result), "advice": sentences[result]} for result in results], indent=2))
     else:
         print_table(_COLUMNS, [_row(result) for result in results])
         for result in results:
-            for line in told[result]:
+            for line in sentences[result]:
                 to_stdout(f"{result.name} on {result.interface}: {line}")
     return 0 if all(result.passes for result in results) else 1
 
@@ -185,9 +185,9 @@ def mtu_for(sectors: int) -> int:
 
 def advice(results: Sequence[PathResult]) -> dict[PathResult, list[str]]:
     """What to do about each path, in sentences; none when all is as it should be."""
-    told: dict[PathResult, list[str]] = {}
+    sentences: dict[PathResult, list[str]] = {}
     for result in results:
-        lines = told[result] = []
+        lines = sentences[result] = []
         for direction, passed in (("to", result.to_target), ("from", result.from_target)):
             if passed == 0:
                 lines.append(f"nothing with data in it passes {direction} the target")
@@ -216,5 +216,5 @@ def advice(results: Sequence[PathResult]) -> dict[PathResult, list[str]]:
         best = max(min(path.to_target, path.limit if path.from_target is None else path.from_target) for path in paths)
         for path in paths:
             if path.passes and path.limit < best:
-                told[path].append(f"another path of {path.name} carries {best * SECTOR_BYTES} bytes a frame")
-    return told
+                sentences[path].append(f"another path of {path.name} carries {best * SECTOR_BYTES} bytes a frame")
+    return sentences

@@ -23,8 +23,8 @@ MAX_MACS = 64  # as many as the embedded target keeps; their count is one byte, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = "get: list who holds it (default); set: reserve it for MACs, if nobody else holds it; "
-    what += "force: whoever holds it; release: give it back"
+    what = "get: list the holders (default); set: reserve it for MACs, if no other host holds it; "
+    what += "force: even if another host does; release: give it back"
     companion.add_target_argument(parser, tuple(_ACTIONS), what)
     default = "(default: ours, on all interfaces that lead to the target)"
     parser.add_argument("macs", nargs="*", type=mac_type, metavar="MAC", help=default)
@@ -45,12 +45,12 @@ async def _face(session: Session) -> int:
     ours = dict.fromkeys(endpoint.link.mac for endpoint in found.endpoints)
     macs = () if action in ("get", "release") else tuple(arguments.macs or ours)
     taken = f"{address} is reserved by others: 'aoefs reserve {address}' lists them, 'force' takes it over"
-    what = f"to {'tell its reservation' if action == 'get' else action}"
+    what = f"to {'show its reservation' if action == 'get' else action}"
     argument = ReserveArgument(_ACTIONS[action], macs)
     refusals: dict[int, str] = {ErrorCode.TARGET_IS_RESERVED: taken}
     answer = await session.command(found.endpoint, argument, what, refusals)
     holders = list(map(format_mac, answer.macs))
     if action != "get" and set(holders) != set(map(format_mac, macs)):
-        raise UserError(f"{address} accepted that, but is held by {', '.join(holders) or 'nobody'} now")
+        raise UserError(f"{address} accepted that, but is held by {', '.join(holders) or 'no host'} now")
     session.show("holders", holders, "\n".join(holders) or f"{address} is not reserved")
     return 0

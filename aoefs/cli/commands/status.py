@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "print what happened to each target and path every N seconds"
     how.add_argument("--interval", type=_interval, metavar="N", help=what)
     how.add_argument("--json", action="store_true", help="print everything as one JSON object")
-    how.add_argument("--once", action="store_true", help="print one picture and end (default without a terminal)")
+    how.add_argument("--once", action="store_true", help="print one snapshot and end (default without a terminal)")
     how.add_argument("--watch", type=_interval, metavar="N", help="print a line of JSON every N seconds")
 
 
@@ -100,7 +100,7 @@ def _why(path: str, error: OSError) -> str:
         why = "its daemon is dead: 'aoefs umount' removes it"
     elif isinstance(error, TimeoutError):
         why = f"{why}: see 'aoefs doctor'"
-    return f"{path} does not tell its status: {why}"
+    return f"{path} does not report its status: {why}"
 
 
 def _look(mount: mountpoint.Mount) -> tuple[Health, str]:

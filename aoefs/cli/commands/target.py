@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = "file or block device to export as eX.Y; refused if eX.Y is served on IF already, or if PATH is exported "
     add("exports", nargs="+", metavar="X.Y=PATH", help=what + "already and one of the two may be written")
-    what = "Ethernet interface to serve (repeatable); AoE has no passwords: whoever is on that wire can write"
+    what = "Ethernet interface to serve (repeatable); AoE has no passwords: every host on that wire can write"
     add("-i", "--interface", action="append", required=True, metavar="IF", help=what)
     add("--read-only", action="store_true", help="refuse writes")
     add("--sync", action="store_true", help="answer a write only when it is on the disk (slow)")
