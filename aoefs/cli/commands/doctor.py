@@ -15,8 +15,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from aoefs import is_compiled
 from aoefs.cli.options import add_interface_argument, pip
@@ -39,21 +39,16 @@ _CONSEQUENCES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """``state`` is ok, warn or fail; ``check`` names what was looked at, ``text`` what was found."""
 
     state: str
     check: str
     text: str
-    advice: str = ""  # what to do; "mend" in the JSON object
+    advice: str = ""  # what to do
 
     def __str__(self) -> str:
         return printable(": ".join(filter(None, (self.check, self.text, self.advice))))
-
-    def report(self) -> dict[str, str]:
-        """The JSON object."""
-        return {"state": self.state, "check": self.check, "text": self.text, "mend": self.advice}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     findings = examine(arguments.interface or ())
     if arguments.json:
-        print(json.dumps([finding.report() for finding in findings], indent=2))
+        fields = "state", "check", "text", "mend"  # as they are named in JSON
+        print(json.dumps([dict(zip(fields, finding, strict=True)) for finding in findings], indent=2))
     else:
         _print(findings)
     return 1 if any(finding.state == "fail" for finding in findings) else 0

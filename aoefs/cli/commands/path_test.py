@@ -21,14 +21,7 @@ from aoefs.cli import companion
 from aoefs.cli.companion import Session
 from aoefs.cli.options import address_type
 from aoefs.errors import UserError
-from aoefs.protocol.wire import (
-    ATA_BYTES,
-    BROADCAST_ADDRESS,
-    SECTOR_BYTES,
-    ConfigArgument,
-    format_mac,
-    payload_sectors,
-)
+from aoefs.protocol import wire
 from aoefs.status.tables import print_table
 from aoefs.status.text import to_stdout
 
@@ -79,9 +72,9 @@ async def _face(session: Session) -> int:
     arguments = session.arguments
     found: list[Answer] = []
     async with companion.patience("looking for targets"):
-        for address in dict.fromkeys(arguments.targets) or [BROADCAST_ADDRESS]:
+        for address in dict.fromkeys(arguments.targets) or [wire.BROADCAST_ADDRESS]:
             answers = await session.look_for(address)
-            if not answers and address != BROADCAST_ADDRESS:
+            if not answers and address != wire.BROADCAST_ADDRESS:
                 raise session.no_answer(address)
             found += {answer.endpoint: answer for answer in answers}.values()
     if not found:
@@ -109,7 +102,7 @@ async def _face(session: Session) -> int:
 
 def _row(result: PathResult) -> list[str]:
     def payload(sectors: int | None) -> str:
-        return "?" if sectors is None else str(sectors * SECTOR_BYTES)
+        return "?" if sectors is None else str(_bytes(sectors))
 
     sizes = (payload(result.limit), payload(result.to_target), payload(result.from_target))
     return [result.name, result.interface, result.mac, str(result.mtu), *sizes]
@@ -140,20 +133,20 @@ async def _measure(session: Session, answer: Answer) -> PathResult:
 
     endpoint = answer.endpoint
     identities = await session.identify(endpoint, PAUSES)
-    assert isinstance(answer.argument, ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
+    assert isinstance(answer.argument, wire.ConfigArgument)  # noqa: S101 (for mypy: its decoder makes no other)
     target_sectors = answer.argument.sectors or 2  # 0 means 2 (AoEr11 section 3.2)
     local_sectors = endpoint.link.max_sectors
     limit = min(local_sectors, target_sectors)
     refused = False
 
     async def reaches(sectors: int) -> bool:
-        data = bytes(sectors * SECTOR_BYTES)
+        data = bytes(_bytes(sectors))
         return bool(await session.ask_ata(endpoint, IDENTIFY_REGISTERS, PAUSES, data))
 
     async def comes_back(sectors: int) -> bool:
         nonlocal refused
         registers = transfer_registers(0, sectors, write=False, lba48=False)
-        answers = await session.ask_ata(endpoint, registers, PAUSES, data_bytes=sectors * SECTOR_BYTES)
+        answers = await session.ask_ata(endpoint, registers, PAUSES, data_bytes=_bytes(sectors))
         refused = any(each.error is not None for each in answers)
         return bool(answers) and not refused
 
@@ -166,7 +159,7 @@ async def _measure(session: Session, answer: Answer) -> PathResult:
     return PathResult(
         name=str(endpoint.address),
         interface=endpoint.link.interface,
-        mac=format_mac(endpoint.mac),
+        mac=wire.format_mac(endpoint.mac),
         mtu=statistics.mtu,
         local_sectors=local_sectors,
         target_sectors=target_sectors,
@@ -178,9 +171,13 @@ async def _measure(session: Session, answer: Answer) -> PathResult:
 # ── advice ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _bytes(sectors: int) -> int:
+    return sectors * wire.SECTOR_BYTES
+
+
 def mtu_for(sectors: int) -> int:
     """The smallest MTU (bytes) whose frames hold so many sectors."""
-    return ATA_BYTES + sectors * SECTOR_BYTES
+    return wire.ATA_BYTES + _bytes(sectors)
 
 
 def advice(results: Sequence[PathResult]) -> dict[PathResult, list[str]]:
@@ -193,22 +190,22 @@ def advice(results: Sequence[PathResult]) -> dict[PathResult, list[str]]:
                 lines.append(f"nothing with data in it passes {direction} the target")
             elif passed is not None and passed < result.limit:
                 lines.append(
-                    f"frames {direction} the target are lost above {passed * SECTOR_BYTES} bytes of data; both ends "
-                    f"can {result.limit * SECTOR_BYTES}: raise the MTU of every switch between to "
+                    f"frames {direction} the target are lost above {_bytes(passed)} bytes of data; both ends "
+                    f"can {_bytes(result.limit)}: raise the MTU of every switch between to "
                     f"{mtu_for(result.limit)} or more"
                 )
         if result.from_target is None:
             lines.append("the target refuses READs (reserved?): what passes from it is not known")
         if result.local_sectors < result.target_sectors:
             wanted = mtu_for(result.target_sectors)
-            if payload_sectors(_JUMBO_MTU) == result.target_sectors:
+            if wire.payload_sectors(_JUMBO_MTU) == result.target_sectors:
                 wanted = _JUMBO_MTU
             lines.append(
-                f"the target takes {result.target_sectors * SECTOR_BYTES} bytes a frame: "
+                f"the target takes {_bytes(result.target_sectors)} bytes a frame: "
                 f"'ip link set {result.interface} mtu {wanted}', if the switches carry that"
             )
         elif result.local_sectors > result.target_sectors:
-            lines.append(f"the target takes {result.target_sectors * SECTOR_BYTES} bytes a frame only: raise its MTU")
+            lines.append(f"the target takes {_bytes(result.target_sectors)} bytes a frame only: raise its MTU")
     by_name: dict[str, list[PathResult]] = {}
     for result in results:
         by_name.setdefault(result.name, []).append(result)
@@ -216,5 +213,5 @@ def advice(results: Sequence[PathResult]) -> dict[PathResult, list[str]]:
         best = max(min(path.to_target, path.limit if path.from_target is None else path.from_target) for path in paths)
         for path in paths:
             if path.passes and path.limit < best:
-                sentences[path].append(f"another path of {path.name} carries {best * SECTOR_BYTES} bytes a frame")
+                sentences[path].append(f"another path of {path.name} carries {_bytes(best)} bytes a frame")
     return sentences
