@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         """``: did you mean --timeout?`` of an option that is not there; nothing if none is like it."""
         import difflib
 
-        alike = difflib.get_close_matches(option, self._option_string_actions)
+        alike = difflib.get_close_matches(option, self._option_string_actions, cutoff=0.8)
         return f": did you mean {alike[0]}?" if alike else ""
 
 

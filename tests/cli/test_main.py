@@ -78,6 +78,7 @@ def test_the_version_is_printed() -> None:
         (["/mnt/aoe", "eth1"], 2, "'/mnt/aoe' names no interface: the mount point comes last: aoefs eth1 /mnt/aoe"),
         (["/mnt/aoe", "/mnt/b"], 2, "'/mnt/aoe' names no interface: SOURCE is eth0,eth1, or any"),
         (["/mnt", "--deadsec=30"], 2, "unrecognized arguments: --deadsec=30: did you mean --deadsecs? (see"),
+        (["/mnt", "--timout=3"], 2, "unrecognized arguments: --timout=3 (see aoefs --help)"),  # nothing is like it
         (["discover", "--timout", "3"], 2, "did you mean --timeout? (see aoefs discover --help)"),
         (["/mnt", "--direct=yes"], 2, "--direct takes no value (see"),
         (["/nowhere/at/all"], 1, "/nowhere/at/all does not exist: 'mkdir -p"),
