@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from aoefs.cli.commands.events import EVENTS_FILE, parsed
 from aoefs.cli.options import seconds
@@ -201,12 +201,8 @@ def is_screen() -> bool:
     return sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-class _Reading(NamedTuple):
-    """The status or the error of one reading, when it was taken (monotonic seconds), and how many seconds it took."""
-
-    status: dict[str, Any] | OSError
-    taken_at: float
-    cost: float
+# A status, when it was taken (monotonic seconds), and how many seconds that took.
+_Reading = tuple[dict[str, Any], float, float]
 
 
 class _Reader:
@@ -232,11 +228,11 @@ class _Reader:
         return self._next - now if self._reading is None else INTERVAL
 
     def take(self) -> _Reading | None:
-        """The answer, if it has come."""
+        """The answer, if it has come; OSError when there is none."""
         if self._reading is None or not self._reading.done():
             return None
         reading, self._reading = self._reading.result(), None
-        self._costs.append(reading.cost)  # the least counts: the others waited for something else
+        self._costs.append(reading[2])  # the least counts: the others waited for something else
         self._next = self._asked_at + min(MAX_INTERVAL, max(INTERVAL, min(self._costs) / COST_SHARE))
         return reading
 
@@ -247,16 +243,13 @@ class _Reader:
 
     def _read(self) -> _Reading:
         began = time.monotonic()
-        try:
-            text = self._source.ask(mountpoint.STATUS_FILE, lambda: None)
-            taken_at = time.monotonic()
-            status = mountpoint.parse_status(text)
-            if self.with_all_events:
-                lines = self._source.ask(EVENTS_FILE, lambda: None).decode(errors="replace").splitlines()
-                status["events"] = [parsed(line) for line in lines]
-            return _Reading(status, taken_at, taken_at - began)
-        except OSError as error:
-            return _Reading(error, began, 0.0)
+        text = self._source.ask(mountpoint.STATUS_FILE, lambda: None)
+        taken_at = time.monotonic()
+        status = mountpoint.parse_status(text)
+        if self.with_all_events:
+            lines = self._source.ask(EVENTS_FILE, lambda: None).decode(errors="replace").splitlines()
+            status["events"] = [parsed(line) for line in lines]
+        return status, taken_at, taken_at - began
 
 
 def watch(path: str, *, ends_mount: bool = False) -> None:
@@ -290,14 +283,16 @@ def watch(path: str, *, ends_mount: bool = False) -> None:
             for word in words:
                 view.press(word)
             reader.with_all_events = view.alone
-            reading = reader.take()
+            try:
+                reading = reader.take()
+            except OSError as error:
+                raise UserError(_why(path, error)) from None
             if reading is not None:
-                if isinstance(reading.status, OSError):
-                    raise UserError(_why(path, reading.status))
-                if history.status and history.status["pid"] != reading.status["pid"]:
+                status, taken_at, _ = reading
+                if history.status and history.status["pid"] != status["pid"]:
                     raise UserError(f"{path} is not mounted any more: another mount is there now")
                 if not view.paused:
-                    history.add(reading.status, reading.taken_at)
+                    history.add(status, taken_at)
             notice = reader.notice(time.monotonic())
             if words or reading or notice:
                 screen.update(draw(history, view, *console.size, notice=notice), refresh=True)
