@@ -36,7 +36,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_header_untrusted,
-    encode_ata,
+    encode,
 )
 from aoefs.softtarget.export import Export
 from tests.memorystore import MemoryStore, answer_at_once
@@ -244,7 +244,7 @@ class Pair:
             registers = transfer_registers(lba, sectors, write=request.write, lba48=run.path.lba48)
             data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
             self.sent.append(Sent(self.now, run.tag ^ index, wire, lba, sectors, write=request.write))
-            wire.segment.send(encode_ata(header, registers, data), self.now)
+            wire.segment.send(encode(header, registers, data), self.now)
 
     def next_event(self) -> float | None:
         """When something happens next; None: never."""

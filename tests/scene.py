@@ -39,8 +39,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
 )
 from aoefs.softtarget.export import Export
 from tests.memorystore import MemoryStore, answer_at_once
@@ -116,7 +115,7 @@ def run_frames(run: Run, ours: bytes) -> list[bytes]:
         header = Header(path.mac, ours, address, AoeCommand.ATA, run.tag ^ index)
         registers = transfer_registers(request.lba + start, sectors, write=request.write, lba48=path.lba48)
         data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
-        frames.append(encode_ata(header, registers, data))
+        frames.append(encode(header, registers, data))
     return frames
 
 
@@ -317,7 +316,7 @@ class SimulatedTarget:
         header = Header(BROADCAST_MAC, self.mac, self.export.address, AoeCommand.CONFIG, 0, Flag.RESPONSE)
         if config is None:
             config = ConfigArgument(0, b"", self.export.buffer_count, 0x14, self.max_sectors, 1)
-        self.wire.send(encode_config(replace(header, version=version), config), self.hear)
+        self.wire.send(encode(replace(header, version=version), config), self.hear)
 
     def unplug(self) -> None:
         self.wire.listeners.remove(self.hear)

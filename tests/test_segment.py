@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aoefs.protocol.ata import transfer_registers
-from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_ata
+from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode
 from tests.segment import Faults, Injected, Segment, is_answer, is_request, is_write, lba_of
 
 FRAMES = 2000
@@ -15,7 +15,7 @@ A, B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 def frame(number: int, *, answer: bool = False, write: bool = False, data: bytes = b"") -> bytes:
     flags = Flag.RESPONSE if answer else 0
     header = Header(B, A, Address(0, 0), AoeCommand.ATA, number, flags)
-    return encode_ata(header, transfer_registers(number, 1, write=write, lba48=True), data)
+    return encode(header, transfer_registers(number, 1, write=write, lba48=True), data)
 
 
 REQUESTS = [frame(number) for number in range(FRAMES)]

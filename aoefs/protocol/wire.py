@@ -279,43 +279,28 @@ def pad(frame: bytes) -> bytes:
     return frame.ljust(MIN_FRAME_BYTES, b"\0")
 
 
-def encode_ata(header: Header, ata: AtaArgument, data: bytes | memoryview = b"") -> bytes:
-    """A whole ATA frame, padded."""
-    registers = _ATA.pack(ata.flags, ata.feature, ata.count, ata.command, ata.lba & (1 << 48) - 1)
-    return pad(b"".join((encode_header(header), registers, data)))
-
-
-def encode_config(header: Header, config: ConfigArgument) -> bytes:
-    """A whole config query frame, padded.  ValueError for a string over 1024 bytes."""
-    if len(config.string) > MAX_CONFIG_BYTES:
-        raise ValueError(f"a config string has at most {MAX_CONFIG_BYTES} bytes, not {len(config.string)}")
-    versions = config.version << 4 | config.command
-    fixed = _CONFIG.pack(config.buffer_count, config.firmware, config.sectors, versions, len(config.string))
-    return pad(encode_header(header) + fixed + config.string)
-
-
-def encode_mask(header: Header, mask: MaskArgument) -> bytes:
-    """A whole MAC mask list frame, padded."""
-    count = len(mask.directives) if mask.count is None else mask.count
-    directives = b"".join(_DIRECTIVE.pack(0, command, mac) for command, mac in mask.directives)
-    return pad(encode_header(header) + _MASK.pack(0, mask.command, mask.error, count) + directives)
-
-
-def encode_reserve(header: Header, reserve: ReserveArgument) -> bytes:
-    """A whole reserve/release frame, padded."""
-    fixed = _RESERVE.pack(reserve.command, len(reserve.macs))
-    return pad(encode_header(header) + fixed + b"".join(reserve.macs))
+def _encode_argument(argument: Argument) -> bytes:
+    """What follows the header.  ValueError for a config string over 1024 bytes."""
+    if isinstance(argument, AtaArgument):
+        lba = argument.lba & (1 << 48) - 1
+        return _ATA.pack(argument.flags, argument.feature, argument.count, argument.command, lba)
+    if isinstance(argument, ConfigArgument):
+        length = len(argument.string)
+        if length > MAX_CONFIG_BYTES:
+            raise ValueError(f"a config string has at most {MAX_CONFIG_BYTES} bytes, not {length}")
+        versions = argument.version << 4 | argument.command
+        fixed = _CONFIG.pack(argument.buffer_count, argument.firmware, argument.sectors, versions, length)
+        return fixed + argument.string
+    if isinstance(argument, MaskArgument):
+        count = len(argument.directives) if argument.count is None else argument.count
+        directives = b"".join(_DIRECTIVE.pack(0, command, mac) for command, mac in argument.directives)
+        return _MASK.pack(0, argument.command, argument.error, count) + directives
+    return _RESERVE.pack(argument.command, len(argument.macs)) + b"".join(argument.macs)
 
 
 def encode(header: Header, argument: Argument, data: bytes | memoryview = b"") -> bytes:
-    """A whole frame with any argument, padded; ``data`` follow the registers of an ATA command."""
-    if isinstance(argument, AtaArgument):
-        return encode_ata(header, argument, data)
-    if isinstance(argument, ConfigArgument):
-        return encode_config(header, argument)
-    if isinstance(argument, MaskArgument):
-        return encode_mask(header, argument)
-    return encode_reserve(header, argument)
+    """A whole frame, padded; ``data`` follow the registers of an ATA command.  ValueError as above."""
+    return pad(b"".join((encode_header(header), _encode_argument(argument), data)))
 
 
 # ── decode ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,8 +24,7 @@ from aoefs.protocol.wire import (
     Flag,
     Header,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
 )
 
 OURS, THEIRS, OTHER = (bytes.fromhex("0200000000") + bytes([number]) for number in (1, 2, 3))
@@ -71,7 +70,7 @@ def answer_head(command: LoneCommand, sending: int = 0) -> Header:
 
 
 def config_answer(head: Header) -> bytes:
-    return encode_config(head, ConfigArgument(0, b"string", 16, 0, 2, 1))
+    return encode(head, ConfigArgument(0, b"string", 16, 0, 2, 1))
 
 
 # ── sending ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -184,7 +183,7 @@ def test_an_argument_that_cannot_be_decoded_is_no_answer() -> None:
 def test_an_aoe_error_is_an_answer_even_without_an_argument() -> None:
     command = identify(data_bytes=512)
     head = replace(answer_head(command), flags=Flag.RESPONSE | Flag.ERROR, error=3)
-    command.receive_untrusted(LINK, encode_ata(head, GOOD)[:24], 1.0)
+    command.receive_untrusted(LINK, encode(head, GOOD)[:24], 1.0)
     (answer,) = command.answers
     assert answer.argument is None
     assert isinstance(answer.error, TargetError)
@@ -193,7 +192,7 @@ def test_an_aoe_error_is_an_answer_even_without_an_argument() -> None:
 
 def test_a_failed_ata_command_is_an_answer_even_without_data() -> None:
     command = identify(data_bytes=512)
-    command.receive_untrusted(LINK, encode_ata(answer_head(command), ABORTED), 1.0)
+    command.receive_untrusted(LINK, encode(answer_head(command), ABORTED), 1.0)
     (answer,) = command.answers
     assert answer.argument == ABORTED
     assert isinstance(answer.error, AtaError)
@@ -201,7 +200,7 @@ def test_a_failed_ata_command_is_an_answer_even_without_data() -> None:
 
 def test_a_good_answer_with_too_few_data_is_none() -> None:
     command = identify(data_bytes=512)
-    frame = encode_ata(answer_head(command), GOOD, bytes(range(256)) * 2)
+    frame = encode(answer_head(command), GOOD, bytes(range(256)) * 2)
     with pytest.raises(FrameError, match="too few data"):
         command.receive_untrusted(LINK, frame[:-1], 1.0)
     assert not command.answers
@@ -213,7 +212,7 @@ def test_each_answer_is_kept_and_reported() -> None:
     reported: list[Answer] = []
     command = identify(on_answer=reported.append)
     for _ in range(2):  # two disks behind one endpoint
-        command.receive_untrusted(LINK, encode_ata(answer_head(command), GOOD), 1.0)
+        command.receive_untrusted(LINK, encode(answer_head(command), GOOD), 1.0)
     assert len(reported) == 2
     assert reported == command.answers
 
@@ -222,11 +221,11 @@ def test_with_good_only_refusals_are_kept_apart_and_are_no_answers() -> None:
     reported: list[Answer] = []
     command = identify(good_only=True, on_answer=reported.append)
     head = answer_head(command)
-    command.receive_untrusted(LINK, encode_ata(replace(head, flags=Flag.RESPONSE | Flag.ERROR, error=6), GOOD), 1.0)
-    command.receive_untrusted(LINK, encode_ata(head, ABORTED), 1.0)
+    command.receive_untrusted(LINK, encode(replace(head, flags=Flag.RESPONSE | Flag.ERROR, error=6), GOOD), 1.0)
+    command.receive_untrusted(LINK, encode(head, ABORTED), 1.0)
     assert [type(refusal) for refusal in command.refusals] == [TargetError, AtaError]
     assert command.answers == reported == []
-    command.receive_untrusted(LINK, encode_ata(head, GOOD), 1.0)
+    command.receive_untrusted(LINK, encode(head, GOOD), 1.0)
     assert command.answers == reported
     assert len(reported) == 1
     assert len(command.refusals) == 2

@@ -9,7 +9,7 @@ from aoefs.protocol.wire import (
     ConfigArgument,
     Flag,
     Header,
-    encode_config,
+    encode,
 )
 from tests.scene import Scene, target_mac
 
@@ -30,4 +30,4 @@ def forge_config(
 ) -> None:
     """A config answer that no query of ours asked for."""
     header = Header(scene.link.mac, mac or target_mac(666), address, AoeCommand.CONFIG, tag, flags)
-    scene.wire.send(encode_config(header, ConfigArgument(0, b"", 16, 0, 2, 1)))
+    scene.wire.send(encode(header, ConfigArgument(0, b"", 16, 0, 2, 1)))

@@ -29,7 +29,7 @@ from aoefs.protocol.wire import (
     ReserveArgument,
     decode_config_untrusted,
     decode_header_untrusted,
-    encode_ata,
+    encode,
 )
 from tests.scene import DELAY, Deliveries, Scene, SimulatedTarget, open_scene, target_mac
 
@@ -137,7 +137,7 @@ async def test_a_frame_from_elsewhere_is_no_answer(autojump_clock: MockClock, li
 
         def answer(frame: bytes, reply: bytes) -> Deliveries:
             header = replace(decode_header_untrusted(reply), **LIES[lie])  # type: ignore[arg-type]
-            return [(0.0, encode_ata(header, AtaArgument(0, 0, 0, 0x40, 0), bytes(512)))]
+            return [(0.0, encode(header, AtaArgument(0, 0, 0, 0x40, 0), bytes(512)))]
 
         target.answer = answer
         assert await ask(scene.engine.driver, [endpoint(scene, target)], IDENTIFY_REGISTERS, pauses_within(0.3)) == []
@@ -219,7 +219,7 @@ def test_whatever_is_answered_with_our_tag_raises_nothing(bodies: list[bytes], c
             def answer(frame: bytes, _reply: bytes) -> Deliveries:
                 asked = decode_header_untrusted(frame)
                 header = Header(asked.source, target.mac, ZERO, command, asked.tag, flags | Flag.RESPONSE, 3)
-                head = encode_ata(header, AtaArgument(0, 0, 0, Opcode.READ, 0))[:24]
+                head = encode(header, AtaArgument(0, 0, 0, Opcode.READ, 0))[:24]
                 return [(0.0, head + body) for body in bodies]
 
             target.answer = answer

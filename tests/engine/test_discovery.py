@@ -34,8 +34,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_config_untrusted,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
 )
 from tests.engine.queries import ZERO, broadcasts, forge_config, unicasts
 from tests.scene import DELAY, Announce, Deliveries, open_scene, target_mac
@@ -143,7 +142,7 @@ async def test_identify_with_another_header_is_not_accepted(
                 return [(0.0, reply)]
             tag = int.from_bytes(frame[20:24], "big")
             header = Header(scene.link.mac, target.mac, ZERO, AoeCommand.ATA, tag, Flag.RESPONSE)
-            return [(0.0, encode_ata(replace(header, **{field: value}), AtaArgument(0, 0, 0, 0x40, 0), block))]  # type: ignore[arg-type]
+            return [(0.0, encode(replace(header, **{field: value}), AtaArgument(0, 0, 0, 0x40, 0), block))]  # type: ignore[arg-type]
 
         target.answer = answer
         await trio.sleep(30)
@@ -334,7 +333,7 @@ async def test_a_forged_answer_to_a_broadcast_query_is_a_hint_and_its_contents_a
         for _ in range(5):
             evil = ConfigArgument(0, b"evil", 1, 0, 1, 1)
             header = Header(scene.link.mac, target.mac, ZERO, AoeCommand.CONFIG, tag, Flag.RESPONSE)
-            scene.wire.send(encode_config(header, evil))
+            scene.wire.send(encode(header, evil))
             await trio.sleep(1)
         assert (disk.target.bufcnt, disk.target.config, disk.target.paths[0].sectors) == (16, b"", 2)
 
@@ -348,7 +347,7 @@ async def test_a_query_takes_one_answer(autojump_clock: MockClock) -> None:
             if frame[19] != AoeCommand.CONFIG:
                 return [(0.0, reply)]
             header = decode_header_untrusted(reply)
-            return [(0.0, reply), (0.0001, encode_config(header, ConfigArgument(0, b"evil", 1, 0, 1, 1)))]
+            return [(0.0, reply), (0.0001, encode(header, ConfigArgument(0, b"evil", 1, 0, 1, 1)))]
 
         target.answer = answer
         disk = await scene.disk()

@@ -23,7 +23,7 @@ from aoefs.protocol.wire import (
     ErrorCode,
     Flag,
     Header,
-    encode_ata,
+    encode,
     encode_header,
 )
 from tests.engine.answers import data_only, error_answer
@@ -160,7 +160,7 @@ async def test_a_forged_answer_completes_nothing(autojump_clock: MockClock, kind
                 "tag": tag,
                 "flags": Flag.RESPONSE,
             }
-            lie = encode_ata(Header(**(fields | changes)), AtaArgument(0, 0, 0, 0x40, 0), b"\x66" * 1024)  # type: ignore[arg-type]
+            lie = encode(Header(**(fields | changes)), AtaArgument(0, 0, 0, 0x40, 0), b"\x66" * 1024)  # type: ignore[arg-type]
             return [(0.0, lie), (0.001, reply)]
 
         target.answer = forge
@@ -208,7 +208,7 @@ async def test_a_config_answer_with_no_tag_of_ours_is_a_hint_and_other_frames_ar
         for command, response in itertools.product(AoeCommand, (Flag.RESPONSE, 0)):
             header = Header(scene.link.mac, target_mac(1), Address(0, 0), command, 0x8000_0000, response)
             hints, unknown = scene.engine.statistics().hints, scene.link.rx_unknown
-            scene.link.inbox.append(encode_ata(header, AtaArgument(0, 0, 0, 0x40, 0)))
+            scene.link.inbox.append(encode(header, AtaArgument(0, 0, 0, 0x40, 0)))
             scene.engine.receiver.receive_batches(scene.link)
             await trio.sleep(0.01)
             is_hint = command is AoeCommand.CONFIG and response == Flag.RESPONSE

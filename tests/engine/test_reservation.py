@@ -18,7 +18,7 @@ from aoefs.protocol.wire import (
     ReserveCommand,
     decode_header_untrusted,
     decode_reserve_untrusted,
-    encode_reserve,
+    encode,
 )
 from tests.scene import OUR_MAC, Announce, Scene, SegmentLink, SimulatedTarget, open_scene, target_mac
 
@@ -58,7 +58,7 @@ class Holder:
             self.set_to(*asked.macs)
         elif asked.command == ReserveCommand.SET:
             back = replace(back, flags=12, error=6)
-        return [(0.0, encode_reserve(back, ReserveArgument(asked.command, self.macs)))]
+        return [(0.0, encode(back, ReserveArgument(asked.command, self.macs)))]
 
 
 async def test_a_reservation_is_held_with_all_our_macs_from_the_first_writer_to_the_last(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aoefs.protocol.wire import Address, AoeCommand, ConfigArgument, Flag, Header, encode_config
+from aoefs.protocol.wire import Address, AoeCommand, ConfigArgument, Flag, Header, encode
 from tests.faults.live import Worker, log_of, mount_until, path_of, pattern, read, write
 from tests.lab import INITIATOR, TARGET, Lab, Mount, open_packet_socket, opened, require, wait_until
 from tests.lab.forwarder import BLACK_HOLE, Wire
@@ -159,7 +159,7 @@ def test_what_a_full_receive_queue_dropped_is_requested_again(lab: Lab) -> None:
     daemon = mount.process
     assert daemon is not None
     header = Header(lab.mac(INITIATOR), b"\x02" + bytes(5), Address(9, 9), AoeCommand.CONFIG, 9 << 28, Flag.RESPONSE)
-    filler = encode_config(header, ConfigArgument(0, bytes(1024), 1, 1, 1, 1))
+    filler = encode(header, ConfigArgument(0, bytes(1024), 1, 1, 1, 1))
     with working(mount, disk), open_packet_socket(lab, TARGET) as liar:
         target.send_signal(signal.SIGSTOP)  # so that requests are in flight whose answers come last
         wait_until(lambda: mount.target()["retransmits"] > 0)

@@ -20,8 +20,7 @@ from aoefs.protocol.wire import (
     ConfigArgument,
     Flag,
     Header,
-    encode_ata,
-    encode_config,
+    encode,
 )
 from tests.faults.live import Worker, log_of, mount_until, pattern, read, write
 from tests.lab import INITIATOR, TARGET, Lab, Mount, open_packet_socket, opened, wait_until
@@ -63,7 +62,7 @@ class Liar:
 
     def _config(self, destination: bytes, source: bytes, address: Address, tag: int) -> bytes:
         header = Header(destination, source, address, AoeCommand.CONFIG, tag, Flag.RESPONSE)
-        return encode_config(header, ConfigArgument(0, b"x", 0xFFFF, 1, 255, 1))
+        return encode(header, ConfigArgument(0, b"x", 0xFFFF, 1, 255, 1))
 
     def announcement(self) -> bytes:
         return self._config(BROADCAST_MAC, self._mac(), self._address(), 0)
@@ -75,13 +74,13 @@ class Liar:
         """From the target itself, with a tag that is in use only by chance."""
         tag = self._dice.getrandbits(31) | 1 << 31
         header = Header(self._ours, self._target, Address(0, 0), AoeCommand.ATA, tag, Flag.RESPONSE)
-        return encode_ata(header, AtaArgument(0x40, 0, 0, Status.DRDY, 0), self._dice.randbytes(1024))
+        return encode(header, AtaArgument(0x40, 0, 0, Status.DRDY, 0), self._dice.randbytes(1024))
 
     def identity(self) -> bytes:
         tag = self._dice.getrandbits(31) | 1 << 31
         header = Header(self._ours, self._target, Address(0, 0), AoeCommand.ATA, tag, Flag.RESPONSE)
         identity = Identity(sectors=1, serial="liar", model="liar", firmware="1")
-        return encode_ata(header, AtaArgument(0, 0, 0, Status.DRDY, 0), encode_identify(identity)[:IDENTIFY_BYTES])
+        return encode(header, AtaArgument(0, 0, 0, Status.DRDY, 0), encode_identify(identity)[:IDENTIFY_BYTES])
 
     def noise(self) -> bytes:
         return (self._ours + self._mac() + b"\x88\xa2" + self._dice.randbytes(self._dice.randrange(100)))[:1500]
@@ -133,7 +132,7 @@ def test_announcements_with_the_targets_own_address_change_neither_its_window_no
     for buffers, sectors in ((0, 0), (0, 1), (0xFFFF, 255), (1, 17)):
         for destination in (BROADCAST_MAC, lab.mac(INITIATOR)):
             header = Header(destination, lab.mac(TARGET), Address(0, 0), AoeCommand.CONFIG, 0, Flag.RESPONSE)
-            raw.send(encode_config(header, ConfigArgument(0, b"", buffers, 0, sectors, 1)))
+            raw.send(encode(header, ConfigArgument(0, b"", buffers, 0, sectors, 1)))
     wait_until(lambda: mount.status()["hints"] >= heard + 8)
     with opened(mount.here / "e0.0") as file:
         for step in range(50):

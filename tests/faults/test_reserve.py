@@ -26,8 +26,7 @@ from aoefs.protocol.wire import (
     ReserveCommand,
     decode_header_untrusted,
     decode_reserve_untrusted,
-    encode_mask,
-    encode_reserve,
+    encode,
 )
 from tests.faults.live import Worker, errno_of, log_of, mount_until, pattern, read, write
 from tests.lab import INITIATOR, TARGET, Lab, Process, open_packet_socket, opened, wait_until
@@ -59,7 +58,7 @@ def reserve(lab: Lab, raw: socket.socket, argument: ReserveArgument) -> tuple[by
     """The MACs in the answer of the target."""
     tag = os.getpid()
     header = Header(lab.mac(TARGET), lab.mac(INITIATOR), Address(0, 0), AoeCommand.RESERVE, tag)
-    raw.send(encode_reserve(header, argument))
+    raw.send(encode(header, argument))
     while True:
         frame = raw.recv(1 << 16)
         answer = decode_header_untrusted(frame)
@@ -201,7 +200,7 @@ def test_discover_explains_a_mac_mask_that_leaves_an_interface_out(lab: Lab, ser
     with open_packet_socket(lab) as raw:
         header = Header(lab.mac(TARGET), lab.mac(INITIATOR), Address(0, 0), AoeCommand.MASK, 4711)
         allowed = MaskArgument(MaskCommand.EDIT, ((MaskDirective.ADD, lab.mac(INITIATOR)),))
-        raw.send(encode_mask(header, allowed))
+        raw.send(encode(header, allowed))
         while decode_header_untrusted(raw.recv(1 << 16)).tag != 4711:
             pass
     (found,) = json.loads(discover(lab, "--json").stdout)

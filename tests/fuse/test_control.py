@@ -29,7 +29,7 @@ from aoefs.protocol.wire import (
     Flag,
     Header,
     decode_config_untrusted,
-    encode_config,
+    encode,
 )
 from aoefs.status.events import Event
 from tests.engine.queries import broadcasts
@@ -82,7 +82,7 @@ async def take_down(mount: Mounted, target: SimulatedTarget) -> None:
 def config_of(target: SimulatedTarget) -> bytes:
     """The config string that the target has."""
     header = Header(target.mac, OUR_MAC, target.export.address, AoeCommand.CONFIG, 1)
-    reply = answer_at_once(target.export, encode_config(header, ConfigArgument()), mac=target.mac, max_sectors=2)
+    reply = answer_at_once(target.export, encode(header, ConfigArgument()), mac=target.mac, max_sectors=2)
     assert reply is not None
     return decode_config_untrusted(reply).string
 

@@ -48,8 +48,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
     parse_mac,
 )
 from tests.hostile.sending import Volley
@@ -124,7 +123,7 @@ class Host:
         self, tag: int, source: bytes, address: Address, config: ConfigArgument | None = None, what: str = "lies"
     ) -> None:
         header = Header(self.initiator, source, address, AoeCommand.CONFIG, tag, Flag.RESPONSE)
-        self.send(encode_config(header, config or ConfigArgument(0, b"", 16, 1, 2, 1)), what)
+        self.send(encode(header, config or ConfigArgument(0, b"", 16, 1, 2, 1)), what)
 
     def answer(self, header: Header, frame: bytes, address: Address, identity: Identity) -> None:
         """As the disk ``identity`` at ``address`` would answer, from where it was asked, but with forged data."""
@@ -140,7 +139,7 @@ class Host:
                 data = FORGED * (ata.count * SECTOR_BYTES // len(FORGED))
                 self.done["reads"] += 1
             reply = Header(self.initiator, source, address, AoeCommand.ATA, header.tag, Flag.RESPONSE)
-            self.send(encode_ata(reply, _GOOD, data))
+            self.send(encode(reply, _GOOD, data))
 
     def address_of_question(self, header: Header) -> Address:
         return self.address if header.address == BROADCAST_ADDRESS else header.address
@@ -149,7 +148,7 @@ class Host:
         """Of the target: it tells every host."""
         header = Header(self.target, self.mac, self.address, AoeCommand.ATA, 7)
         while True:
-            self.send(encode_ata(header, IDENTIFY_REGISTERS), "questions")
+            self.send(encode(header, IDENTIFY_REGISTERS), "questions")
             for answer, frame in self.heard(0.2):
                 if answer.is_response and answer.tag == header.tag:
                     return decode_identify_untrusted(frame[ATA_BYTES:])
@@ -162,7 +161,7 @@ def forge(host: Host, *, write: float = 0) -> None:
     """Answer reads (or writes) in the target's name, with guessed tags: those that follow one that was given away."""
     data = b"" if write else FORGED * (READ_BYTES // len(FORGED))
     answer = Header(host.initiator, host.target, host.address, AoeCommand.ATA, 0, Flag.RESPONSE)
-    volley = Volley([encode_ata(answer, _GOOD, data)] * GUESSES)
+    volley = Volley([encode(answer, _GOOD, data)] * GUESSES)
     places = itertools.cycle(Address(7, slot) for slot in range(250))
     announce_at = 0.0
     last = host.dice.getrandbits(31) | CLIENT_TAG_BIT
@@ -278,7 +277,7 @@ def flood(host: Host) -> None:
             header = Header(BROADCAST_MAC, b"", Address(0, 0), AoeCommand.CONFIG, 0, Flag.RESPONSE)
             volley = Volley(
                 [
-                    encode_config(
+                    encode(
                         replace(header, source=b"\x02\x77" + host.dice.randbytes(4), address=Address(9, index)),
                         ConfigArgument(0, b"", 16, 1, 2, 1),
                     )

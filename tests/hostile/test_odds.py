@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from aoefs.core.tags import BLOCK_TAGS, TagTable
 from aoefs.protocol.ata import Opcode, Status
-from aoefs.protocol.wire import CLIENT_TAG_BIT, SECTOR_BYTES, AoeCommand, AtaArgument, Flag, Header, encode_ata
+from aoefs.protocol.wire import CLIENT_TAG_BIT, SECTOR_BYTES, AoeCommand, AtaArgument, Flag, Header, encode
 from tests.hostile.attacker import FORGED
 from tests.scene import open_scene
 
@@ -58,7 +58,7 @@ async def test_blind_answers_end_no_read(autojump_clock: MockClock) -> None:
         disk = await scene.disk()
         target.answer = lambda frame, reply: [] if frame[27] == Opcode.READ_EXT else [(0.0, reply)]
         data = FORGED * (SECTOR_BYTES // len(FORGED))
-        answer = encode_ata(
+        answer = encode(
             Header(scene.link.mac, target.mac, disk.target.address, AoeCommand.ATA, 0, Flag.RESPONSE),
             AtaArgument(0, 0, 0, Status.DRDY, 0),
             data,

@@ -34,8 +34,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
     payload_sectors,
 )
 from tests.lab import INITIATOR, TARGET, Lab, Process, find_program, open_packet_socket, require
@@ -153,9 +152,7 @@ def test_a_plain_initiator_reads_and_writes_the_whole_file(
         for tag in order:
             lba, count = pieces[tag]
             data = write[lba * 512 : (lba + count) * 512] if write else b""
-            frames[tag] = encode_ata(
-                header(lab, tag), transfer_registers(lba, count, write=bool(write), lba48=True), data
-            )
+            frames[tag] = encode(header(lab, tag), transfer_registers(lba, count, write=bool(write), lba48=True), data)
         return exchange(lab, wire, frames, window)
 
     answers = transfer(None, list(pieces))
@@ -164,7 +161,7 @@ def test_a_plain_initiator_reads_and_writes_the_whole_file(
     shuffled = random.Random(1).sample(list(pieces), len(pieces))
     for answer in transfer(new, shuffled).values():
         assert (len(answer), decode_ata_untrusted(answer).command) == (MIN_FRAME_BYTES, 0x40)
-    answer = exchange(lab, wire, {9: encode_ata(header(lab, 9), flush_registers(Opcode.FLUSH_EXT))})[9]
+    answer = exchange(lab, wire, {9: encode(header(lab, 9), flush_registers(Opcode.FLUSH_EXT))})[9]
     assert decode_ata_untrusted(answer).command == 0x40
     assert disk.read_bytes() == new
 
@@ -186,13 +183,13 @@ def test_tshark_finds_nothing_malformed_and_no_short_frame(lab: Lab, disk: Path)
             AtaArgument(0, 0, 1, Opcode.SMART, 0),
         ]
         frames = {
-            tag: encode_ata(header(lab, tag), registers, bytes(1024) if registers.flags & 1 else b"")
+            tag: encode(header(lab, tag), registers, bytes(1024) if registers.flags & 1 else b"")
             for tag, registers in enumerate(ata, 0x100)
         }
         for tag, command in enumerate((ConfigCommand.READ, ConfigCommand.PREFIX, ConfigCommand.SET), 0x200):
-            frames[tag] = encode_config(header(lab, tag, AoeCommand.CONFIG, BROADCAST_MAC), ConfigArgument(command))
+            frames[tag] = encode(header(lab, tag, AoeCommand.CONFIG, BROADCAST_MAC), ConfigArgument(command))
         for tag, other in enumerate((2, 3, 0xF0), 0x300):
-            frames[tag] = encode_ata(header(lab, tag, other), ata[0])
+            frames[tag] = encode(header(lab, tag, other), ata[0])
         answers = exchange(lab, wire, frames)
     assert decode_identify_untrusted(answers[0x100][36:]).sectors == SIZE // 512
     assert target.stop() == 0

@@ -18,8 +18,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
 )
 from tests.lab import INITIATOR, TARGET, Capture, Lab, open_packet_socket, require
 from tests.mount.place import EVERY_PLACE, MIB, Place, places, random_bytes
@@ -103,13 +102,13 @@ def others_frames(lab: Lab, other: bytes) -> Sequence[bytes]:
     for to in (us, BROADCAST_MAC):
         for tag in (0, 5, 0x8000_0001, 0xFFFF_FFFF):
             config = Header(to, other, Address(0xFFFF, 0xFF), AoeCommand.CONFIG, tag)
-            frames.append(encode_config(config, ConfigArgument()))
+            frames.append(encode(config, ConfigArgument()))
             ata = Header(to, other, Address(0, 0), AoeCommand.ATA, tag)
-            frames.append(encode_ata(ata, transfer_registers(0, 1, write=False, lba48=True)))
-            frames.append(encode_ata(ata, transfer_registers(0, 1, write=True, lba48=True), b"x" * 512))
+            frames.append(encode(ata, transfer_registers(0, 1, write=False, lba48=True)))
+            frames.append(encode(ata, transfer_registers(0, 1, write=True, lba48=True), b"x" * 512))
             for flags in (8, 0xC):  # answers without a request
                 answer = Header(to, other, Address(0, 0), AoeCommand.ATA, tag, flags=flags, error=flags & 4)
-                frames.append(encode_ata(answer, transfer_registers(0, 1, write=False, lba48=True), b"x" * 512))
+                frames.append(encode(answer, transfer_registers(0, 1, write=False, lba48=True), b"x" * 512))
         frames += [to + other + struct.pack("!H", 0x88A2) + bytes(length) for length in (1, 10, 46, 1400)]
         frames += [to + other + struct.pack("!H", 0x88A2) + b"\xff" * length for length in (1, 10, 46, 1400)]
     return frames

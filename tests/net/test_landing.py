@@ -30,7 +30,7 @@ from aoefs.protocol.wire import (
     ErrorCode,
     Flag,
     Header,
-    encode_ata,
+    encode,
     encode_header,
     pad,
 )
@@ -126,7 +126,7 @@ class Bench:
             "tag": run.tag ^ index,
             "flags": Flag.RESPONSE,
         }
-        return encode_ata(Header(**(fields | changes)), AtaArgument(0x40, 0, 0, status, lba), data)  # type: ignore[arg-type]
+        return encode(Header(**(fields | changes)), AtaArgument(0x40, 0, 0, status, lba), data)  # type: ignore[arg-type]
 
     def receive(self, frames: list[bytes], *, complete: bool = True) -> list[Entry]:
         """Put frames on the wire and take them off, batch by batch; the entries."""

@@ -23,8 +23,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
 )
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
 
@@ -63,11 +62,11 @@ class Wire:
         header, ata = decode_header_untrusted(frame), decode_ata_untrusted(frame)
         data = b"".join(bytes([ata.lba + index]) * 512 for index in range(ata.count))
         reply = Header(header.source, header.destination, ADDRESS, AoeCommand.ATA, header.tag, Flag.RESPONSE)
-        return encode_ata(reply, AtaArgument(ata.flags, 0, 0, Status.DRDY, ata.lba), data)
+        return encode(reply, AtaArgument(ata.flags, 0, 0, Status.DRDY, ata.lba), data)
 
     def config_answer(self, tag: int) -> bytes:
         header = Header(self.link.mac, self.lab.mac(TARGET), ADDRESS, AoeCommand.CONFIG, tag, Flag.RESPONSE)
-        return encode_config(header, ConfigArgument(buffer_count=16, sectors=2, version=1))
+        return encode(header, ConfigArgument(buffer_count=16, sectors=2, version=1))
 
 
 @pytest.fixture

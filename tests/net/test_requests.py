@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aoefs.net.requests import Requests
 from aoefs.protocol.ata import Opcode, Status, transfer_registers
-from aoefs.protocol.wire import Address, AoeCommand, AtaArgument, Flag, Header, decode_ata_untrusted, encode_ata
+from aoefs.protocol.wire import Address, AoeCommand, AtaArgument, Flag, Header, decode_ata_untrusted, encode
 from aoefs.softtarget.export import Export
 from aoefs.softtarget.server import transfer
 from tests.memorystore import MemoryStore
@@ -180,7 +180,7 @@ def test_each_answer_is_what_the_codec_encodes(kinds: list[tuple[bool, int, int]
             header = Header(THEIRS, OURS, Address(0, 0), AoeCommand.ATA, tag, Flag.RESPONSE)
             flags = decode_ata_untrusted(bytes(frame)).flags
             found = b"" if writes else bytes(expected[lba * 512 : (lba + sectors) * 512])
-            answers.append(encode_ata(header, AtaArgument(flags, 0, 0, Status.DRDY, lba), found).ljust(60, b"\0"))
+            answers.append(encode(header, AtaArgument(flags, 0, 0, Status.DRDY, lba), found).ljust(60, b"\0"))
         for run in bench.receive(*frames):
             first, end, *_ = run
             assert transfer(export, bench.batch, run)

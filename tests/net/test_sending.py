@@ -18,7 +18,7 @@ from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.net.frames import Frames
 from aoefs.protocol.ata import Identity, transfer_registers
-from aoefs.protocol.wire import SECTOR_BYTES, Address, AoeCommand, Header, encode_ata
+from aoefs.protocol.wire import SECTOR_BYTES, Address, AoeCommand, Header, encode
 from tests.net.sockets import OURS, FakeSocket, socket_and_wire
 
 THEIRS = bytes.fromhex("02aa00000001")
@@ -76,7 +76,7 @@ def encoded(run: Run) -> list[bytes]:
         header = Header(THEIRS, OURS, Address(3, 4), AoeCommand.ATA, run.tag ^ index)
         registers = transfer_registers(request.lba + start, sectors, write=request.write, lba48=run.path.lba48)
         data = request.buffer[start * SECTOR_BYTES : (start + sectors) * SECTOR_BYTES] if request.write else b""
-        frames.append(encode_ata(header, registers, data))
+        frames.append(encode(header, registers, data))
     return frames
 
 

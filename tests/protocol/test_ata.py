@@ -30,7 +30,7 @@ from aoefs.protocol.wire import (
     AtaArgument,
     Header,
     decode_header_untrusted,
-    encode_ata,
+    encode,
 )
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
 
@@ -78,7 +78,7 @@ def test_a_running_vblade_still_answers_what_the_table_says(lab: Lab) -> None:
     lab.vblade(7, 3, lab.image("disk", 6149 * 512 + 100, seed=None))
     header = Header(lab.mac(TARGET), lab.mac(INITIATOR), Address(7, 3), AoeCommand.ATA, CLIENT_TAG_BIT | 1)
     with open_packet_socket(lab, INITIATOR) as wire:
-        wire.send(encode_ata(header, IDENTIFY_REGISTERS))
+        wire.send(encode(header, IDENTIFY_REGISTERS))
         while decode_header_untrusted(frame := wire.recv(2000)).tag != header.tag:
             pass  # its announcement
         block = bytearray(frame[36:])
@@ -205,7 +205,7 @@ def test_the_registers_of_a_transfer_are_those_of_the_specification(
     write: bool, lba48: bool, lba: int, text: str
 ) -> None:
     header = Header(bytes(6), bytes(6), Address(0, 0), AoeCommand.ATA, 0)
-    frame = encode_ata(header, transfer_registers(lba, 17, write=write, lba48=lba48))
+    frame = encode(header, transfer_registers(lba, 17, write=write, lba48=lba48))
     assert frame[24:36] == bytes.fromhex(text)
 
 
@@ -220,7 +220,7 @@ def test_the_registers_of_a_transfer_are_those_of_the_specification(
 )
 def test_the_registers_of_other_commands_are_those_of_the_specification(registers: AtaArgument, text: str) -> None:
     header = Header(bytes(6), bytes(6), Address(0, 0), AoeCommand.ATA, 0)
-    assert encode_ata(header, registers)[24:36] == bytes.fromhex(text)
+    assert encode(header, registers)[24:36] == bytes.fromhex(text)
 
 
 @pytest.mark.parametrize("status", [0x00, 0x40, 0x50, 0x44])

@@ -37,11 +37,8 @@ from aoefs.protocol.wire import (
     decode_config_untrusted,
     decode_header_untrusted,
     decode_mask_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
     encode_header,
-    encode_mask,
-    encode_reserve,
     format_mac,
     pad,
     parse_mac,
@@ -159,18 +156,6 @@ golden = pytest.mark.parametrize(
 )
 
 
-def encode(header: Header, argument: Argument, payload: bytes = b"") -> bytes:
-    match argument:
-        case AtaArgument():
-            return encode_ata(header, argument, payload)
-        case ConfigArgument():
-            return encode_config(header, argument)
-        case MaskArgument():
-            return encode_mask(header, argument)
-        case ReserveArgument():
-            return encode_reserve(header, argument)
-
-
 @golden
 def test_encoding_gives_the_bytes_of_the_specification_padded_to_60(
     header: Header, argument: Argument, payload: bytes, text: str
@@ -221,9 +206,9 @@ def test_reserved_bytes_are_ignored() -> None:
 def test_a_config_string_longer_than_1024_is_refused_on_both_sides() -> None:
     header = Header(THEIRS, OURS, Address(0, 0), AoeCommand.CONFIG, CLIENT_TAG_BIT)
     longest = ConfigArgument(ConfigCommand.SET, b"x" * MAX_CONFIG_BYTES)
-    assert decode_config_untrusted(encode_config(header, longest)) == longest
+    assert decode_config_untrusted(encode(header, longest)) == longest
     with pytest.raises(ValueError, match="1024"):
-        encode_config(header, ConfigArgument(ConfigCommand.SET, b"x" * (MAX_CONFIG_BYTES + 1)))
+        encode(header, ConfigArgument(ConfigCommand.SET, b"x" * (MAX_CONFIG_BYTES + 1)))
     with pytest.raises(FrameError, match="1025"):
         decode_config_untrusted(bytes(24) + bytes.fromhex("0000 0000 00 03 0401") + bytes(2000))
 

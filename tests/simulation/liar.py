@@ -24,8 +24,7 @@ from aoefs.protocol.wire import (
     ErrorCode,
     Flag,
     Header,
-    encode_ata,
-    encode_config,
+    encode,
     encode_header,
     pad,
 )
@@ -97,7 +96,7 @@ class Liar:
 
     def _config(self, source: bytes, address: Address, tag: int, to: bytes) -> None:
         header = Header(to, source, address, AoeCommand.CONFIG, tag, Flag.RESPONSE)
-        self._say(encode_config(header, ConfigArgument(0, POISON, 1, 1, 1, 1)))
+        self._say(encode(header, ConfigArgument(0, POISON, 1, 1, 1, 1)))
 
     def _announce(self, address: Address, mac: bytes) -> None:
         """In its own name, or in that of a disk."""
@@ -111,7 +110,7 @@ class Liar:
     def _ata(self, address: Address, mac: bytes, argument: AtaArgument, data: bytes) -> None:
         for tag in self._guesses():
             header = Header(self._ours, mac, address, AoeCommand.ATA, tag, Flag.RESPONSE)
-            self._say(encode_ata(header, argument, data))
+            self._say(encode(header, argument, data))
 
     def _forge(self, address: Address, mac: bytes) -> None:
         """Data, and what acknowledges a write."""

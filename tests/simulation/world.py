@@ -33,7 +33,7 @@ from aoefs.protocol.wire import (
     Flag,
     decode_ata_untrusted,
     decode_header_untrusted,
-    encode_ata,
+    encode,
 )
 from aoefs.softtarget.export import Export, FlushRequest
 from tests.scene import SegmentLink, Wire
@@ -354,7 +354,7 @@ class Machine:
             if header.address == self.address:
                 flags = Flag.RESPONSE | Flag.ERROR
                 answer = replace(header, destination=header.source, source=mac, flags=flags, error=habits.error)
-                self._answer(cable, encode_ata(answer, decode_ata_untrusted(frame)))
+                self._answer(cable, encode(answer, decode_ata_untrusted(frame)))
             return
         reply = self.export.handle_untrusted(frame, mac=mac, max_sectors=cable.max_sectors)
         if isinstance(reply, FlushRequest):

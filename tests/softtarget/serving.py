@@ -15,7 +15,7 @@ import trio
 
 from aoefs.net.packetsocket import PacketSocket
 from aoefs.protocol.ata import Opcode, flush_registers, transfer_registers
-from aoefs.protocol.wire import Address, AoeCommand, AtaArgument, Header, encode_ata
+from aoefs.protocol.wire import Address, AoeCommand, AtaArgument, Header, encode
 from aoefs.softtarget.configfile import ConfigFile
 from aoefs.softtarget.export import Export
 from aoefs.softtarget.server import Server
@@ -81,7 +81,7 @@ def request(
     to: bytes = OURS,
     sender: bytes = THEIRS,
 ) -> bytes:
-    return encode_ata(Header(to, sender, address, AoeCommand.ATA, tag), ata, data)
+    return encode(Header(to, sender, address, AoeCommand.ATA, tag), ata, data)
 
 
 def read(tag: int, lba: int, count: int = 2, address: Address = ADDRESSES[0]) -> bytes:

@@ -26,11 +26,8 @@ from aoefs.protocol.wire import (
     decode_header_untrusted,
     decode_mask_untrusted,
     decode_reserve_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
     encode_header,
-    encode_mask,
-    encode_reserve,
 )
 from aoefs.softtarget.access import MAX_MACS, Access
 from aoefs.softtarget.export import Export
@@ -61,7 +58,7 @@ def mac_of(number: int) -> bytes:
 def mask(export: Export, *directives: tuple[int, bytes]) -> MaskArgument:
     """The answer to an edit, or without directives to a read."""
     command = MaskCommand.EDIT if directives else MaskCommand.READ
-    answer = ask(export, encode_mask(header(AoeCommand.MASK), MaskArgument(command, directives)))
+    answer = ask(export, encode(header(AoeCommand.MASK), MaskArgument(command, directives)))
     assert aoe_error(answer) == 0
     found = decode_mask_untrusted(answer)
     assert found.command == command
@@ -75,7 +72,7 @@ def masked(export: Export) -> list[bytes]:
 
 def reserve(export: Export, command: int, *macs: bytes) -> tuple[int, tuple[bytes, ...]]:
     """The AoE error and the list in the answer."""
-    answer = ask(export, encode_reserve(header(AoeCommand.RESERVE), ReserveArgument(command, macs)))
+    answer = ask(export, encode(header(AoeCommand.RESERVE), ReserveArgument(command, macs)))
     found = decode_reserve_untrusted(answer)
     assert found.command == command
     return aoe_error(answer), found.macs
@@ -125,24 +122,24 @@ def test_a_host_that_is_not_on_the_mask_list_gets_no_answer_not_even_an_error() 
     export = make()
     mask(export, (ADD, THEIRS))
     for frame in (
-        encode_config(from_stranger(AoeCommand.CONFIG), ConfigArgument()),
-        encode_ata(from_stranger(), IDENTIFY_REGISTERS),
-        encode_ata(from_stranger(), READ),
-        encode_mask(from_stranger(AoeCommand.MASK), MaskArgument()),
-        encode_reserve(from_stranger(AoeCommand.RESERVE), ReserveArgument()),
+        encode(from_stranger(AoeCommand.CONFIG), ConfigArgument()),
+        encode(from_stranger(), IDENTIFY_REGISTERS),
+        encode(from_stranger(), READ),
+        encode(from_stranger(AoeCommand.MASK), MaskArgument()),
+        encode(from_stranger(AoeCommand.RESERVE), ReserveArgument()),
         encode_header(header(0x80, source=STRANGER)),
-        encode_ata(header(source=STRANGER, version=2), READ),
+        encode(header(source=STRANGER, version=2), READ),
     ):
         assert is_silent(export, frame)
-    assert registers(ask(export, encode_ata(header(), READ))) == (Status.DRDY, 0, 0)
+    assert registers(ask(export, encode(header(), READ))) == (Status.DRDY, 0, 0)
     mask(export, (DELETE, THEIRS))  # empty again: everybody
-    assert answer_to_stranger(export, encode_ata(from_stranger(), READ)) is not None
+    assert answer_to_stranger(export, encode(from_stranger(), READ)) is not None
 
 
 def test_an_edit_that_shuts_its_sender_out_is_still_answered() -> None:
     export = make()
     assert [mac for _, mac in mask(export, (ADD, STRANGER)).directives] == [STRANGER]
-    assert is_silent(export, encode_mask(header(AoeCommand.MASK), MaskArgument()))
+    assert is_silent(export, encode(header(AoeCommand.MASK), MaskArgument()))
 
 
 def test_a_bad_directive_is_named_and_what_came_before_it_holds() -> None:
@@ -160,21 +157,21 @@ def test_a_full_mask_list_says_so_and_takes_what_it_has_already() -> None:
     mask(export, (DELETE, mac_of(5)), (ADD, STRANGER))
     assert len(masked(export)) == MAX_MACS
     smallest_frame = 14 + 36 + 512  # the smallest MTU that carries a sector
-    assert len(ask(export, encode_mask(header(AoeCommand.MASK), MaskArgument()))) <= smallest_frame
+    assert len(ask(export, encode(header(AoeCommand.MASK), MaskArgument()))) <= smallest_frame
 
 
 @pytest.mark.parametrize("count", [2, 3, 255])
 def test_a_directive_count_beyond_the_frame_is_a_bad_argument_and_void_in_a_read(count: int) -> None:
     export = make()
     for command, expected in ((MaskCommand.EDIT, ErrorCode.BAD_ARGUMENT), (MaskCommand.READ, 0)):
-        frame = bytearray(encode_mask(header(AoeCommand.MASK), MaskArgument(command, ((ADD, STRANGER),), count=count)))
+        frame = bytearray(encode(header(AoeCommand.MASK), MaskArgument(command, ((ADD, STRANGER),), count=count)))
         assert aoe_error(ask(export, bytes(frame[:36]))) == expected
     assert masked(export) == []
 
 
 @pytest.mark.parametrize("argument", [MaskArgument(2), MaskArgument(255), MaskArgument(MaskCommand.EDIT, (), error=2)])
 def test_an_unknown_mask_command_and_an_edit_with_an_error_are_bad_arguments(argument: MaskArgument) -> None:
-    answer = ask(make(), encode_mask(header(AoeCommand.MASK), argument))
+    answer = ask(make(), encode(header(AoeCommand.MASK), argument))
     assert aoe_error(answer) == ErrorCode.BAD_ARGUMENT
 
 
@@ -182,16 +179,16 @@ def test_an_export_is_announced_to_its_allow_list_only_which_the_wire_cannot_wid
     export = make(access=Access([THEIRS, mac_of(1)]))
     announced = [decode_header_untrusted(frame) for frame in export.announcements(mac=OURS, max_sectors=2)]
     assert [head.destination for head in announced] == [THEIRS, mac_of(1)]
-    assert is_silent(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
+    assert is_silent(export, encode(from_stranger(), IDENTIFY_REGISTERS))
     assert masked(export) == []
     mask(export, (ADD, THEIRS), (ADD, STRANGER))
-    assert is_silent(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
+    assert is_silent(export, encode(from_stranger(), IDENTIFY_REGISTERS))
     assert [decode_header_untrusted(frame).destination for frame in export.announcements(mac=OURS, max_sectors=2)] == [
         THEIRS
     ]
     mask(export, (DELETE, THEIRS), (DELETE, STRANGER))
-    assert is_silent(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
-    assert registers(ask(export, encode_ata(header(), READ))) == (Status.DRDY, 0, 0)
+    assert is_silent(export, encode(from_stranger(), IDENTIFY_REGISTERS))
+    assert registers(ask(export, encode(header(), READ))) == (Status.DRDY, 0, 0)
 
 
 def test_a_reserved_export_answers_every_ata_command_of_others_but_identify_with_an_error() -> None:
@@ -200,23 +197,23 @@ def test_a_reserved_export_answers_every_ata_command_of_others_but_identify_with
     before = bytes(export.store.data)
     assert reserve(export, ReserveCommand.SET, THEIRS) == (0, (THEIRS,))
     for ata in (READ, WRITE, flush_registers(Opcode.FLUSH_EXT), smart_registers(Feature.RETURN_STATUS)):
-        answer = answer_to_stranger(export, encode_ata(from_stranger(), ata, b"x" * 1024))
+        answer = answer_to_stranger(export, encode(from_stranger(), ata, b"x" * 1024))
         assert answer is not None
         assert aoe_error(answer) == ErrorCode.TARGET_IS_RESERVED
         assert decode_ata_untrusted(answer) == ata
     assert export.store.data == before
-    answer = answer_to_stranger(export, encode_ata(from_stranger(), IDENTIFY_REGISTERS))
+    answer = answer_to_stranger(export, encode(from_stranger(), IDENTIFY_REGISTERS))
     assert answer is not None
     assert decode_identify_untrusted(answer[36:]).sectors == SECTORS
     for frame in (
-        encode_config(from_stranger(AoeCommand.CONFIG), ConfigArgument(ConfigCommand.SET, b"x")),
-        encode_mask(from_stranger(AoeCommand.MASK), MaskArgument()),
-        encode_reserve(from_stranger(AoeCommand.RESERVE), ReserveArgument()),
+        encode(from_stranger(AoeCommand.CONFIG), ConfigArgument(ConfigCommand.SET, b"x")),
+        encode(from_stranger(AoeCommand.MASK), MaskArgument()),
+        encode(from_stranger(AoeCommand.RESERVE), ReserveArgument()),
     ):
         answer = answer_to_stranger(export, frame)
         assert answer is not None
         assert aoe_error(answer) == 0
-    assert registers(ask(export, encode_ata(header(), WRITE, b"x" * 1024))) == (Status.DRDY, 0, 0)
+    assert registers(ask(export, encode(header(), WRITE, b"x" * 1024))) == (Status.DRDY, 0, 0)
 
 
 def test_a_reservation_is_changed_by_its_holders_and_by_force_only() -> None:
@@ -237,10 +234,10 @@ def test_a_reservation_is_changed_by_its_holders_and_by_force_only() -> None:
 def test_a_count_beyond_the_frame_or_the_list_is_a_bad_argument_and_changes_nothing(command: int) -> None:
     export = make()
     reserve(export, ReserveCommand.SET, THEIRS)
-    frame = encode_reserve(header(AoeCommand.RESERVE), ReserveArgument(command, (STRANGER,)))[:32]
+    frame = encode(header(AoeCommand.RESERVE), ReserveArgument(command, (STRANGER,)))[:32]
     assert aoe_error(ask(export, frame[:25] + b"\x02" + frame[26:])) == ErrorCode.BAD_ARGUMENT
     many = ReserveArgument(command, tuple(mac_of(number) for number in range(MAX_MACS + 1)))
-    assert aoe_error(ask(export, encode_reserve(header(AoeCommand.RESERVE), many))) == ErrorCode.BAD_ARGUMENT
+    assert aoe_error(ask(export, encode(header(AoeCommand.RESERVE), many))) == ErrorCode.BAD_ARGUMENT
     assert reserve(export, ReserveCommand.READ) == (0, (THEIRS,))
     read_with_count = frame[:24] + b"\x00\xff"
     assert aoe_error(ask(export, read_with_count)) == 0
@@ -248,14 +245,14 @@ def test_a_count_beyond_the_frame_or_the_list_is_a_bad_argument_and_changes_noth
 
 @pytest.mark.parametrize("command", [3, 4, 255])
 def test_an_unknown_reserve_command_is_a_bad_argument(command: int) -> None:
-    answer = ask(make(), encode_reserve(header(AoeCommand.RESERVE), ReserveArgument(command)))
+    answer = ask(make(), encode(header(AoeCommand.RESERVE), ReserveArgument(command)))
     assert aoe_error(answer) == ErrorCode.BAD_ARGUMENT
 
 
 def test_mask_and_reserve_commands_shorter_than_their_header_are_ignored() -> None:
     export = make()
-    assert is_silent(export, encode_mask(header(AoeCommand.MASK), MaskArgument())[:27])
-    assert is_silent(export, encode_reserve(header(AoeCommand.RESERVE), ReserveArgument())[:25])
+    assert is_silent(export, encode(header(AoeCommand.MASK), MaskArgument())[:27])
+    assert is_silent(export, encode(header(AoeCommand.RESERVE), ReserveArgument())[:25])
 
 
 # ── any bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_config_untrusted,
     decode_header_untrusted,
-    encode_config,
+    encode,
 )
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket
 from tests.softtarget.serving import OURS, THEIRS, WireSocket, datagram_pair
@@ -87,7 +87,7 @@ def test_it_says_what_it_exports_and_a_signal_ends_it_well(lab: Lab, number: sig
     lines = [f"e0.1 {disk} 2048 sectors read-only on aoe0", f"e2.3 {odd} 1 sectors read-only on aoe0"]
     with open_packet_socket(lab) as sock:
         query = Header(BROADCAST_MAC, lab.mac(INITIATOR), Address(0, 1), AoeCommand.CONFIG, 0x8000_0009)
-        sock.send(encode_config(query, ConfigArgument()))
+        sock.send(encode(query, ConfigArgument()))
         while decode_header_untrusted(frame := sock.recv(1 << 16)).tag != 0x8000_0009:
             pass  # announcements
     answer = decode_config_untrusted(frame)
@@ -186,7 +186,7 @@ def test_only_an_answer_for_the_address_shows_that_it_is_served(
         assert (asked.destination, asked.address, asked.command) == (BROADCAST_MAC, Address(7, 0), AoeCommand.CONFIG)
         theirs.send(b"short")
         header = Header(OURS, THEIRS, address, AoeCommand.CONFIG, asked.tag, flags)
-        theirs.send(encode_config(dataclasses.replace(header, command=command), ConfigArgument()))
+        theirs.send(encode(dataclasses.replace(header, command=command), ConfigArgument()))
         with pytest.raises(UserError, match=f"by {THEIRS.hex(':')}") if is_refused else contextlib.nullcontext():
             inquiry.require_silence()
 

@@ -36,8 +36,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_ata_untrusted,
     decode_config_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
     encode_header,
 )
 from aoefs.softtarget.export import Export, FlushRequest
@@ -126,8 +125,8 @@ def test_golden_announcement() -> None:
 def test_frames_that_are_not_for_us_get_no_answer(command: int, changes: dict[str, Any]) -> None:
     export = make()
     head = header(command, **changes)
-    assert is_silent(export, encode_config(head, ConfigArgument()))
-    assert is_silent(export, encode_ata(head, IDENTIFY_REGISTERS))
+    assert is_silent(export, encode(head, ConfigArgument()))
+    assert is_silent(export, encode(head, IDENTIFY_REGISTERS))
 
 
 BROADCASTS: Sequence[dict[str, Any]] = [
@@ -142,8 +141,8 @@ BROADCASTS: Sequence[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", BROADCASTS)
 def test_a_broadcast_may_ask_who_is_there_and_what_it_is(changes: dict[str, Any]) -> None:
     export = make()
-    ask(export, encode_config(header(AoeCommand.CONFIG, **changes), ConfigArgument()))
-    ask(export, encode_ata(header(**changes), IDENTIFY_REGISTERS))
+    ask(export, encode(header(AoeCommand.CONFIG, **changes), ConfigArgument()))
+    ask(export, encode(header(**changes), IDENTIFY_REGISTERS))
 
 
 @pytest.mark.parametrize("changes", BROADCASTS)
@@ -152,46 +151,46 @@ def test_a_broadcast_never_reads_writes_or_flushes(changes: dict[str, Any]) -> N
     assert isinstance(export.store, MemoryStore)
     before = bytes(export.store.data)
     for ata in (READ, WRITE, flush_registers(Opcode.FLUSH_EXT), AtaArgument(0, 0, 0, 0x99, 0)):
-        assert is_silent(export, encode_ata(header(**changes), ata, b"x" * 1024))
+        assert is_silent(export, encode(header(**changes), ata, b"x" * 1024))
     for command in (2, 3, 4):
-        assert is_silent(export, encode_ata(header(command, **changes), READ))
+        assert is_silent(export, encode(header(command, **changes), READ))
     assert export.store.data == before
 
 
 @pytest.mark.parametrize("version", [0, 2, 15])
 def test_another_version_gets_error_5_in_version_1(version: int) -> None:
-    answer = ask(make(), encode_ata(header(version=version), READ))
+    answer = ask(make(), encode(header(version=version), READ))
     assert aoe_error(answer) == ErrorCode.UNSUPPORTED_VERSION
 
 
 @pytest.mark.parametrize("command", [4, 0x80, 0xF0, 0xFF])
 def test_other_commands_get_error_1(command: int) -> None:
-    assert aoe_error(ask(make(), encode_ata(header(command), READ))) == ErrorCode.UNRECOGNIZED_COMMAND
+    assert aoe_error(ask(make(), encode(header(command), READ))) == ErrorCode.UNRECOGNIZED_COMMAND
 
 
 def test_flags_of_a_request_are_not_echoed() -> None:
-    answer = ask(make(), encode_ata(header(flags=Flag.ERROR | 0x03, error=9), READ))
+    answer = ask(make(), encode(header(flags=Flag.ERROR | 0x03, error=9), READ))
     assert registers(answer) == (Status.DRDY, 0, 0)
 
 
 @pytest.mark.parametrize("length", [0, 13, 14, 23])
 def test_a_frame_shorter_than_its_header_is_ignored(length: int) -> None:
-    assert is_silent(make(), encode_ata(header(), READ)[:length])
+    assert is_silent(make(), encode(header(), READ)[:length])
 
 
 def test_a_frame_shorter_than_its_command_is_ignored() -> None:
     export = make()
-    assert is_silent(export, encode_ata(header(), IDENTIFY_REGISTERS)[:35])
-    assert is_silent(export, encode_config(header(AoeCommand.CONFIG), ConfigArgument())[:31])
-    ask(export, encode_ata(header(), IDENTIFY_REGISTERS)[:36])
-    ask(export, encode_config(header(AoeCommand.CONFIG), ConfigArgument())[:32])
+    assert is_silent(export, encode(header(), IDENTIFY_REGISTERS)[:35])
+    assert is_silent(export, encode(header(AoeCommand.CONFIG), ConfigArgument())[:31])
+    ask(export, encode(header(), IDENTIFY_REGISTERS)[:36])
+    ask(export, encode(header(AoeCommand.CONFIG), ConfigArgument())[:32])
 
 
 # ── config query ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def config(export: Export, command: int, string: bytes = b"") -> ConfigArgument | None:
-    frame = encode_config(header(AoeCommand.CONFIG), ConfigArgument(command, string))
+    frame = encode(header(AoeCommand.CONFIG), ConfigArgument(command, string))
     answer = answer_at_once(export, frame, mac=OURS, max_sectors=2)
     if answer is None:
         return None
@@ -202,7 +201,7 @@ def config(export: Export, command: int, string: bytes = b"") -> ConfigArgument 
 
 
 def config_error(export: Export, command: int, string: bytes = b"") -> int:
-    frame = encode_config(header(AoeCommand.CONFIG), ConfigArgument(command, string))
+    frame = encode(header(AoeCommand.CONFIG), ConfigArgument(command, string))
     return aoe_error(ask(export, frame))
 
 
@@ -232,7 +231,7 @@ def test_config_set_stores_once_and_force_set_always() -> None:
 
 def test_a_refused_set_shows_the_present_string() -> None:
     export = make(config_string=b"one")
-    answer = ask(export, encode_config(header(AoeCommand.CONFIG), ConfigArgument(ConfigCommand.SET, b"two")))
+    answer = ask(export, encode(header(AoeCommand.CONFIG), ConfigArgument(ConfigCommand.SET, b"two")))
     assert decode_config_untrusted(answer).string == b"one"
 
 
@@ -242,17 +241,17 @@ def test_a_wildcard_address_may_ask_for_the_config_string_and_not_set_it(address
     export = make(config_string=b"kept")
     head = header(AoeCommand.CONFIG, address=address, destination=destination)
     for command, string in ((ConfigCommand.READ, b""), (ConfigCommand.TEST, b"kept"), (ConfigCommand.PREFIX, b"k")):
-        assert decode_config_untrusted(ask(export, encode_config(head, ConfigArgument(command, string)))).string
+        assert decode_config_untrusted(ask(export, encode(head, ConfigArgument(command, string)))).string
     for setting in (int(ConfigCommand.SET), int(ConfigCommand.FORCE_SET), 5, 15):
         for string in (b"", b"kept", b"theirs"):
-            assert is_silent(export, encode_config(head, ConfigArgument(setting, string)))
+            assert is_silent(export, encode(head, ConfigArgument(setting, string)))
     assert export.config_string == b"kept"
 
 
 def test_an_exact_address_sets_the_config_string_to_the_broadcast_mac_too() -> None:
     export = make()
     head = header(AoeCommand.CONFIG, destination=BROADCAST_MAC)
-    ask(export, encode_config(head, ConfigArgument(ConfigCommand.SET, b"set")))  # as aoecfg does
+    ask(export, encode(head, ConfigArgument(ConfigCommand.SET, b"set")))  # as aoecfg does
     assert export.config_string == b"set"
 
 
@@ -265,7 +264,7 @@ def test_an_unknown_config_command_is_a_bad_argument(command: int) -> None:
 def test_a_config_string_longer_than_the_frame_is_a_bad_argument_and_void_in_a_read(length: int) -> None:
     export = make(config_string=b"kept")
     for command, expected in ((ConfigCommand.FORCE_SET, ErrorCode.BAD_ARGUMENT), (ConfigCommand.READ, 0)):
-        frame = bytearray(encode_config(header(AoeCommand.CONFIG), ConfigArgument(command)))
+        frame = bytearray(encode(header(AoeCommand.CONFIG), ConfigArgument(command)))
         frame[30:32] = length.to_bytes(2, "big")
         assert aoe_error(ask(export, bytes(frame))) == expected
     assert export.config_string == b"kept"
@@ -277,7 +276,7 @@ def test_a_config_string_longer_than_the_frame_is_a_bad_argument_and_void_in_a_r
 @pytest.mark.parametrize("count", [0, 1, 2, 255])
 def test_identify_describes_the_export_whatever_the_count(count: int) -> None:
     ata = AtaArgument(0, 0, count, Opcode.IDENTIFY, 0xA0 << 24)
-    answer = ask(make(), encode_ata(header(), ata))
+    answer = ask(make(), encode(header(), ata))
     assert registers(answer) == (Status.DRDY, 0, 0)
     identity = decode_identify_untrusted(answer[36:])
     assert (identity.sectors, identity.serial, identity.model) == (SECTORS, "0123456789", "aoefs software target")
@@ -300,8 +299,8 @@ def test_what_was_written_is_read(lba48: bool) -> None:
     export = make()
     data = bytes(range(256)) * 4
     write = transfer_registers(998, 2, write=True, lba48=lba48)
-    assert registers(ask(export, encode_ata(header(), write, data))) == (Status.DRDY, 0, 0)
-    answer = ask(export, encode_ata(header(), transfer_registers(998, 2, write=False, lba48=lba48)))
+    assert registers(ask(export, encode(header(), write, data))) == (Status.DRDY, 0, 0)
+    answer = ask(export, encode(header(), transfer_registers(998, 2, write=False, lba48=lba48)))
     assert answer[36:] == data
     assert (export.read_sectors, export.written_sectors) == (2, 2)
 
@@ -309,9 +308,9 @@ def test_what_was_written_is_read(lba48: bool) -> None:
 def test_the_opcode_decides_the_width_of_the_lba_and_the_flags_nothing() -> None:
     export = make()
     for flags in (0, 0x40, 0x01, 0x53):
-        answer = ask(export, encode_ata(header(), AtaArgument(flags, 0, 1, Opcode.READ, 5 | 0xE0 << 24 | 0xFFFF << 32)))
+        answer = ask(export, encode(header(), AtaArgument(flags, 0, 1, Opcode.READ, 5 | 0xE0 << 24 | 0xFFFF << 32)))
         assert registers(answer) == (Status.DRDY, 0, 0)
-        answer = ask(export, encode_ata(header(), AtaArgument(flags, 0, 1, Opcode.READ_EXT, 5 | 0xE0 << 24)))
+        answer = ask(export, encode(header(), AtaArgument(flags, 0, 1, Opcode.READ_EXT, 5 | 0xE0 << 24)))
         assert registers(answer) == (Status.DRDY | Status.ERR, ErrorBit.IDNF, 1)
 
 
@@ -320,7 +319,7 @@ def test_the_opcode_decides_the_width_of_the_lba_and_the_flags_nothing() -> None
 def test_past_the_end_is_idnf_and_moves_nothing(lba: int, count: int, write: bool) -> None:
     export = make()
     ata = transfer_registers(lba, count, write=write, lba48=True)
-    answer = ask(export, encode_ata(header(), ata, b"x" * 1024 if write else b""))
+    answer = ask(export, encode(header(), ata, b"x" * 1024 if write else b""))
     assert registers(answer) == (Status.DRDY | Status.ERR, ErrorBit.IDNF, count)
     assert len(answer) == 60
     assert export.written_sectors == 0
@@ -330,21 +329,21 @@ def test_past_the_end_is_idnf_and_moves_nothing(lba: int, count: int, write: boo
 @pytest.mark.parametrize("base", [READ, WRITE])
 def test_no_sectors_or_more_than_a_frame_holds_is_a_bad_argument(base: AtaArgument, count: int) -> None:
     ata = AtaArgument(base.flags, 0, count, base.command, 0)
-    answer = ask(make(), encode_ata(header(), ata, b"x" * 1024))
+    answer = ask(make(), encode(header(), ata, b"x" * 1024))
     assert aoe_error(answer) == ErrorCode.BAD_ARGUMENT
     assert decode_ata_untrusted(answer) == ata
 
 
 def test_a_write_with_too_few_data_is_a_bad_argument_and_writes_nothing() -> None:
     export = make()
-    assert aoe_error(ask(export, encode_ata(header(), WRITE, b"x" * 1023))) == ErrorCode.BAD_ARGUMENT
+    assert aoe_error(ask(export, encode(header(), WRITE, b"x" * 1023))) == ErrorCode.BAD_ARGUMENT
     assert export.written_sectors == 0
-    assert registers(ask(export, encode_ata(header(), WRITE, b"x" * 1030))) == (Status.DRDY, 0, 0)
+    assert registers(ask(export, encode(header(), WRITE, b"x" * 1030))) == (Status.DRDY, 0, 0)
 
 
 def test_a_read_only_export_aborts_writes() -> None:
     export = make(read_only=True)
-    answer = ask(export, encode_ata(header(), WRITE, b"x" * 1024))
+    answer = ask(export, encode(header(), WRITE, b"x" * 1024))
     assert registers(answer) == (0x41, ErrorBit.ABRT, 2)
     with pytest.raises(AtaError):
         check_result(decode_ata_untrusted(answer))
@@ -352,12 +351,12 @@ def test_a_read_only_export_aborts_writes() -> None:
 
 @pytest.mark.parametrize("opcode", [0x00, 0x06, 0x10, 0x25, 0x35, 0x40, 0xA1, 0xB0, 0xC8, 0xCA, 0xE0, 0xEF, 0xFF])
 def test_unknown_ata_commands_are_aborted(opcode: int) -> None:
-    answer = ask(make(), encode_ata(header(), AtaArgument(0, 0, 1, opcode, 0), b"x" * 1024))
+    answer = ask(make(), encode(header(), AtaArgument(0, 0, 1, opcode, 0), b"x" * 1024))
     assert registers(answer) == (0x41, ErrorBit.ABRT, 1)
 
 
 def test_check_power_mode_says_active() -> None:
-    answer = ask(make(), encode_ata(header(), AtaArgument(0, 0, 1, Opcode.CHECK_POWER_MODE, 0)))
+    answer = ask(make(), encode(header(), AtaArgument(0, 0, 1, Opcode.CHECK_POWER_MODE, 0)))
     assert registers(answer) == (Status.DRDY, 0, 0xFF)
 
 
@@ -366,29 +365,29 @@ def test_check_power_mode_says_active() -> None:
 
 def test_smart_says_what_the_export_knows_of_its_store() -> None:
     export = make()
-    ask(export, encode_ata(header(), WRITE, b"x" * 1024))
-    ask(export, encode_ata(header(), READ))
-    ask(export, encode_ata(header(), READ))
-    answer = ask(export, encode_ata(header(), smart_registers(Feature.READ_DATA)))
+    ask(export, encode(header(), WRITE, b"x" * 1024))
+    ask(export, encode(header(), READ))
+    ask(export, encode(header(), READ))
+    answer = ask(export, encode(header(), smart_registers(Feature.READ_DATA)))
     assert registers(answer) == (Status.DRDY, 0, 0)
     raw = {attribute.number: attribute.raw for attribute in decode_smart_untrusted(answer[36:])}
     assert raw == {187: 0, 241: 2, 242: 4}
-    status = ask(export, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
+    status = ask(export, encode(header(), smart_registers(Feature.RETURN_STATUS)))
     assert not is_failing_untrusted(decode_ata_untrusted(status))
 
 
 def test_smart_fails_after_a_failed_sync() -> None:
     store = BrokenStore(SECTORS)
     export = Export(ADDRESS, store, serial="1")
-    ask(export, encode_ata(header(), flush_registers(Opcode.FLUSH_EXT)))
-    status = ask(export, encode_ata(header(), smart_registers(Feature.RETURN_STATUS)))
+    ask(export, encode(header(), flush_registers(Opcode.FLUSH_EXT)))
+    status = ask(export, encode(header(), smart_registers(Feature.RETURN_STATUS)))
     assert is_failing_untrusted(decode_ata_untrusted(status))
 
 
 @pytest.mark.parametrize("change", [{"feature": 0xD8}, {"lba": 0}])
 def test_other_smart_commands_are_aborted(change: dict[str, int]) -> None:
     ata = replace(smart_registers(Feature.READ_DATA), **change)
-    assert registers(ask(make(), encode_ata(header(), ata))) == (0x41, ErrorBit.ABRT, 1)
+    assert registers(ask(make(), encode(header(), ata))) == (0x41, ErrorBit.ABRT, 1)
 
 
 # ── flush and failing stores ──────────────────────────────────────────────────────────────────────────────────────
@@ -398,11 +397,11 @@ def test_other_smart_commands_are_aborted(change: dict[str, int]) -> None:
 def test_a_flush_waits_for_the_store(opcode: int) -> None:
     export = make()
     assert isinstance(export.store, MemoryStore)
-    request = export.handle_untrusted(encode_ata(header(), flush_registers(opcode)), mac=OURS, max_sectors=2)
+    request = export.handle_untrusted(encode(header(), flush_registers(opcode)), mac=OURS, max_sectors=2)
     assert isinstance(request, FlushRequest)
     assert export.store.syncs == 0
     assert registers(check_answer(export.finish_flush(request, None))) == (Status.DRDY, 0, 0)
-    assert registers(ask(export, encode_ata(header(), flush_registers(opcode)))) == (Status.DRDY, 0, 0)
+    assert registers(ask(export, encode(header(), flush_registers(opcode)))) == (Status.DRDY, 0, 0)
     assert export.store.syncs == 1
 
 
@@ -439,8 +438,8 @@ def test_a_failing_store_is_an_ata_error_that_does_not_mean_read_only(short: boo
     store = BrokenStore(SECTORS)
     store.short = short
     export = Export(ADDRESS, store, serial="1", report=reports.append)
-    assert registers(ask(export, encode_ata(header(), READ))) == (0x41, ErrorBit.UNC, 2)
-    status, error, count = registers(ask(export, encode_ata(header(), WRITE, b"x" * 1024)))
+    assert registers(ask(export, encode(header(), READ))) == (0x41, ErrorBit.UNC, 2)
+    status, error, count = registers(ask(export, encode(header(), WRITE, b"x" * 1024)))
     assert status == Status.DRDY | Status.DF | Status.ERR
     assert not error & ErrorBit.ABRT
     assert count == 2
@@ -451,12 +450,12 @@ def test_a_failing_store_is_an_ata_error_that_does_not_mean_read_only(short: boo
 def test_after_a_failed_sync_no_flush_succeeds_any_more() -> None:
     store = BrokenStore(SECTORS)
     export = Export(ADDRESS, store, serial="1")
-    flush = encode_ata(header(), flush_registers(Opcode.FLUSH_EXT))
+    flush = encode(header(), flush_registers(Opcode.FLUSH_EXT))
     failed = (Status.DRDY | Status.DF | Status.ERR, 0, 0)
     assert registers(ask(export, flush)) == failed
     store.broken = False
     assert registers(ask(export, flush)) == failed
-    assert registers(ask(export, encode_ata(header(), READ)))[0] == Status.DRDY
+    assert registers(ask(export, encode(header(), READ)))[0] == Status.DRDY
 
 
 @pytest.mark.parametrize(("address", "buffer_count"), [(Address(0xFFFF, 0), 1), (Address(0, 0xFF), 1), (ADDRESS, 0)])

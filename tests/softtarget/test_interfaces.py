@@ -19,8 +19,7 @@ from aoefs.protocol.wire import (
     Header,
     decode_config_untrusted,
     decode_header_untrusted,
-    encode_ata,
-    encode_config,
+    encode,
 )
 from aoefs.softtarget.server import Server
 from tests.lab import INITIATOR, TARGET, Lab
@@ -54,7 +53,7 @@ async def test_exports_are_announced_at_the_start_and_when_an_interface_comes_ba
             lab.ip(TARGET, "link", "set", "aoe0", "mtu", 9000)
             assert await announced(wire) == (export.address, 0, 17)
             target = lab.mac(TARGET)
-            frame = encode_ata(
+            frame = encode(
                 Header(target, lab.mac(INITIATOR), export.address, 0, 5),
                 transfer_registers(0, 17, write=False, lba48=True),
             )
@@ -100,7 +99,7 @@ async def test_an_interface_of_the_same_name_takes_the_place_of_one_that_went(la
                 lab.ip(TARGET, "link", "set", "aoe0", "up")
                 assert await announced(sock) == (export.address, 0, 2)
                 query = Header(BROADCAST_MAC, THEIRS, Address(0xFFFF, 0xFF), AoeCommand.CONFIG, 9)
-                sock.send(encode_config(query, ConfigArgument()))
+                sock.send(encode(query, ConfigArgument()))
                 answer = await trio.to_thread.run_sync(sock.recv, 1 << 16)
                 assert decode_header_untrusted(answer).tag == 9
             nursery.cancel_scope.cancel()

@@ -31,8 +31,7 @@ from aoefs.protocol.wire import (
     decode_ata_untrusted,
     decode_config_untrusted,
     decode_header_untrusted,
-    encode_config,
-    encode_reserve,
+    encode,
 )
 from aoefs.softtarget.configfile import ConfigFile
 from aoefs.softtarget.server import Server
@@ -204,7 +203,7 @@ async def test_a_reservation_in_the_middle_of_a_batch_holds_for_the_frames_behin
         head = Header(OURS, STRANGER, ADDRESSES[0], AoeCommand.RESERVE, 0)
         client.send(
             *(write(1000 + lba, lba, b"a" * 512) for lba in range(count)),
-            encode_reserve(head, ReserveArgument(ReserveCommand.SET, (STRANGER,))),
+            encode(head, ReserveArgument(ReserveCommand.SET, (STRANGER,))),
             *(write(2000 + lba, lba, b"b" * 512) for lba in range(count)),
         )
         errors = {}
@@ -237,7 +236,7 @@ async def test_many_exports_answer_one_broadcast() -> None:
     exports = [make_export(Address(shelf, slot)) for shelf in range(6) for slot in range(6)]
     async with serving(*exports) as (_, client):
         query = Header(BROADCAST_MAC, THEIRS, Address(0xFFFF, 0xFF), AoeCommand.CONFIG, 9)
-        client.send(encode_config(query, ConfigArgument()))
+        client.send(encode(query, ConfigArgument()))
         found = {decode_header_untrusted(answer).address for answer in await client.receive(36)}
     assert found == {each.address for each in exports}
 
@@ -346,7 +345,7 @@ class SlowFile(ConfigFile):
 
 def ask_config(tag: int, string: bytes | None = None, address: Address = ADDRESSES[0]) -> bytes:
     head = Header(OURS, THEIRS, address, AoeCommand.CONFIG, tag)
-    return encode_config(head, ConfigArgument() if string is None else ConfigArgument(ConfigCommand.FORCE_SET, string))
+    return encode(head, ConfigArgument() if string is None else ConfigArgument(ConfigCommand.FORCE_SET, string))
 
 
 async def test_no_answer_has_a_config_string_that_is_not_kept(tmp_path: Path) -> None:
