@@ -119,13 +119,13 @@ class Lookout:
         for link in self._driver.links.values():
             self._discovery.start(link)
 
-    async def first_discovery(self, patience: float = FIRST_DISCOVERY) -> None:
-        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``patience`` seconds at most.
+    async def first_discovery(self) -> None:
+        """Wait until ``QUIET_AFTER_TARGET`` seconds went by without a new target, ``FIRST_DISCOVERY`` seconds at most.
 
         Endpoints that are still under IDENTIFY are waited for.
         """
         now, roster = self._driver.now, self._roster
-        with trio.move_on_after(max(0.0, self._started_at + patience - now())):
+        with trio.move_on_after(max(0.0, self._started_at + FIRST_DISCOVERY - now())):
             await roster.first_appeared.wait()
             while True:
                 quiet = roster.last_appeared_at + QUIET_AFTER_TARGET - now()

@@ -149,10 +149,8 @@ class AoeOperations(pyfuse3.Operations):
         disks = self._engine.disks.values()
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = SECTOR_BYTES
-        data.f_blocks = sum(disk.target.identity.sectors for disk in disks)
-        data.f_bfree = data.f_bavail = 0
+        data.f_blocks = sum(disk.target.identity.sectors for disk in disks)  # none of them free
         data.f_files = len(disks)
-        data.f_ffree = data.f_favail = 0
         data.f_namemax = 255
         return data
 
@@ -219,7 +217,10 @@ class AoeOperations(pyfuse3.Operations):
         if node is node.siblings.whole:
             self._read_table_later(node.disk)
         if self._options.reserve:
-            await self._give_back_reservation(node)
+            try:
+                await node.disk.reservation.give_back()
+            except RequestError as error:
+                failed(node, "giving back the reservation", error)
 
     async def _begin_writing(self, node: Node) -> None:
         """Count a handle that may write, or say why there can be none: EROFS, EBUSY, or what the reservation says."""
@@ -274,12 +275,6 @@ class AoeOperations(pyfuse3.Operations):
             if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
                 failure = FUSEError(errno.EOPNOTSUPP)  # it knows no reservations: not an I/O error
             raise failure from None
-
-    async def _give_back_reservation(self, node: Node) -> None:
-        try:
-            await node.disk.reservation.give_back()
-        except RequestError as error:
-            failed(node, "giving back the reservation", error)
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
