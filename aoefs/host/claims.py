@@ -26,7 +26,7 @@ from aoefs.protocol import wire
 
 _PATIENCE = 0.2  # seconds from the question; targets on a LAN answer within milliseconds
 _LONGEST_QUEUE = 4096  # of processes that asked for our PID
-_ENOUGH_BYTES = 64  # of a frame: its header
+_MOST_FRAMES = 4096  # read of one interface: a flood must not keep us
 
 
 def claim(address: wire.Address, interface: str) -> socket.socket:
@@ -80,9 +80,8 @@ class Inquiry:
         """UserError if one of the addresses has answered within ``_PATIENCE`` of the question, or was announced."""
         time.sleep(max(0.0, self._asked + _PATIENCE - time.monotonic()))
         for sock in self._sockets:
-            with contextlib.suppress(OSError):  # no more frames, or the interface is down
-                while True:
-                    self._examine_untrusted(sock.socket.recv(_ENOUGH_BYTES), sock.interface)
+            for frame in sock.receive_frames(_MOST_FRAMES):
+                self._examine_untrusted(frame, sock.interface)
 
     def _examine_untrusted(self, frame: bytes, interface: str) -> None:
         try:

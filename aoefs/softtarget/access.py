@@ -29,7 +29,7 @@ MAX_MACS = 64  # 8 bytes each: 540 bytes of a frame, and the smallest MTU for Ao
 class Access:
     """The lists of one export, of MACs of 6 bytes: ``allow``, ``mask`` and the ``holders`` of the reservation.
 
-    ATA commands are executed for the MACs in ``admitted``, or for all if that is None.
+    Frames from the MACs in ``heard`` get answers, and ATA commands from those in ``admitted`` are executed; None: all.
     """
 
     def __init__(self, allow: Iterable[bytes] = ()) -> None:
@@ -37,24 +37,19 @@ class Access:
         self.mask: tuple[bytes, ...] = ()
         self.holders: tuple[bytes, ...] = ()
         self.admitted: frozenset[bytes] | None = None
-        self._heard: frozenset[bytes] | None = None
+        self.heard: frozenset[bytes] | None = None
         self._recompute()
 
     def _recompute(self) -> None:
         lists = [frozenset(macs) for macs in (self._allow, self.mask) if macs]
-        self._heard = frozenset.intersection(*lists) if lists else None
+        self.heard = frozenset.intersection(*lists) if lists else None
         if self.holders:
             lists.append(frozenset(self.holders))
         self.admitted = frozenset.intersection(*lists) if lists else None
 
-    @property
-    def audience(self) -> tuple[bytes, ...] | None:
-        """The hosts that the export is announced to; None for all."""
-        return None if self._heard is None else tuple(sorted(self._heard))
-
     def hears(self, mac: bytes) -> bool:
         """Whether a frame from ``mac`` gets an answer at all."""
-        return self._heard is None or mac in self._heard
+        return self.heard is None or mac in self.heard
 
     def admits(self, mac: bytes) -> bool:
         """Whether ATA commands from ``mac``, which is heard, are executed."""

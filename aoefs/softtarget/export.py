@@ -135,7 +135,7 @@ class Export:
         we hear if the others are not heard.
         """
         config = self._config_argument(wire.ConfigCommand.READ, max_sectors)
-        audience = (wire.BROADCAST_MAC,) if self.access.audience is None else self.access.audience
+        audience = [wire.BROADCAST_MAC] if self.access.heard is None else sorted(self.access.heard)
         header = wire.Header(b"", mac, self.address, wire.AoeCommand.CONFIG, 0, wire.Flag.RESPONSE)
         return [wire.encode(replace(header, destination=to), config) for to in audience]
 
