@@ -18,6 +18,7 @@ from unittest import mock
 import pyfuse3
 import trio
 
+from aoefs.engine.rundelay import RunDelay
 from aoefs.fuse import readahead
 from aoefs.fuse.kernel import Notice
 from tests.simulation.requests import Requests
@@ -79,6 +80,18 @@ class _Log(logging.Handler):
             self._world.complain("".join(traceback.format_exception(*record.exc_info)))
 
 
+class _Waiting:
+    """For how long other processes had the processor: a little more at each look."""
+
+    def __init__(self, seed: int) -> None:
+        self._dice = Random(seed)
+        self._waited = 0.0
+
+    def seconds(self) -> float:
+        self._waited += self._dice.choice((0.0, 0.0, 0.001))
+        return self._waited
+
+
 @contextmanager
 def determined(seed: int, world: World, threads: Threads, requests: Requests) -> Iterator[None]:
     """Random numbers, threads and the order of ready tasks are the run's; large things are small; the log is ours."""
@@ -101,6 +114,7 @@ def determined(seed: int, world: World, threads: Threads, requests: Requests) ->
                 "invalidate_inode",
                 lambda inode, attr_only: world.log(f"the kernel forgets {inode} {attr_only}"),
             ),
+            (RunDelay, "seconds", _Waiting(seed).seconds),
             (readahead, "CHUNK_BYTES", CHUNK_BYTES),
             (readahead, "SLACK_BYTES", CHUNK_BYTES // 4),
             (log, "handlers", [handler]),
