@@ -60,6 +60,7 @@ class TargetStatistics:
     write_bytes: int
     flushes: int
     errors: int
+    busy_seconds: float  # in which a read or write was in flight
     retransmits: int
     rtt_us: float
     dirty: bool

@@ -91,6 +91,7 @@ class Target:
         self.dirty = False  # a write was acknowledged since the last good flush
         self.ever_written = False
         self.reads = self.writes = self.read_bytes = self.write_bytes = self.flushes = self.errors = 0
+        self.busy_seconds = 0.0  # in which something was in flight, up to the last answer or timeout
         self._read_latency = [0] * BUCKETS
         self._write_latency = [0] * BUCKETS
         self._tags = tags
@@ -102,6 +103,7 @@ class Target:
         self._quarantine = Quarantine(self.order)
         self._silent_since = 0.0  # the last answer, or when the first of what waits began to
         self._answer_due_since = 0.0  # when something else than a FLUSH began to wait
+        self._busy_since = 0.0  # what is not in ``busy_seconds`` yet
         self._next_path = 0
         self._lone_commands = 0
         self._flushes = 0
@@ -270,6 +272,8 @@ class Target:
             request.copies.append(run)
         self._tags.open(run)
         path.on_sent(run)
+        if not self.in_flight:
+            self._busy_since = now
         self.in_flight += run.count
         if request.first_sent_at is None:
             request.first_sent_at = now
@@ -315,6 +319,7 @@ class Target:
         fresh = run.flying & mask
         late = run.lost & mask
         if fresh:
+            self._count_busy(now)
             self.in_flight -= fresh.bit_count()
             run.path.on_answered(run, fresh, first + count - 1, now)
         if late:
@@ -324,6 +329,10 @@ class Target:
             self._quarantine.end(now)
         self._silent_since = now
         return bool(fresh or late)
+
+    def _count_busy(self, now: float) -> None:
+        self.busy_seconds += now - self._busy_since
+        self._busy_since = now
 
     def complete(self, run: Run, first: int, count: int) -> bool:
         """These answers are good and their data are in place; True when that ended the request."""
@@ -459,6 +468,8 @@ class Target:
 
     def handle_timeout(self, now: float) -> None:
         """Give up what is lost, expire requests, end quarantines; the driver sends afterwards."""
+        if self.in_flight:
+            self._count_busy(now)
         for path in self.paths:
             for run, mask in path.give_up(now):
                 self.in_flight -= mask.bit_count()
@@ -593,6 +604,7 @@ class Target:
             queued=len(self._backlog),
             waiting=len(self._waiting),
             quarantined=len(self._quarantine.held),
+            busy_seconds=round(self.busy_seconds, 6),
             retransmits=sum(path.retransmits for path in self.paths),
             rtt_us=round(min(rtts, default=0.0) * 1e6, 1),
             flush_supported=self.identity.flush_opcode is not None and not self.flush_unknown,

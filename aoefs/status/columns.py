@@ -28,6 +28,7 @@ MEANINGS = {
     "READ/s, WRITE/s": "bytes a second, and their past as bars; one scale for the whole column",
     "IOPS": "reads and writes a second",
     "p50, p99": "half of the requests, or 99 of 100, were not slower in the last second; r- of reads, w- of writes",
+    "UTIL": "share of the last second in which something was in flight",
     "AVGQ": "requests under way, on average of the last second",
     "QUEUE": "commands that wait for the window (of a target), or answers that wait for a shard",
     "RTT, RTO": "measured round-trip time, and the silence after which a command is sent again",
@@ -128,6 +129,9 @@ _queue = _measured(
 )
 
 
+_busy = _measured(lambda trend: trend.per_second("busy_seconds"), lambda share: f"{100 * min(1.0, share):.0f}%")
+
+
 def _graph(history: History, past: Callable[[Trend], Sequence[float]], style: str) -> OfTrend:
     """Bars of one scale for the whole column, so that rows can be compared."""
     tops: dict[int, float] = {}
@@ -164,9 +168,9 @@ def _flight(row: Row, _width: int) -> Cell:
 
 def targets(history: History, live: bool) -> Sequence[Column[Trend]]:
     latencies = "read", "write"
-    flight: Column[Trend] = (
-        Column("AVGQ", _queue, width=4, rank=8) if live else Column("FLIGHT", _flight, width=7, rank=12)
-    )
+    load: list[Column[Trend]] = [Column("FLIGHT", _flight, width=7, rank=12)]
+    if live:
+        load = [Column("UTIL", _busy, width=4, rank=10), Column("AVGQ", _queue, width=4, rank=8)]
     return [
         Column("TARGET", _show("name", style="bold"), width=7, most=10, rank=0, left=True),
         Column("STATE", _target_state, width=6, most=8, rank=1, left=True),
@@ -180,7 +184,7 @@ def targets(history: History, live: bool) -> Sequence[Column[Trend]]:
         Column("p99", _latency(0.99, *latencies), width=6, rank=6),
         Column("r-p99", _latency(0.99, "read"), width=6, rank=18),
         Column("w-p99", _latency(0.99, "write"), width=6, rank=19),
-        flight,
+        *load,
         Column("QUEUE", _counter("queued"), width=5, rank=17),
         Column("RTT", _show("rtt_us", format_us), width=6, rank=13),
         Column("RESENT", _resent, width=6, rank=11),
@@ -275,6 +279,7 @@ def intervals() -> Sequence[Column[Lane]]:
         Column("WRITE", _bytes_of_lane("write_bytes", style=WRITE), width=10, rank=4),
         Column("p50", either(_show("rtt_us", format_us), _latency(0.5, "read", "write")), width=6, rank=6),
         Column("p99", of_target(_latency(0.99, "read", "write")), width=6, rank=5),
+        Column("UTIL", of_target(_busy), width=4, rank=10),
         Column("AVGQ", of_target(_queue), width=4, rank=9),
         Column("QUEUE", of_target(_counter("queued")), width=5, rank=8),
         Column("RESENT/s", _resent_rate, width=8, rank=7),

@@ -21,7 +21,7 @@ from aoefs.protocol.wire import format_mac
 from aoefs.status.events import Event
 from aoefs.status.sparing import PerTarget, Sparing
 
-_TOTALS = ("reads", "writes", "read_bytes", "write_bytes", "flushes", "errors", "retransmits")
+_TOTALS = ("reads", "writes", "read_bytes", "write_bytes", "flushes", "errors", "busy_seconds", "retransmits")
 _PRESENT = ("in_flight", "queued", "rtt_us")
 _OF_ENGINE = ("hints", "hints_dropped", "candidates_dropped", "refused_identities", "stopped_seconds")
 STATUS_EVENTS = 50  # the last ones; ``aoefs events`` shows all that are remembered

@@ -21,6 +21,24 @@ def test_answers_may_come_in_any_order_and_in_batches() -> None:
     assert len(made.tags) == 0
 
 
+def test_the_time_in_which_something_is_in_flight_is_counted_once_whatever_the_depth() -> None:
+    made = pair()
+    before = made.target.busy_seconds
+    requests = [ask(4)[0], ask(4, lba=8)[0]]
+    for request in requests:
+        made.target.submit(request, 1.0)
+    first, second = drain(made.target, 1.0)
+    answer(made.target, first, 1.25)
+    answer(made.target, second, 1.5)
+    assert made.target.busy_seconds - before == 0.5
+    made.target.submit(ask(4)[0], 3.0)  # idle until now
+    (run,) = drain(made.target, 3.0)
+    made.target.handle_timeout(3.125)
+    assert made.target.busy_seconds - before == 0.625  # also without an answer
+    answer(made.target, run, 3.25)
+    assert made.target.busy_seconds - before == 0.75
+
+
 def test_an_answer_that_comes_twice_counts_once() -> None:
     made = pair()
     request, ended = ask(4)

@@ -60,6 +60,7 @@ def target(**changes: Any) -> TargetStatistics:
         "write_bytes": 512,
         "flushes": 5,
         "errors": 6,
+        "busy_seconds": 0.25,
         "retransmits": 8,
         "rtt_us": 250.0,
         "dirty": True,

@@ -94,7 +94,7 @@ def test_at_80_columns_the_whole_mount_is_shown() -> None:
 def test_at_200_columns_nothing_is_left_out() -> None:
     lines = drawn(history_of(), 200, 50)
     assert lines[1].split() == (
-        words("TARGET▲ STATE SIZE MODEL SERIAL READ/s WRITE/s IOPS p50 p99 r-p99 w-p99 AVGQ QUEUE RTT RESENT ERR")
+        words("TARGET▲ STATE SIZE MODEL SERIAL READ/s WRITE/s IOPS p50 p99 r-p99 w-p99 UTIL AVGQ QUEUE RTT RESENT ERR")
     )
     target = next(row for row in rows(lines, "TARGET") if row[0] == "e0.1")
     assert target[-2:] == [str(record_of("e0.1")["retransmits"]), "0"]

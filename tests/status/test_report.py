@@ -17,7 +17,7 @@ from aoefs.status.report import STATUS_EVENTS, StatusText, status_report, strang
 from tests.status.snapshots import engine_statistics, histogram, stranger, target
 
 TARGET_FIELDS = """name shelf slot size model serial firmware config state conflict paths reads writes read_bytes
-    write_bytes flushes errors retransmits in_flight queued rtt_us read_latency_us write_latency_us dirty
+    write_bytes flushes errors busy_seconds retransmits in_flight queued rtt_us read_latency_us write_latency_us dirty
     flush_supported""".split()  # noqa: SIM905
 PATH_FIELDS = """interface mac sectors in_flight window rtt_us rttvar_us rto_us sent answered retransmits late
     reductions healthy bufcnt""".split()  # noqa: SIM905
