@@ -21,7 +21,7 @@ from aoefs.core.health import TRANSITIONS, Health, Sign
 from aoefs.core.link import Link
 from aoefs.core.recovery import IDLE, MAX_BACKOFF, MAX_RTO, CongestionWindow, ReorderWindow, RttEstimator
 from aoefs.core.request import Run, bits
-from aoefs.core.statistics import PathStatistics
+from aoefs.core.statistics import PathStatistics, snapshot
 from aoefs.protocol.wire import Address, AoeCommand, Flag, Header, encode_header
 
 if TYPE_CHECKING:
@@ -36,35 +36,6 @@ class Path:
     ``limit`` the largest window; ``max_rto`` the longest wait until a retransmission, in seconds; ``lba48`` says which
     READ and WRITE commands the disk takes.
     """
-
-    __slots__ = (
-        "answer_head",
-        "answered",
-        "cuts",
-        "full_sectors",
-        "health",
-        "in_flight",
-        "interface",
-        "last_answer_at",
-        "late",
-        "lba48",
-        "link",
-        "lost_at",
-        "mac",
-        "reorder",
-        "request_head",
-        "rested_at",
-        "retransmits",
-        "rtt",
-        "runs",
-        "sectors",
-        "sent",
-        "target",
-        "window",
-        "witness_index",
-        "witness_order",
-        "witness_rtt",
-    )
 
     def __init__(
         self,
@@ -265,19 +236,13 @@ class Path:
         return max(FRAME_LIFETIME, 4 * self.rtt.rto, self.rtt.longest)
 
     def statistics(self) -> PathStatistics:
-        return PathStatistics(
-            interface=self.interface,
-            mac=self.mac,
-            sectors=self.sectors,
-            in_flight=self.in_flight,
+        return snapshot(
+            PathStatistics,
+            self,
             window=self.window.size,
             rtt_us=round(self.rtt.srtt * 1e6, 1),
             rttvar_us=round(self.rtt.rttvar * 1e6, 1),
             rto_us=round(self.rtt.rto * 1e6, 1),
-            sent=self.sent,
-            answered=self.answered,
-            retransmits=self.retransmits,
-            late=self.late,
             reductions=self.window.reductions,
             healthy=self.health is Health.GOOD,
         )
