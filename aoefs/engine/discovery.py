@@ -24,7 +24,7 @@ without a size); that driver's tag 0 for queries (any host can guess it).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -76,7 +76,8 @@ class _Examination:
 
 class Discovery:
     """See the module.  Sightings and strangers go to ``roster``.  ``allow_mac`` are the only MACs to look at (empty:
-    all).  ``queue`` says whose turn it is to be examined.
+    all).  ``queue`` says whose turn it is to be examined.  Endpoints of another share are not examined:
+    ``on_other_share`` gets its number.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Discovery:
         supervisor: Supervisor,
         *,
         allow_mac: frozenset[bytes] = frozenset(),
+        share: wire.Share = wire.ALL,
     ) -> None:
         self.hints = 0
         self.hints_dropped = 0
@@ -94,6 +96,8 @@ class Discovery:
         self._supervisor = supervisor
         self._allow_mac = allow_mac
         self.queue = Candidates()
+        self._share = share
+        self.on_other_share: Callable[[int], object] = lambda _number: None
         self._examinations: dict[Endpoint, _Examination] = {}
         self._hinted: dict[Endpoint, float] = {}  # when a hint of it led to an examination, the oldest first
         self._repeated: set[Endpoint] = set()  # hinted again within the period: to be examined at its end
@@ -140,6 +144,8 @@ class Discovery:
             del hinted[next(iter(hinted))]
         if endpoint.link not in self._schedules or not self._may_exist(endpoint) or endpoint in self._repeated:
             self.hints_dropped += 1
+        elif (number := self._share.number_of(endpoint.address)) != self._share.number:
+            self.on_other_share(number)
         elif endpoint not in hinted:
             self._follow_hint(endpoint, now)
         elif len(self._repeated) < MAX_REPEATED:  # it may have changed once more since we asked

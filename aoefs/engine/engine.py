@@ -89,7 +89,10 @@ class Engine:
             self._run_delay.seconds,
         )
         self.roster = Roster(self.driver, self.in_place, self.changes, settings, self.supervisor)
-        self.discovery = Discovery(self.driver, self.roster, self.supervisor, allow_mac=settings.allow_mac)
+        self._share = settings.share
+        self.discovery = Discovery(
+            self.driver, self.roster, self.supervisor, allow_mac=settings.allow_mac, share=settings.share
+        )
         self.lookout = Lookout(self.driver, self.roster, self.discovery, self.changes)
         self.disks = self.roster.disks
         self.links = self.driver.links
@@ -106,7 +109,7 @@ class Engine:
 
     def open_link(self, interface: str) -> None:
         """Speak AoE on a local interface from now on.  OSError as ``net.packetsocket.PacketSocket``."""
-        self.add_link(EthernetLink(interface, self.driver.tags))
+        self.add_link(EthernetLink(interface, self.driver.tags, self._share))
 
     def add_link(self, link: Link, *, discover: bool = True) -> None:
         """Receive on ``link`` from now on, and discover; it is closed with the engine."""
@@ -241,12 +244,13 @@ async def open_engine(
     """
     tags: TagTable[Run | LoneCommand] = TagTable(secrets.token_bytes)
     links: list[Link] = []
+    settings = settings or Settings()
     engine: Engine | None = None
     failure: BaseException | None = None
     try:
-        links.extend(EthernetLink(interface, tags) for interface in interfaces)
+        links.extend(EthernetLink(interface, tags, settings.share) for interface in interfaces)
         async with trio.open_nursery() as nursery:
-            engine = Engine(nursery, settings or Settings(), tags)
+            engine = Engine(nursery, settings, tags)
             for link in links:
                 engine.add_link(link, discover=discover)
             try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aoefs.core.target import DEFAULT_DEADSECS, DEFAULT_MAXOUT
-from aoefs.protocol.wire import Address
+from aoefs.protocol.wire import ALL, Address, Share
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Settings:
     ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address;
     ``fixed_paths``: a target has those found in its first second; ``busy_poll`` seconds for which a task that waits in
     place polls before it sleeps (0: never, None: adapts); ``slow`` seconds after which a call is logged when it ends
-    (None: never).
+    (None: never); ``share``: the only targets that there are.
     """
 
     shards: int | None = None
@@ -28,3 +28,4 @@ class Settings:
     fixed_paths: bool = False
     busy_poll: float | None = None
     slow: float | None = None
+    share: Share = ALL

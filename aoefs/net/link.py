@@ -12,15 +12,19 @@ from aoefs.core.request import Run
 from aoefs.core.tags import TagTable
 from aoefs.net.frames import Frames
 from aoefs.net.packetsocket import PacketSocket, Role
+from aoefs.protocol.wire import ALL, Share
 
 
 class EthernetLink(PacketSocket):
-    """A link on the interface of this name.  OSError as :class:`PacketSocket`."""
+    """A link on the interface of this name.  OSError as :class:`PacketSocket`.
 
-    def __init__(self, interface: str, tags: TagTable[Run | LoneCommand]) -> None:
-        super().__init__(interface)
+    Answers are those of the ``share`` only; the first share gets hints of all, since it starts the others.
+    """
+
+    def __init__(self, interface: str, tags: TagTable[Run | LoneCommand], share: Share = ALL) -> None:
+        super().__init__(interface, share=share)
         try:
-            self._hints = PacketSocket(interface, role=Role.HINTS)
+            self._hints = PacketSocket(interface, role=Role.HINTS, share=share if share.number else ALL)
         except OSError:
             super().close()
             raise

@@ -25,7 +25,7 @@ from enum import Enum
 from aoefs.core.link import LinkStatistics
 from aoefs.core.statistics import snapshot
 from aoefs.core.tags import HINT_TAGS
-from aoefs.protocol.wire import BROADCAST_MAC, ETHERTYPE, payload_sectors
+from aoefs.protocol.wire import ALL, BROADCAST_MAC, ETHERTYPE, Share, payload_sectors
 
 _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
@@ -46,6 +46,7 @@ LINK_FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 _LD_B, _LD_H, _LD_W = 0x30, 0x28, 0x20  # BPF_LD | BPF_ABS of 1, 2, 4 bytes
 _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
+_TAX, _ADD_X, _MOD = 0x07, 0x0C, 0x94
 
 
 class Role(Enum):
@@ -56,7 +57,7 @@ class Role(Enum):
     TARGET = "target"  # requests
 
 
-def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
+def _filter_program(role: Role, mac: bytes, share: Share) -> list[tuple[int, int, int, int]]:
     """Classic BPF as (code, jump if true, jump if false, constant); the last two instructions accept and reject."""
     mac_high, mac_low = struct.unpack("!IH", mac)
     broadcast_high, broadcast_low = struct.unpack("!IH", BROADCAST_MAC)
@@ -76,7 +77,16 @@ def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
             (None, _LD_H, 4, None, None),
             (None, _JEQ, broadcast_low, None, "reject"),
         ]
-    steps.append(("flags", _LD_B, 14, None, None))
+    if share.of > 1:  # the sum of shelf and slot
+        steps += [
+            ("flags", _LD_H, 16, None, None),
+            (None, _TAX, 0, None, None),
+            (None, _LD_B, 18, None, None),
+            (None, _ADD_X, 0, None, None),
+            (None, _MOD, share.of, None, None),
+            (None, _JEQ, share.number, None, "reject"),
+        ]
+    steps.append((None if share.of > 1 else "flags", _LD_B, 14, None, None))
     if role is Role.TARGET:
         steps.append((None, _JSET, 0x08, "reject", "accept"))
     else:
@@ -100,8 +110,8 @@ def _filter_program(role: Role, mac: bytes) -> list[tuple[int, int, int, int]]:
     return [*program, (_RET, 0, 0, 0x40000), (_RET, 0, 0, 0)]
 
 
-def _attach_filter(sock: socket.socket, role: Role, mac: bytes) -> None:
-    program = b"".join(struct.pack("HBBI", *instruction) for instruction in _filter_program(role, mac))
+def _attach_filter(sock: socket.socket, role: Role, mac: bytes, share: Share) -> None:
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in _filter_program(role, mac, share))
     memory = ctypes.create_string_buffer(program, len(program))
     sock.setsockopt(
         socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(memory))
@@ -111,11 +121,11 @@ def _attach_filter(sock: socket.socket, role: Role, mac: bytes) -> None:
 class PacketSocket:
     """An open packet socket on one Ethernet interface.
 
-    ``interface`` is its name, ``mtu`` in bytes, ``mac`` 6 bytes.  Raises OSError as socket(2) and bind(2) do: EPERM
-    without CAP_NET_RAW, ENODEV without such an interface.
+    ``interface`` is its name, ``mtu`` in bytes, ``mac`` 6 bytes; it gets frames of ``share`` only.  Raises OSError as
+    socket(2) and bind(2) do: EPERM without CAP_NET_RAW, ENODEV without such an interface.
     """
 
-    def __init__(self, interface: str, *, role: Role = Role.INITIATOR) -> None:
+    def __init__(self, interface: str, *, role: Role = Role.INITIATOR, share: Share = ALL) -> None:
         self.interface = interface
         self.up = True
         self.rx_frames = 0
@@ -131,7 +141,7 @@ class PacketSocket:
             except OSError as error:  # it has no errno
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), interface) from error
             self.mac = self._hardware_address(sock)
-            _attach_filter(sock, role, self.mac)
+            _attach_filter(sock, role, self.mac, share)
             sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             for force, plain, size in (
                 (_SO_RCVBUFFORCE, socket.SO_RCVBUF, HINT_BUFFER_BYTES if role is Role.HINTS else RECEIVE_BUFFER_BYTES),

@@ -153,6 +153,20 @@ class Address(NamedTuple):
 BROADCAST_ADDRESS: Final = Address(0xFFFF, 0xFF)
 
 
+class Share(NamedTuple):
+    """The targets that one of ``of`` processes serves: those of which shelf + slot leaves ``number``."""
+
+    number: int
+    of: int
+
+    def number_of(self, address: Address) -> int:
+        """Of the share that an address belongs to."""
+        return (address.shelf + address.slot) % self.of
+
+
+ALL: Final = Share(0, 1)
+
+
 def format_mac(mac: bytes) -> str:
     """``b'\\x02\\0\\0\\0\\0\\x01'`` as ``02:00:00:00:00:01``."""
     return mac.hex(":")

@@ -14,6 +14,7 @@ from aoefs.engine.disk import Disk
 from aoefs.engine.engine import open_engine
 from aoefs.engine.settings import Settings
 from aoefs.errors import RequestError, TargetLost
+from aoefs.protocol.wire import Share
 from tests.engine.answers import data_only
 from tests.engine.calls import CALLS, cancel_after
 from tests.engine.queries import broadcasts
@@ -46,6 +47,19 @@ async def test_counters_equal_what_they_count(autojump_clock: MockClock) -> None
         assert scene.link.tx_frames - frames == 15 * 37 + 5
         assert statistics.links[0].rx_unknown == 0
         assert statistics.hints == 5 * len(broadcasts(scene))
+
+
+async def test_an_engine_of_one_share_knows_no_target_of_another_and_says_that_there_is_one(
+    autojump_clock: MockClock,
+) -> None:
+    others: list[int] = []
+    async with open_scene(Settings(share=Share(1, 3))) as scene:
+        scene.engine.discovery.on_other_share = others.append
+        for address in ((0, 0), (0, 1), (1, 0), (1, 1), (65534, 1)):
+            scene.add_target(*address)
+        await trio.sleep(2)
+        assert {str(address) for address in scene.engine.disks} == {"e0.1", "e1.0"}
+        assert set(others) == {0, 2}
 
 
 # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────────

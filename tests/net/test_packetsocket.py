@@ -6,24 +6,36 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from aoefs.core.tags import HINT_TAGS
 from aoefs.net.packetsocket import LINK_DOWN, PacketSocket, Role
-from aoefs.protocol.wire import BROADCAST_MAC, CLIENT_TAG_BIT, Address, AoeCommand, Flag, Header, encode_header, pad
+from aoefs.protocol.wire import (
+    ALL,
+    BROADCAST_MAC,
+    CLIENT_TAG_BIT,
+    Address,
+    AoeCommand,
+    Flag,
+    Header,
+    Share,
+    encode_header,
+    pad,
+)
 from tests.lab import INITIATOR, TARGET, Lab, open_packet_socket, wait_until
 from tests.lab.fixtures import both_mtus
 
 OURS = CLIENT_TAG_BIT | 0x1000_1234  # a tag as user-space initiators make them
 KERNEL_DRIVERS = 0x1234
+ZERO = Address(0, 0)
 STRANGER = bytes.fromhex("02ae0000ff00")
 
 
-def open_link(lab: Lab, side: str = INITIATOR, role: Role = Role.INITIATOR) -> PacketSocket:
+def open_link(lab: Lab, side: str = INITIATOR, role: Role = Role.INITIATOR, share: Share = ALL) -> PacketSocket:
     with lab.inside(side):
-        return PacketSocket("aoe0", role=role)
+        return PacketSocket("aoe0", role=role, share=share)
 
 
 def frame(
@@ -34,9 +46,10 @@ def frame(
     command: int = AoeCommand.ATA,
     tag: int = OURS,
     flags: int = 0,
+    address: Address = ZERO,
 ) -> bytes:
     flags |= Flag.RESPONSE if response else 0
-    return pad(encode_header(Header(destination, source, Address(0, 0), command, tag, flags)))
+    return pad(encode_header(Header(destination, source, address, command, tag, flags)))
 
 
 def queued(link: PacketSocket) -> list[bytes]:
@@ -124,6 +137,31 @@ def test_an_initiator_receives_answers_to_it_and_nothing_else(lab: Lab) -> None:
         for sent in (*unwanted, *wanted):
             wire.send(sent)
         assert received(link, len(wanted)) == sorted(wanted)
+
+
+def test_a_socket_of_one_share_never_sees_frames_of_another(lab: Lab) -> None:
+    us, them = lab.mac(INITIATOR), lab.mac(TARGET)
+    addresses = [Address(0, 0), Address(0, 1), Address(0, 254), Address(3, 0), Address(256, 2), Address(65534, 253)]
+    with wire_of(lab, TARGET) as wire, ExitStack() as stack:
+        links = {
+            (role, number): stack.enter_context(open_link(lab, role=role, share=Share(number, 3)))
+            for role in (Role.INITIATOR, Role.HINTS)
+            for number in range(3)
+        }
+        sent = {
+            (role, address): frame(us, them, response=True, command=AoeCommand.CONFIG, tag=tag, address=address)
+            for role, tag in ((Role.INITIATOR, OURS), (Role.HINTS, 0))
+            for address in addresses
+        }
+        for one in sent.values():
+            wire.send(one)
+        for (role, number), link in links.items():
+            own = [sent[role, address] for address in addresses if sum(address) % 3 == number]
+            assert own
+            assert received(link, len(own)) == sorted(own)
+            assert queued(link) == []
+            with pytest.raises(BlockingIOError):  # so nothing is readable, and no process that waits is woken
+                link.socket.recv(1)
 
 
 def test_a_target_receives_requests_to_it_and_nothing_else(lab: Lab) -> None:
