@@ -25,7 +25,7 @@ FLOORS: dict[str, set[str]] = {
     "engine": {"select", "trio"},
     "softtarget": {"fcntl", "select", "trio"},
     "status": {"prometheus_client", "rich", "select", "signal", "time", "trio"},
-    "host": {"ctypes", "signal", "socket", "subprocess", "time"},
+    "host": {"ctypes", "fcntl", "signal", "socket", "subprocess", "time"},
     "fuse": {"ctypes", "pyfuse3", "signal", "subprocess", "time", "trio"},
     "cli": {"rich", "select", "signal", "socket", "subprocess", "threading", "time", "trio"},
 }

@@ -36,6 +36,7 @@ from aoefs.protocol.wire import Address
 from aoefs.status.text import to_stderr
 
 FILE_SYSTEM_TYPE = "fuse.aoefs"
+WORKER_TYPE = "fuse.aoefs-worker"  # of the private mounts of workers, and of their files in a mount (``host.binds``)
 STATUS_FILE = ".aoefs/status.json"
 MOUNTINFO = "/proc/self/mountinfo"
 FUSE_DEVICE = "/dev/fuse"
@@ -60,7 +61,7 @@ class Mount(NamedTuple):
     @property
     def is_trusted(self) -> bool:
         """It is an aoefs mount of ours or of root: what it says is believed, and it is replaced when it is dead."""
-        return self.type == FILE_SYSTEM_TYPE and self.owner in (0, os.geteuid())
+        return self.type in (FILE_SYSTEM_TYPE, WORKER_TYPE) and self.owner in (0, os.geteuid())
 
     @property
     def user(self) -> str:
@@ -147,6 +148,11 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 def _mounts() -> list[Mount]:
     return parse_mountinfo(Path(MOUNTINFO).read_text(errors="surrogateescape"))
+
+
+def mounts_inside(mount: Mount) -> list[Mount]:
+    """Everything that is mounted on files of this mount."""
+    return [other for other in _mounts() if other.path.startswith(mount.path + "/")]
 
 
 def aoefs_mounts() -> list[Mount]:
@@ -304,8 +310,10 @@ def _is_inside(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory + "/")
 
 
-def _process_uses(process: str, mount: Mount) -> bool:
-    """Whether a process (its /proc directory) has anything open in the mount, as far as this process may see."""
+def _process_uses(process: str, mount: Mount, devices: Collection[str]) -> bool:
+    """Whether a process (its /proc directory) has anything open in the mount, as far as this process may see, or has
+    mapped a file of the ``devices``, which are as in /proc/PID/maps.
+    """
     links = [f"{process}/cwd", f"{process}/root"]
     with contextlib.suppress(OSError):
         links += [entry.path for entry in os.scandir(f"{process}/fd")]
@@ -313,16 +321,18 @@ def _process_uses(process: str, mount: Mount) -> bool:
         with contextlib.suppress(OSError):
             if _is_inside(os.readlink(link), mount.path):
                 return True
-    major, _, minor = mount.device.partition(":")
-    device = f" {int(major):02x}:{int(minor):02x} "
     with contextlib.suppress(OSError), open(f"{process}/maps", errors="replace") as maps:
-        return any(device in line for line in maps)
+        return any(device in line for line in maps for device in devices)
     return False
 
 
 def _process_holders(mount: Mount) -> Iterator[str]:
+    devices = []
+    for each in (mount, *(other for other in mounts_inside(mount) if other.type == WORKER_TYPE)):
+        major, _, minor = each.device.partition(":")
+        devices.append(f" {int(major):02x}:{int(minor):02x} ")
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid() or not _process_uses(f"/proc/{name}", mount):
+        if not name.isdigit() or int(name) == os.getpid() or not _process_uses(f"/proc/{name}", mount, devices):
             continue
         with contextlib.suppress(OSError):  # it may have ended just now
             yield f"{Path(f'/proc/{name}/comm').read_text(errors='replace').strip()} (pid {name})"
@@ -337,8 +347,8 @@ def _kernel_holders(mount: Mount) -> Iterator[str]:
                 device = f"/dev/{loop.name}"
                 where = [other.path for other in mounts if other.source == device]
                 yield device + (f" (mounted on {where[0]})" if where else "")
-    for other in mounts:
-        if other.path.startswith(mount.path + "/"):
+    for other in mounts_inside(mount):
+        if other.type != WORKER_TYPE:
             yield f"the mount on {other.path}"
 
 

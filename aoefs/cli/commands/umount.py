@@ -27,7 +27,7 @@ from typing import Any
 
 from aoefs.cli.options import add_mountpoint_argument, seconds
 from aoefs.errors import UserError
-from aoefs.host import mountpoint
+from aoefs.host import binds, mountpoint
 from aoefs.host.mountreader import Liveness
 from aoefs.status.text import to_stderr
 
@@ -181,7 +181,7 @@ def _unmount(mount: mountpoint.Mount, *, lazy: bool = False) -> None:
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
-            mountpoint.unmount(mount, lazy=lazy)
+            binds.unmount(mount, lazy=lazy)
             return
         except OSError as error:
             if error.errno != errno.EBUSY:

@@ -1,0 +1,130 @@
+"""Bind mounts of the workers' files in the mount point, and the private directories in which the workers mount.
+
+A worker is a process that serves a share of the targets of a mount (``fuse.workers``).  Its own FUSE mount is in a
+directory below ``/run`` that only root may enter; each of its files is bound over a placeholder in the mount point.
+
+What always holds: an unmount that fails changes nothing.  The owner of a private directory has a lock on it, so that
+the next process which needs one can remove those of processes that were killed.
+
+Rejected: ``umount -R`` (it stops at the first busy file, and leaves the others unmounted), and a mount namespace for
+each worker (it would keep all mounts of this host busy).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import glob
+import os
+import tempfile
+
+from aoefs.host import mountpoint
+from aoefs.host.mountpoint import WORKER_TYPE, Mount
+
+PLACE = "/run"
+_PREFIX = "aoefs-"
+
+_AT_FDCWD = -100
+_MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 4096, 2, 8
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429  # the same number on all processors that Linux has had since 5.2
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _done(result: int, path: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    return result
+
+
+def thread_id() -> int:
+    """Of this thread, as FUSE gives it with a request."""
+    return int(_libc.gettid())
+
+
+def bind(source: str, target: str) -> None:
+    """Mount the file ``source`` over the file ``target``; OSError as mount(2)."""
+    _done(_libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None), target)
+
+
+def unbind(path: str, *, lazy: bool = True) -> None:
+    """OSError as umount2(2): EINVAL if nothing is mounted there."""
+    _done(_libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)), path)
+
+
+def bound(mount: Mount) -> list[str]:
+    """The paths of the binds in this mount."""
+    return [each.path for each in mountpoint.mounts_inside(mount) if each.type == WORKER_TYPE]
+
+
+def unmount(mount: Mount, *, lazy: bool = False) -> None:
+    """As ``mountpoint.unmount``, with the binds in it; if that fails they are as before."""
+    taken: list[tuple[int, str]] = []  # copies that are mounted nowhere, and where to
+    try:
+        for path in [] if lazy else bound(mount):
+            copy = _done(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE), path)
+            try:
+                unbind(path, lazy=False)
+            except OSError:
+                os.close(copy)
+                raise
+            taken.append((copy, path))
+        mountpoint.unmount(mount, lazy=lazy)
+    except BaseException:
+        for copy, path in taken:
+            _libc.syscall(_SYS_MOVE_MOUNT, copy, b"", _AT_FDCWD, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH)
+        raise
+    finally:
+        for copy, _ in taken:
+            os.close(copy)
+
+
+# ── private directories ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PrivateDirectory:
+    """A directory for the mounts of the workers of this process; removed by :meth:`close`.  OSError as mkdir(2)."""
+
+    def __init__(self) -> None:
+        for path in glob.iglob(f"{PLACE}/{_PREFIX}*/"):
+            with contextlib.suppress(OSError):
+                _remove_if_left(path.rstrip("/"))
+        self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=PLACE)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def room(self, name: str) -> str:
+        """An empty directory in it that nothing is mounted on."""
+        path = f"{self.path}/{name}"
+        empty(path)
+        os.mkdir(path, 0o700)
+        return path
+
+    def close(self) -> None:
+        os.close(self._lock)
+        with contextlib.suppress(OSError):
+            remove(self.path)
+
+
+def empty(path: str) -> None:
+    """Take away a directory that a worker mounts on, and the mount if it is still there."""
+    with contextlib.suppress(OSError):
+        unbind(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def remove(path: str) -> None:
+    """Take away a private directory with all in it."""
+    for name in os.listdir(path):
+        empty(f"{path}/{name}")
+    os.rmdir(path)
+
+
+def _remove_if_left(path: str) -> None:
+    with mountpoint.opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as directory:
+        if os.fstat(directory).st_uid == os.geteuid():
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path)

@@ -1,0 +1,59 @@
+"""What the processes of one mount say of themselves, as one: their status files and their events.
+
+Pure: objects and lines in, objects and lines out.  The report of the main process comes first; those of workers (which
+serve a share of the targets each, ``fuse.workers``) are added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from aoefs.status.report import STATUS_EVENTS
+
+_SUMS = ("hints", "hints_dropped", "candidates_dropped", "refused_identities", "cpu_seconds")
+_LINK_SUMS = ("rx_frames", "rx_dropped", "rx_unknown", "tx_frames", "tx_full")
+
+
+def merged_status(main: dict[str, Any], workers: Mapping[int, Mapping[str, Any]], restarts: Mapping[int, int]) -> None:
+    """Add the reports of workers, by number, to that of the main process.
+
+    ``restarts`` says how often each one was started again, also those without a report.
+    """
+    reports: dict[int, Mapping[str, Any]] = {0: dict(main), **workers}
+    main["workers"] = [
+        {
+            "id": number,
+            "pid": reports.get(number, {}).get("pid"),
+            "targets": [target["name"] for target in reports.get(number, {"targets": []})["targets"]],
+            "cpu_seconds": reports.get(number, {}).get("cpu_seconds", 0.0),
+            "restarts": count,
+        }
+        for number, count in sorted({0: 0, **restarts}.items())
+    ]
+    main["shards"] = [{**shard, "worker": 0} for shard in main["shards"]]
+    for number, report in sorted(workers.items()):
+        main["targets"] = [*main["targets"], *report["targets"]]
+        first = len(main["shards"])
+        main["shards"] += [{**shard, "id": first + shard["id"], "worker": number} for shard in report["shards"]]
+        main["strangers"] = [*main["strangers"], *report["strangers"]]
+        main["events"] = [*main["events"], *report["events"]]
+        for name in _SUMS:
+            main[name] += report[name]
+        main["stopped_seconds"] = max(main["stopped_seconds"], report["stopped_seconds"])
+        counted = {link["interface"]: link for link in report["links"]}
+        main["links"] = [
+            {**link, **{name: link[name] + counted[link["interface"]][name] for name in _LINK_SUMS}}
+            if link["interface"] in counted
+            else link
+            for link in main["links"]
+        ]
+    main["targets"].sort(key=lambda target: (target["shelf"], target["slot"]))
+    main["events"] = sorted(main["events"], key=lambda event: event["time"])[-STATUS_EVENTS:]
+
+
+def merged_events(files: Sequence[bytes]) -> bytes:
+    """The lines of several files of events, in order of time."""
+    lines = [line for text in files for line in text.decode().splitlines(keepends=True)]
+    return "".join(sorted(lines, key=lambda line: datetime.fromisoformat(line.split(" ", 1)[0]))).encode()
