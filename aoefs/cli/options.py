@@ -45,7 +45,7 @@ _ALIASES = {"ro": "read-only"}
 # Destinations of options that --help leaves to --help-all.
 _RARE = frozenset(
     {"shards", "maxout", "sync", "allow_mac", "disk", "max_targets", "fixed_paths", "plain_loop", "busy_poll", "slow"}
-    | {"pid_file", "log_file", "log_level", "log_format", "check"}
+    | {"workers", "pid_file", "log_file", "log_level", "log_format", "check"}
 )
 
 MAX_TARGETS = 0xFFFF * 0xFF  # the number of addresses
@@ -183,6 +183,15 @@ def _busy_poll(text: str) -> int | str:
     return names[text] if text in names else whole(1, 200, "auto, off, or microseconds")(text)
 
 
+def _workers(text: str) -> int | str:
+    """``auto``, or how many."""
+    if text == "auto":
+        return text
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 64):
+        raise argparse.ArgumentTypeError(f"'{text}' is not auto, or a whole number from 1 to 64")
+    return int(text)
+
+
 def add_interface_argument(parser: argparse.ArgumentParser) -> None:
     """``-i``, the same for all commands that use the network; ``arguments.interface`` is a list or None."""
     what = "speak on this interface only (repeatable; default: every Ethernet interface that is up)"
@@ -209,6 +218,8 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--console", action=flag, help="stay in the foreground with the live console; leaving it unmounts")
     add("-r", "--read-only", action=flag, help="never write to a target (also -o ro)")
     add("--shards", type=whole(1, 1024), metavar="N", help="completion shards (default: one for each usable CPU)")
+    what = "experimental: so many processes share the targets (auto: one per usable CPU; default 1)"
+    add("--workers", type=_workers, metavar="N|auto", help=what)
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")
     add("--maxout", type=whole(1, 65535), metavar="N", help="most commands in flight to one target (default 64)")
     what = "poll so long before sleeping, while an answer may come (default auto)"

@@ -49,12 +49,17 @@ CONFIG_SECONDS = 1.0
 class ControlFile:
     """``read()`` gives all of it, ``write(order)`` carries one out or raises; None: that is not possible.
 
-    ``as_root`` is what root opens instead, where that makes a difference.
+    ``read_later()`` is a ``read`` that waits.  ``as_root`` is what root opens instead, where that makes a difference.
     """
 
     read: Callable[[], bytes] | None = None
     write: Callable[[bytes], Awaitable[None]] | None = None
     as_root: ControlFile | None = None
+    read_later: Callable[[], Awaitable[bytes]] | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        return self.read is not None or self.read_later is not None
 
 
 class Control:

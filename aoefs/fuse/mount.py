@@ -45,11 +45,13 @@ from aoefs.fuse.control import Control, ControlFile
 from aoefs.fuse.interfaces import Interfaces
 from aoefs.fuse.kernel import Kernel
 from aoefs.fuse.operations import AoeOperations
-from aoefs.fuse.options import LIVE, MountOptions
+from aoefs.fuse.options import LIVE, MountOptions, Part
+from aoefs.fuse.workers import Workers
 from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import Ready
 from aoefs.host.service import PidFile, notify
 from aoefs.host.systemlog import LogLimit
+from aoefs.protocol.wire import ALL, Share
 from aoefs.status.events import EventRing
 from aoefs.status.report import StatusText
 
@@ -62,36 +64,53 @@ MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on dem
 MAX_WORKERS = tuning.MOST_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
 ROOM_PERIOD = 0.5  # seconds
 KERNEL_GRACE = 0.5  # seconds that the kernel may take to let go of our threads: it takes a few milliseconds
+WORKER_PATIENCE = 3.0  # seconds that "ready" waits for workers: half a second, but for a busy machine
+MOST_WORKERS = 8  # of --workers auto
+PARENT_SECONDS = 0.1  # from the end of a worker's stdin until its parent counts as gone
 LAST_SECOND = 0.9  # seconds from a second signal to the end ...
 LAST_FLUSH = 0.6  # ... of which so many are for KERNEL_GRACE and the last flush
 
 _NAMES = [field.name for field in fields(MountOptions)]
 
 
-def run(options: MountOptions, ready: Ready, reread: Callable[[], MountOptions] | None = None) -> int:
+def run(
+    options: MountOptions,
+    ready: Ready,
+    reread: Callable[[], MountOptions] | None = None,
+    part: Part | None = None,
+) -> int:
     """Mount, serve until unmounted, flush; the exit code.  UserError if it cannot begin.
 
-    ``reread`` gives the options again, after a SIGHUP.
+    ``reread`` gives the options again, after a SIGHUP.  ``part`` is what a worker is of another mount.
     """
-    return trio.run(Mount(options, ready, reread).run)
+    return trio.run(Mount(options, ready, reread, part).run)
 
 
 class Mount:
     """One mount; see the module."""
 
-    def __init__(self, options: MountOptions, ready: Ready, reread: Callable[[], MountOptions] | None = None) -> None:
+    def __init__(
+        self,
+        options: MountOptions,
+        ready: Ready,
+        reread: Callable[[], MountOptions] | None = None,
+        part: Part | None = None,
+    ) -> None:
         self._options = options
+        self._part = part or Part(_share(options))
         self._reread = reread or (lambda: options)
         self._ready = ready
         self._events = EventRing()
         self._mount: mountpoint.Mount | None = None
         self._unmounted = False
         self._terminated = False
+        self._stopping = False
         self._flushing = False
+        self._workers: Workers | None = None
         self._last_flush = trio.CancelScope(shield=True)
 
     async def run(self) -> int:
-        options = self._options
+        options, part = self._options, self._part
         self._events.addFilter(LogLimit())
         self._events.listen_to(log)
         names = [interface.name for interface in interfaces.choose(options.interfaces)]
@@ -108,6 +127,7 @@ class Mount:
                 busy_poll=None if isinstance(options.busy_poll, str) else options.busy_poll / 1e6,
                 slow=options.slow,
                 shards=options.shards,
+                share=part.share,
             )
             try:
                 engine = await stack.enter_async_context(open_engine(names, settings))
@@ -124,7 +144,14 @@ class Mount:
             options_file = ControlFile(self._read_options, partial(self._write_options, change))
             control = Control(engine, self._events, self._status(engine).read, spoken_on.set, options_file)
             kernel = Kernel(engine.supervisor)
-            operations = AoeOperations(engine, control, kernel, options)
+            workers = None
+            if part.share.of > 1 and not part.serves:
+                workers = self._workers = Workers(
+                    engine, kernel, lambda: self._options, part.share, is_daemon=self._ready.is_daemon
+                )
+                stack.callback(workers.close)
+                workers.take_over(control)
+            operations = AoeOperations(engine, control, kernel, options, workers, part.number)
             engine.changes.subscribe(partial(self._on_change, engine))
             if not options.plain_loop:
                 workerloop.install(engine.in_place)
@@ -139,6 +166,10 @@ class Mount:
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(self._stop_on_signal, engine, kernel, signals, name="signals")
             nursery.start_soon(self._become_ready, engine, operations, pid_file, name="ready")
+            if workers is not None:
+                nursery.start_soon(workers.run, operations.tree, name="workers")
+            if part.serves:
+                nursery.start_soon(self._follow_main_process, name="main process")
             clean = False
             try:
                 await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
@@ -148,6 +179,8 @@ class Mount:
                 self._flushing = True
                 kernel.close()
                 clean = await last_flush(engine, FLUSH_GRACE, self._last_flush)
+                if workers is not None:
+                    clean = await workers.end() and clean
             nursery.cancel_scope.cancel()
         return 0 if clean else 1
 
@@ -155,7 +188,10 @@ class Mount:
 
     def _open_fuse(self, operations: AoeOperations) -> None:
         options = self._options
-        words = {"fsname=" + ("\\,".join(options.interfaces) or "any"), "subtype=aoefs"}
+        words = {
+            "fsname=" + ("\\,".join(options.interfaces) or "any"),
+            "subtype=aoefs-worker" if self._part.serves else "subtype=aoefs",
+        }
         if options.read_only:
             words.add("ro")
         if options.allow_other:
@@ -187,6 +223,8 @@ class Mount:
             engine.supervisor.start("room", partial(self._make_room, engine, background))
         operations.read_aheads.wanted = not kernel_reads_ahead
         await engine.first_discovery()
+        if self._workers is not None:
+            await self._workers.settled(WORKER_PATIENCE)
         links, count = ", ".join(engine.links), len(engine.disks)
         with trio.move_on_after(TABLE_PATIENCE):
             async with trio.open_nursery() as nursery:
@@ -199,12 +237,15 @@ class Mount:
                 pid_file.write()
             except OSError as error:  # a disk that is full by now; the mount is live all the same
                 log.error("--pid-file %s: %s", self._options.pid_file, error.strerror)
+        count += 0 if self._workers is None else self._workers.targets
         text = f"mounted on {self._options.mountpoint}: {count} target{'s' * (count != 1)} on {links}"
         if not count:
             text = f"mounted, but no target answers on {links} yet: files appear when one does"
         if is_private := self._mount is not None and mountpoint.is_private(self._mount):
             text += "; visible in this mount namespace only"
         surprising = not count or (is_private and sys.stderr.isatty())
+        if self._part.serves:
+            text, surprising = f"worker {self._part.share.number} serves {count} target{'s' * (count != 1)}", False
         self._ready.ok(text if surprising else None)
         if not surprising or self._ready.is_daemon:
             log.info("%s", text)
@@ -274,6 +315,8 @@ class Mount:
                     handler.setLevel(level)
             log.setLevel(min(logging.INFO, getattr(logging, level)))
         self._options = replace(before, **{name: getattr(wanted, name) for name in LIVE})
+        if self._workers is not None:
+            self._workers.change_options()
         values = {"deadsecs": f"{wanted.deadsecs:g}", "maxout": str(wanted.maxout), "log_level": level.lower()}
         values["interfaces"] = ",".join(wanted.interfaces) or "any"
         now = ", ".join(f"{name.replace('_', '-')} {values[name]}" for name in LIVE if name in changed)
@@ -292,6 +335,9 @@ class Mount:
 
     async def _stop_on_signal(self, engine: Engine, kernel: Kernel, signals: AsyncIterator[int]) -> None:
         number = await anext(signals)
+        self._stopping = True
+        if self._workers is not None:
+            self._workers.stop()
         self._tell_systemd("STOPPING=1")
         log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
         hurry = trio.Event()
@@ -310,11 +356,23 @@ class Mount:
         """A second signal: nothing is waited for any more, and this process is gone within ``LAST_SECOND``."""
         await anext(signals)
         log.warning("a second signal: ending at once")
+        if self._workers is not None:
+            self._workers.hurry()
         self._last_flush.deadline = min(self._last_flush.deadline, trio.current_time() + LAST_FLUSH)
         signal.setitimer(signal.ITIMER_REAL, LAST_SECOND)  # SIGALRM ends what cannot be cancelled: nothing handles it
         hurry.set()
         async for _ in signals:  # one that is never taken would end this process by its number, when trio lets go
             pass
+
+    async def _follow_main_process(self) -> None:
+        """Of a worker: stop when the main process wants it, or is gone; then its mount is dead, and is taken away."""
+        parent = os.getppid()
+        await trio.lowlevel.wait_readable(0)
+        if not self._stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep(PARENT_SECONDS)
+        if os.getppid() != parent:
+            await trio.to_thread.run_sync(mountpoint.clear_dead, self._part.serves, abandon_on_cancel=True)
 
     def _unmount_lazily(self) -> None:
         try:
@@ -323,6 +381,19 @@ class Mount:
             self._unmounted = True
         except (OSError, UserError) as error:
             log.warning("%s", error)
+
+
+def _share(options: MountOptions) -> Share:
+    """That of the main process.  UserError if workers are wanted and not possible."""
+    count = options.workers
+    if count == 1:
+        return ALL
+    if os.geteuid() != 0:
+        if isinstance(count, int):
+            raise UserError("--workers needs root, to bind-mount the files of workers", exit_code=2)
+        log.info("one process serves all targets: only root can bind-mount the files of others")
+        return ALL
+    return Share(0, count if isinstance(count, int) else min(MOST_WORKERS, len(os.sched_getaffinity(0))))
 
 
 def _complain(*complaints: str | None) -> None:

@@ -45,6 +45,8 @@ from aoefs.fuse.options import MountOptions
 from aoefs.fuse.readahead import ReadAhead, ReadAheads
 from aoefs.fuse.transfers import Transfers, failed, failed_unexpectedly
 from aoefs.fuse.tree import CONTROL, ROOT, ControlNode, Tree
+from aoefs.fuse.wholetree import WholeTree
+from aoefs.fuse.workers import Workers
 from aoefs.protocol.wire import SECTOR_BYTES, ErrorCode
 
 log = logging.getLogger("aoefs")
@@ -86,9 +88,18 @@ class AoeOperations(pyfuse3.Operations):
     def __init_subclass__(cls) -> None:
         raise TypeError("not meant to be inherited from")
 
-    def __init__(self, engine: Engine, control: Control, kernel: Kernel, options: MountOptions) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        control: Control,
+        kernel: Kernel,
+        options: MountOptions,
+        workers: Workers | None = None,
+        process: int = 0,
+    ) -> None:
         super().__init__()
-        self.tree = Tree(engine.disks, control, options)
+        self.tree = (Tree if workers is None else WholeTree)(engine.disks, control, options, process)
+        self._workers = workers
         self.read_aheads = ReadAheads(engine.supervisor)
         self._engine = engine
         self._kernel = kernel
@@ -105,7 +116,8 @@ class AoeOperations(pyfuse3.Operations):
 
     @guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> EntryAttributes:
-        return self.tree.attributes(self.tree.find(parent_inode, name))
+        thread = 0 if self._workers is None else ctx.pid
+        return self.tree.attributes(self.tree.find(parent_inode, name, thread))
 
     @guarded
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> EntryAttributes:
@@ -151,6 +163,10 @@ class AoeOperations(pyfuse3.Operations):
         data.f_bsize = data.f_frsize = SECTOR_BYTES
         data.f_blocks = sum(disk.target.identity.sectors for disk in disks)  # none of them free
         data.f_files = len(disks)
+        if self._workers is not None:
+            sectors, files = self._workers.sectors_and_files
+            data.f_blocks += sectors
+            data.f_files += files
         data.f_namemax = 255
         return data
 
@@ -177,7 +193,8 @@ class AoeOperations(pyfuse3.Operations):
             return await self._open_control(control, flags & os.O_ACCMODE, ctx)
         node = self.tree.nodes.get(inode)
         if node is None or node.gone:
-            raise FUSEError(errno.ESTALE)
+            is_placeholder = isinstance(self.tree, WholeTree) and self.tree.is_placeholder(inode)
+            raise FUSEError(errno.ENXIO if is_placeholder else errno.ESTALE)
         if writing:
             await self._begin_writing(node)
         sync = bool(flags & (os.O_SYNC | os.O_DSYNC))
@@ -245,14 +262,14 @@ class AoeOperations(pyfuse3.Operations):
             file = file.as_root
         if access != os.O_RDONLY and self._options.read_only:
             raise FUSEError(errno.EROFS)
-        if (access != os.O_RDONLY and file.write is None) or (access != os.O_WRONLY and file.read is None):
+        if (access != os.O_RDONLY and file.write is None) or (access != os.O_WRONLY and not file.is_readable):
             raise FUSEError(errno.EACCES)
         content = b""
-        if file.read is not None and access != os.O_WRONLY:
+        if file.is_readable and access != os.O_WRONLY:
             wait = min(self._control_due - trio.current_time(), MAX_CONTROL_WAIT)
             if wait > 0:
                 await trio.sleep(wait)
-            content = file.read()
+            content = file.read() if file.read is not None else await file.read_later()  # type: ignore[misc]  # one is
             due = max(self._control_due, trio.current_time() - CONTROL_CREDIT)
             self._control_due = due + len(content) / CONTROL_BYTES_PER_SECOND
         return FileInfo(fh=self._add_handle(ControlHandle(control.path, file, content)), direct_io=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aoefs.protocol.wire import Address
+from aoefs.protocol.wire import ALL, Address, Share
 
 # What a live mount can change, by SIGHUP and by mount -o remount, and whether a value of JSON is good for it.
 LIVE: Mapping[str, Callable[[Any], bool]] = {
@@ -30,7 +30,8 @@ class MountOptions:
     the microseconds for which a task that waits in place polls before it sleeps, or "auto"; ``umask`` is taken from
     mode 0666 of the files; ``plain_loop`` turns ``fuse.workerloop`` off; ``pid_file`` is an absolute path; ``metrics``
     is the address and the TCP port to serve them at; ``verbose`` is 0, 1 (-v) or more;
-    ``log_file`` is an absolute path, ``log_level`` debug, info, warning or error, ``log_format`` text or json.
+    ``log_file`` is an absolute path, ``log_level`` debug, info, warning or error, ``log_format`` text or json;
+    ``workers`` is how many processes share the targets, or "auto".
     """
 
     mountpoint: str
@@ -61,3 +62,20 @@ class MountOptions:
     log_file: str | None = None
     log_level: str | None = None
     log_format: str = "text"
+    workers: int | str = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a process is of a mount: the ``share`` of the targets that it has.  A worker ``serves`` the mount point of
+    the main process, and ``incarnation`` counts the processes before it.
+    """
+
+    share: Share = ALL
+    serves: str = ""
+    incarnation: int = 0
+
+    @property
+    def number(self) -> int:
+        """No other process of the mount, now or before, has it; 0 for the main process."""
+        return self.incarnation * self.share.of + self.share.number

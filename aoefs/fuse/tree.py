@@ -58,10 +58,13 @@ def _serial_name(serial: str) -> str:
 
 class Tree:
     """``disks`` are the present ones by address.  Of the options: ``umask`` is taken from 0666 (files) and 0777
-    (directories); control files are never writable for others than their owner.
+    (directories); control files are never writable for others than their owner.  ``process`` is a
+    number of which no other process of the mount gives inode numbers.
     """
 
-    def __init__(self, disks: Mapping[Address, Disk], control: Control, options: MountOptions) -> None:
+    def __init__(
+        self, disks: Mapping[Address, Disk], control: Control, options: MountOptions, process: int = 0
+    ) -> None:
         self.nodes: dict[int, Node] = {}  # by inode number
         self.control_nodes: dict[int, ControlNode] = {}
         self.links: dict[int, Node] = {}  # by the inode number of the link
@@ -76,7 +79,7 @@ class Tree:
         self._link_to: dict[Node, int] = {}
         self._next_inode = CONTROL
         self._control_root = self._make_directory(_CONTROL_NAME.decode(), control.files)
-        self._next_inode = _FIRST_DISK
+        self._next_inode = _FIRST_DISK + (process << 32)
 
     # ── nodes ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,8 +146,8 @@ class Tree:
             raise FUSEError(errno.ENOENT)
         return disk
 
-    def find(self, directory: int, name: bytes) -> int:
-        """The inode of a name in a directory; ENOENT if there is none."""
+    def find(self, directory: int, name: bytes, thread: int = 0) -> int:
+        """The inode of a name in a directory, for a ``thread``; ENOENT if there is none."""
         if name == b".":
             return directory
         if name == b"..":
@@ -231,7 +234,9 @@ class Tree:
         entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
         control = self.control_nodes.get(inode)
         if control is not None and control.file is not None:
-            mode = (0o444 if control.file.read else 0) | (0o200 if control.file.write and not self._read_only else 0)
+            mode = (0o444 if control.file.is_readable else 0) | (
+                0o200 if control.file.write and not self._read_only else 0
+            )
             entry.st_mode = stat.S_IFREG | mode & ~self._umask
             entry.attr_timeout = 0
         elif inode in self.links:

@@ -59,6 +59,8 @@ EVERY_OPTION = [
     ("max-targets", "5", ("max_targets", 5)),
     ("fixed-paths", None, ("fixed_paths", True)),
     ("reserve", None, ("reserve", True)),
+    ("workers", "auto", ("workers", "auto")),
+    ("workers", "4", ("workers", 4)),
     ("busy-poll", "auto", ("busy_poll", "auto")),
     ("busy-poll", "off", ("busy_poll", 0)),
     ("busy-poll", "200", ("busy_poll", 200)),

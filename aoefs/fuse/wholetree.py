@@ -1,0 +1,100 @@
+"""The tree of a mount with workers: its own files, and placeholders for those that workers serve.
+
+A placeholder is a name in the mount point over which a file of a worker is bound (``host.binds``), so that no open gets
+to it.  Whoever sees the mount without its binds, as a container may, gets ENXIO from it and never writes to it.
+
+What always holds: the inode number of a placeholder never changes, since a mount point that is looked up as another
+inode is unmounted by the kernel.  Before its file is bound only the thread that binds it finds it (``binders``).
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pyfuse3 import EntryAttributes, FUSEError
+
+from aoefs.fuse.control import ControlFile
+from aoefs.fuse.nodes import Node
+from aoefs.fuse.tree import CACHE_SECONDS, CONTROL, ROOT, ControlNode, Tree
+
+
+@dataclass(slots=True, eq=False)
+class Placeholder:
+    """``bound``: the inode number of the worker's file that is bound over it, 0 while there is none.  ``directory`` has
+    the control files of a target, unless this is a partition.
+    """
+
+    inode: int
+    name: bytes
+    directory: ControlNode | None
+    bound: int = 0
+
+
+class WholeTree(Tree):
+    """See the module.  ``by_serial`` are the links of workers: by name, the name of the file that each leads to."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]  # as they are
+        self.placeholders: dict[bytes, Placeholder] = {}
+        self.by_serial: Callable[[], Mapping[bytes, bytes]] = dict
+        self.binders: set[int] = set()  # threads
+        self._by_inode: dict[int, Placeholder] = {}
+
+    def placeholder(self, name: bytes, files: Mapping[str, ControlFile]) -> Placeholder:
+        """The placeholder of this name, made if there is none; ``files`` are the control files of a whole target."""
+        found = self.placeholders.get(name)
+        if found is None:
+            path = f"{self._control_root.path}/{name.decode()}"
+            directory = self._make_directory(path, files) if files else None
+            found = self.placeholders[name] = Placeholder(self._new_inode(), name, directory)
+            self._by_inode[found.inode] = found
+        return found
+
+    def is_placeholder(self, inode: int) -> bool:
+        return inode in self._by_inode
+
+    def find(self, directory: int, name: bytes, thread: int = 0) -> int:
+        found = self.placeholders.get(name)
+        if found is None or directory not in (ROOT, CONTROL):
+            return super().find(directory, name, thread)
+        if not found.bound and not (directory == ROOT and thread in self.binders):
+            raise FUSEError(errno.ENOENT)
+        if directory == ROOT:
+            return found.inode
+        if found.directory is None:
+            raise FUSEError(errno.ENOENT)
+        return found.directory.inode
+
+    def _by_serial(self) -> dict[bytes, Node]:
+        own = super()._by_serial()
+        claimed = {name.partition(b"-part")[0] for name in own}
+        for name, target in self.by_serial().items():
+            if name.partition(b"-part")[0] in claimed:
+                own = {other: node for other, node in own.items() if not (other + b"-part").startswith(name + b"-part")}
+            elif target in self.placeholders:
+                own[name] = self.placeholders[target]  # type: ignore[assignment]  # it has a name, like a Node
+        return own
+
+    def entries(self, directory: int) -> list[tuple[int, bytes]]:
+        entries = super().entries(directory)
+        bound = [found for found in self.placeholders.values() if found.bound]
+        if directory == ROOT:
+            entries += [(found.inode, found.name) for found in bound]
+        elif directory == CONTROL:
+            entries += [(found.directory.inode, found.name) for found in bound if found.directory]
+        return sorted(entries)
+
+    def attributes(self, inode: int) -> EntryAttributes:
+        found = self._by_inode.get(inode)
+        if found is None:
+            return super().attributes(inode)
+        entry = EntryAttributes()
+        entry.st_ino = inode
+        entry.st_mode = stat.S_IFREG
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._mounted_ns
+        entry.entry_timeout = CACHE_SECONDS if found.bound else 0
+        entry.attr_timeout = CACHE_SECONDS
+        return entry

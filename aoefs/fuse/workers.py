@@ -1,0 +1,476 @@
+"""The workers of a mount: processes that serve a share of the targets each, behind one mount point.
+
+The main process is worker 0: it owns the mount point, its directory and ``.aoefs``.  Another worker is started when the
+first target of its share is found (``Discovery.on_other_share``).  It is a mount of its own in a private directory
+(``host.binds``), and each of its files is bound over a placeholder of the mount point (``fuse.wholetree``).
+
+The file system is the interface: this module lists a worker's directory, reads its ``status.json`` and ``events``, and
+writes its control files.  The start, pauses and the end follow a table (``host.workerlife``), which one task per worker
+drives.  Whatever touches a worker's mount does so in a thread that nothing but this worker's part waits for.
+
+What always holds: a name is listed only while its bind is there.  A worker that dies takes down the files of its share
+only; they fail until it is back.  A bind that somebody took away comes back within some seconds while the mount is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from pyfuse3 import FUSEError
+
+import aoefs
+from aoefs.engine.engine import Engine
+from aoefs.errors import ControlError
+from aoefs.fuse.control import Control, ControlFile
+from aoefs.fuse.kernel import Kernel, Notice
+from aoefs.fuse.options import LIVE, MountOptions, Part
+from aoefs.fuse.tree import ROOT, Tree
+from aoefs.fuse.wholetree import Placeholder, WholeTree
+from aoefs.host import binds, mountpoint
+from aoefs.host.background import READY_VARIABLE, own_command
+from aoefs.host.workerlife import RUNNING, Input, State, WorkerLife
+from aoefs.protocol.wire import Address, Share
+from aoefs.status.merge import merged_events, merged_status
+
+log = logging.getLogger("aoefs")
+
+T = TypeVar("T")
+
+PATIENCE = 2.0  # seconds for an answer of a worker; then a report leaves it out
+PERIOD = 0.5  # seconds between two looks at a worker's directory
+FIRST_PERIOD = 0.1  # ... in its first seconds
+FIRST_SECONDS = 3.0
+END_SECONDS = 23.0  # from a stop by signal: what the worker itself allows open files and the last flush, and some more
+MAX_THREADS = 64
+
+_HOME = str(Path(aoefs.__file__).resolve().parents[1])
+_START = "from aoefs.fuse.worker import main; main()"
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One of them.  ``names`` are its files that are bound, ``serials`` its links; ``sectors`` and ``files`` are what
+    df(1) shows; ``report`` is its last status.
+    """
+
+    number: int
+    life: WorkerLife = field(default_factory=WorkerLife)
+    process: trio.Process | None = None
+    directory: str = ""
+    names: set[bytes] = field(default_factory=set)
+    serials: dict[bytes, bytes] = field(default_factory=dict)
+    sectors: int = 0
+    files: int = 0
+    report: dict[str, Any] | None = None
+    looked: bool = False  # its first files are bound
+
+    @property
+    def is_ready(self) -> bool:
+        return self.life.state is State.READY
+
+
+class Workers:
+    """See the module.  ``options()`` gives those of the mount as they are now."""
+
+    def __init__(
+        self, engine: Engine, kernel: Kernel, options: Callable[[], MountOptions], share: Share, *, is_daemon: bool
+    ) -> None:
+        self._engine = engine
+        self._share = share
+        self._kernel = kernel
+        self._options = options
+        self._is_daemon = is_daemon
+        self._limiter = trio.CapacityLimiter(MAX_THREADS)
+        self._private = binds.PrivateDirectory()
+        self._all = {number: Worker(number) for number in range(1, share.of)}
+        self._codes: dict[int, int] = {}
+        self._mountinfo = b""
+        self._tree: WholeTree | None = None
+        self._nursery: trio.Nursery | None = None
+        self._deadline = trio.CancelScope()
+        self._changed = trio.Event()  # the next change of a worker's state
+
+    async def run(self, tree: Tree) -> None:
+        """Start workers as they are wanted, until :meth:`end`."""
+        assert isinstance(tree, WholeTree)  # noqa: S101 (for mypy)
+        tree.by_serial = self._serials
+        async with trio.open_nursery() as nursery:
+            self._tree, self._nursery = tree, nursery
+            self._engine.discovery.on_other_share = self._want
+            await trio.sleep_forever()
+
+    def close(self) -> None:
+        self._private.close()
+
+    # ── one worker ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _want(self, number: int) -> None:
+        worker = self._all[number]
+        if self._nursery is not None and self._change(worker, Input.WANTED):
+            self._nursery.start_soon(self._live, worker, name=f"worker {number}")
+
+    def _change(self, worker: Worker, happened: Input) -> bool:
+        """True if that changed the state."""
+        changed = worker.life.take(happened, trio.current_time())
+        self._wake()
+        return changed
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            await self._changed.wait()
+
+    async def _live(self, worker: Worker) -> None:
+        """All processes of one worker, one after the other."""
+        life = worker.life
+        while life.state is not State.ENDED:
+            if life.state is State.WAITING:
+                with trio.move_on_at(life.due):
+                    await self._until(lambda: life.state is not State.WAITING)
+                    continue
+                self._change(worker, Input.DUE)
+            code = await self._run_process(worker)
+            stopped = life.state is State.STOPPING
+            worker.looked = True  # nothing waits for one that fails
+            self._change(worker, Input.DIED)
+            self._codes[worker.number] = code
+            await self._in_thread(binds.empty, worker.directory)
+            if not stopped:
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                pause = life.due - trio.current_time()
+                log.error("worker %d %s: its targets fail; it starts again in %.1f s", worker.number, how, pause)
+
+    async def _run_process(self, worker: Worker) -> int:
+        """One process from its start to its end; its exit code."""
+        worker.directory = await self._in_thread(self._private.room, str(worker.number))
+        options = self._options()
+        given = replace(options, mountpoint=worker.directory, pid_file=None, metrics=None)
+        part = Part(Share(worker.number, self._share.of), options.mountpoint, worker.life.restarts)
+        command = own_command()[:-2]
+        home = "/" if "-P" in command else _HOME
+        what = f"aoefs worker {worker.number} of {self._share.of}: {options.mountpoint}"
+        read_end, write_end = os.pipe()
+        try:
+            worker.process = process = await trio.lowlevel.open_process(
+                [*command, "-c", _START, what],
+                stdin=subprocess.PIPE,
+                pass_fds=(write_end,),
+                cwd=home,
+                env={**{k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}, READY_VARIABLE: str(write_end)},
+            )
+        finally:
+            os.close(write_end)
+        async with trio.lowlevel.FdStream(read_end) as pipe, trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow, worker, pipe)
+            assert process.stdin is not None  # noqa: S101 (for mypy)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await process.stdin.send_all(pickle.dumps((given, part, self._is_daemon)))
+            code = await process.wait()
+            nursery.cancel_scope.cancel()
+        return code
+
+    async def _follow(self, worker: Worker, pipe: trio.lowlevel.FdStream) -> None:
+        """Wait until the process is ready; then look at its files again and again."""
+        assert worker.process is not None  # noqa: S101 (for mypy)
+        with trio.move_on_at(worker.life.due):
+            if not await pipe.receive_some():
+                return  # it ends
+            self._change(worker, Input.READY)
+        if self._change(worker, Input.DUE):
+            log.error("worker %d does not become ready: it is killed", worker.number)
+            worker.process.kill()
+        ready_at = trio.current_time()
+        while worker.is_ready:
+            with contextlib.suppress(OSError):  # it dies, or the mount goes
+                await self._look(worker)
+                worker.looked = True
+                self._wake()
+            young = trio.current_time() < ready_at + FIRST_SECONDS
+            await trio.sleep(FIRST_PERIOD if young else PERIOD)
+
+    async def _look(self, worker: Worker) -> None:
+        """See which files a worker has now, and bind them."""
+        tree = self._tree
+        assert tree is not None  # noqa: S101 (for mypy)
+        files, serials, room = await self._in_thread(_list, worker.directory)
+        worker.serials = serials
+        worker.sectors, worker.files = room.f_blocks * room.f_frsize // 512, room.f_files
+        missing = await self._in_thread(self._find_missing)
+        for name in missing & worker.names:
+            tree.placeholders[name].bound = 0
+        wanted = {}
+        for name, inode in files.items():
+            placeholder = tree.placeholder(name, self._files_of(worker, name) if b"p" not in name else {})
+            if placeholder.bound != inode:
+                wanted[placeholder] = inode
+        gone = worker.names - files.keys()
+        if not (wanted or gone):
+            return
+        if gone:
+            await self._in_thread(self._unbind, gone)
+            for name in gone:
+                tree.placeholders[name].bound = 0
+                self._kernel.notify(worker, [Notice(ROOT, name)])
+            worker.names -= gone
+        for placeholder in await self._in_thread(self._bind, tree, worker.directory, list(wanted)):
+            placeholder.bound = wanted[placeholder]
+            worker.names.add(placeholder.name)
+
+    # ── in threads ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=self._limiter)
+
+    def _find_missing(self) -> set[bytes]:
+        """Names of which the bind was taken away, while the mount is there."""
+        text = Path(mountpoint.MOUNTINFO).read_bytes()
+        if text == self._mountinfo:
+            return set()
+        known, self._mountinfo = self._mountinfo, text
+        mount = mountpoint.find_mount(self._options().mountpoint)
+        if not known or mount is None or self._tree is None:
+            return set()
+        there = {os.fsencode(os.path.basename(path)) for path in binds.bound(mount)}
+        return {name for name, found in self._tree.placeholders.items() if found.bound and name not in there}
+
+    def _bind(self, tree: WholeTree, directory: str, wanted: Sequence[Placeholder]) -> list[Placeholder]:
+        """Those that are bound now."""
+        thread = binds.thread_id()
+        tree.binders.add(thread)
+        done = []
+        try:
+            for placeholder in wanted:
+                name = placeholder.name.decode()
+                target = f"{self._options().mountpoint}/{name}"
+                with contextlib.suppress(OSError):
+                    binds.unbind(target)
+                with contextlib.suppress(OSError):
+                    binds.bind(f"{directory}/{name}", target)
+                    done.append(placeholder)
+        finally:
+            tree.binders.discard(thread)
+        return done
+
+    def _unbind(self, names: set[bytes]) -> None:
+        for name in names:
+            with contextlib.suppress(OSError):
+                binds.unbind(f"{self._options().mountpoint}/{name.decode()}")
+
+    # ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def targets(self) -> int:
+        """How many targets the workers serve."""
+        return sum(b"p" not in name for worker in self._all.values() for name in worker.names)
+
+    @property
+    def sectors_and_files(self) -> tuple[int, int]:
+        """What df(1) shows of them."""
+        workers = self._all.values()
+        return sum(worker.sectors for worker in workers), sum(worker.files for worker in workers)
+
+    def _serials(self) -> dict[bytes, bytes]:
+        """The links that exactly one worker has."""
+        found: dict[bytes, list[bytes]] = {}
+        for worker in self._all.values():
+            for name, target in worker.serials.items():
+                found.setdefault(name, []).append(target)
+        return {name: targets[0] for name, targets in found.items() if len(targets) == 1}
+
+    async def settled(self, seconds: float) -> None:
+        """Wait until those that are wanted have bound their first files, ``seconds`` at most."""
+        with trio.move_on_after(seconds):
+            workers = self._all.values()
+            await self._until(lambda: all(worker.looked or worker.life.state is State.IDLE for worker in workers))
+
+    async def _ask(self, name: str) -> dict[int, bytes]:
+        """The content of a file of all workers that are ready and answer."""
+        answers = {}
+
+        async def ask(worker: Worker) -> None:
+            with contextlib.suppress(OSError):
+                answers[worker.number] = await self._in_thread(Path(worker.directory, name).read_bytes)
+
+        with trio.move_on_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for worker in self._all.values():
+                    if worker.is_ready:
+                        nursery.start_soon(ask, worker)
+        return answers
+
+    async def _order(self, name: str, order: bytes, workers: Sequence[Worker] | None = None) -> None:
+        """Write an order to a control file of workers (all of them); FUSEError with the errno of one that refuses."""
+        refusals: list[int] = []
+
+        async def write(worker: Worker) -> None:
+            try:
+                await self._in_thread(_write, f"{worker.directory}/{name}", order)
+            except OSError as error:
+                refusals.append(error.errno or errno.EIO)
+
+        with trio.move_on_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for worker in self._all.values() if workers is None else workers:
+                    if worker.is_ready:
+                        nursery.start_soon(write, worker)
+        if refusals:
+            raise FUSEError(refusals[0])
+
+    # ── control files ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_over(self, control: Control) -> None:
+        """Make the control files of the main process speak of all."""
+        files = dict(control.files)
+        for name in ("status.json", "events"):
+            own, read = files[name].read, self._read_status if name == "status.json" else self._read_events
+            assert own is not None  # noqa: S101 (for mypy)
+            files[name] = ControlFile(read_later=partial(read, own))
+        for name in ("discover", "revalidate", "flush", "interfaces"):
+            files[name] = self._for_all(name, files[name])
+        control.files = files
+
+    def _for_all(self, name: str, file: ControlFile) -> ControlFile:
+        assert file.write is not None  # noqa: S101 (for mypy)
+        as_root = None if file.as_root is None else self._for_all(name, file.as_root)
+        return replace(file, write=partial(self._order_all, name, file.write), as_root=as_root)
+
+    async def _read_status(self, own: Callable[[], bytes]) -> bytes:
+        status = json.loads(own())
+        answers = await self._ask(mountpoint.STATUS_FILE)
+        reports = {}
+        for worker in self._all.values():
+            if worker.number in answers:
+                worker.report = json.loads(answers[worker.number])
+            elif worker.report is not None:  # it does not answer, or is gone
+                targets = [{**target, "state": "down"} for target in worker.report["targets"]]
+                worker.report = {**worker.report, "targets": targets}
+            if worker.report is not None:
+                reports[worker.number] = worker.report
+        restarts = {worker.number: worker.life.restarts for worker in self._all.values() if worker.life.starts}
+        merged_status(status, reports, restarts)
+        return json.dumps(status).encode() + b"\n"
+
+    async def _read_events(self, own: Callable[[], bytes]) -> bytes:
+        answers = await self._ask(".aoefs/events")
+        return merged_events([own(), *answers.values()])
+
+    async def _order_all(self, name: str, own: Callable[[bytes], Awaitable[None]], order: bytes) -> None:
+        """An order to the main process, and to each worker that it is about."""
+        if name not in ("revalidate", "flush") or order.split() in ([], [b"all"]):
+            await own(order)
+            await self._order(f".aoefs/{name}", order)
+            return
+        shares: dict[int, list[str]] = {}
+        try:
+            for word in order.decode("ascii").replace(",", " ").split():
+                shares.setdefault(self._share.number_of(Address.parse(word)), []).append(word)
+        except ValueError as error:
+            raise ControlError(str(error)) from None
+        for number, words in sorted(shares.items()):
+            part = " ".join(words).encode()
+            if number == 0:
+                await own(part)
+            elif not self._all[number].is_ready:
+                raise ControlError(f"there is no {words[0]}")
+            else:
+                await self._order(f".aoefs/{name}", part, [self._all[number]])
+
+    def _files_of(self, worker: Worker, name: bytes) -> Mapping[str, ControlFile]:
+        """The control files of one target of a worker."""
+
+        async def read(file: str) -> bytes:
+            try:
+                return await self._in_thread(Path(worker.directory, file).read_bytes)
+            except OSError as error:
+                raise FUSEError(error.errno or errno.EIO) from None
+
+        path = f".aoefs/{name.decode()}"
+        return {
+            "ident": ControlFile(read_later=partial(read, f"{path}/ident")),
+            "config": ControlFile(
+                read_later=partial(read, f"{path}/config"),
+                write=lambda order: self._order(f"{path}/config", order, [worker]),
+            ),
+            "stats": ControlFile(read_later=partial(read, f"{path}/stats")),
+        }
+
+    def change_options(self) -> None:
+        """The options of the mount have changed: workers take them over in the background."""
+        options = self._options()
+        order = json.dumps({name: getattr(options, name) for name in LIVE}).encode()
+        self._engine.supervisor.start("options of workers", partial(self._order, ".aoefs/options", order))
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self) -> None:
+        """By a signal: workers serve open files for some seconds, then flush and end."""
+        self._deadline.deadline = min(self._deadline.deadline, trio.current_time() + END_SECONDS)
+        self._stop(at_once=True)
+
+    def _stop(self, *, at_once: bool) -> None:
+        for worker in self._all.values():
+            was_ready = worker.is_ready
+            self._change(worker, Input.STOP)
+            if worker.process is not None and (at_once or not was_ready):
+                stdin = worker.process.stdin
+                assert stdin is not None  # noqa: S101 (for mypy)
+                stdin.close()  # type: ignore[attr-defined]  # of a FdStream
+
+    def hurry(self) -> None:
+        """By a second signal."""
+        for worker in self._all.values():
+            if worker.process is not None and worker.life.state in RUNNING:
+                worker.process.send_signal(signal.SIGTERM)
+
+    async def end(self) -> bool:
+        """After the mount has ended: wait until the workers have, whose files may still be open.  True if all flushed.
+
+        Without a stop by a signal that takes as long as files are open.
+        """
+        ready = [worker for worker in self._all.values() if worker.is_ready]
+        self._stop(at_once=False)
+        for worker in ready:
+            with contextlib.suppress(OSError):
+                await self._in_thread(binds.unbind, worker.directory)
+        with self._deadline:
+            await self._until(lambda: not any(worker.life.state in RUNNING for worker in self._all.values()))
+        late = [worker for worker in self._all.values() if worker.life.state in RUNNING]
+        for worker in late:
+            log.error("worker %d does not end: it is killed", worker.number)
+            assert worker.process is not None  # noqa: S101 (for mypy)
+            worker.process.kill()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        return not (late or any(self._codes.values()))
+
+
+def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes], os.statvfs_result]:
+    """The files of a worker and their inode numbers, its links by serial, and what statvfs(2) says."""
+    with os.scandir(directory) as entries:
+        files = {os.fsencode(entry.name): entry.inode() for entry in entries if entry.name[0] == "e"}
+    links = {}
+    with os.scandir(f"{directory}/by-serial") as entries:
+        for entry in entries:
+            links[os.fsencode(entry.name)] = os.fsencode(os.path.basename(os.readlink(entry.path)))
+    return files, links, os.statvfs(directory)
+
+
+def _write(path: str, order: bytes) -> None:
+    with mountpoint.opened(path, os.O_WRONLY) as file:
+        os.write(file, order)
