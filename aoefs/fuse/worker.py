@@ -13,6 +13,7 @@ import sys
 
 from aoefs.fuse.mount import run
 from aoefs.fuse.options import MountOptions, Part
+from aoefs.host import binds
 from aoefs.host.background import READY_VARIABLE, Ready
 from aoefs.host.systemlog import log, log_to_file, log_to_stderr, style
 
@@ -44,8 +45,12 @@ def main() -> None:
     ready.log_file = options.log_file
     if options.log_file is not None and not is_daemon:
         log_to_file(options.log_file)
+    parent = os.getppid()
     try:
-        sys.exit(run(options, ready, part=part))
+        code = run(options, ready, part=part)
+        if os.getppid() != parent:
+            binds.remove(os.path.dirname(options.mountpoint))
+        sys.exit(code)
     except Exception as error:
         log.error("worker %d: unexpected %s: %s", part.share.number, type(error).__name__, error, exc_info=True)
         sys.exit(1)

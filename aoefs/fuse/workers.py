@@ -102,6 +102,7 @@ class Workers:
         self._nursery: trio.Nursery | None = None
         self._deadline = trio.CancelScope()
         self._changed = trio.Event()  # the next change of a worker's state
+        engine.discovery.on_other_share = self._want
 
     async def run(self, tree: Tree) -> None:
         """Start workers as they are wanted, until :meth:`end`."""
@@ -109,7 +110,9 @@ class Workers:
         tree.by_serial = self._serials
         async with trio.open_nursery() as nursery:
             self._tree, self._nursery = tree, nursery
-            self._engine.discovery.on_other_share = self._want
+            for worker in self._all.values():
+                if worker.life.state is not State.IDLE:
+                    nursery.start_soon(self._live, worker)
             await trio.sleep_forever()
 
     def close(self) -> None:
@@ -119,7 +122,7 @@ class Workers:
 
     def _want(self, number: int) -> None:
         worker = self._all[number]
-        if self._nursery is not None and self._change(worker, Input.WANTED):
+        if self._change(worker, Input.WANTED) and self._nursery is not None:
             self._nursery.start_soon(self._live, worker, name=f"worker {number}")
 
     def _change(self, worker: Worker, happened: Input) -> bool:

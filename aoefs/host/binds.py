@@ -104,8 +104,7 @@ class PrivateDirectory:
 
     def close(self) -> None:
         os.close(self._lock)
-        with contextlib.suppress(OSError):
-            remove(self.path)
+        remove(self.path)
 
 
 def empty(path: str) -> None:
@@ -118,9 +117,10 @@ def empty(path: str) -> None:
 
 def remove(path: str) -> None:
     """Take away a private directory with all in it."""
-    for name in os.listdir(path):
-        empty(f"{path}/{name}")
-    os.rmdir(path)
+    with contextlib.suppress(OSError):  # another process does, too
+        for name in os.listdir(path):
+            empty(f"{path}/{name}")
+        os.rmdir(path)
 
 
 def _remove_if_left(path: str) -> None:
