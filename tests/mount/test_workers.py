@@ -1,0 +1,276 @@
+"""A mount with workers: one mount to its user, whichever process serves a target, and whichever of them ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import INITIATOR, Lab, Mount, Process, is_gone, opened, wait_until
+from tests.mount.place import MIB, fails_with, nothing_is_left
+
+TARGETS = 6
+WORKERS = 3  # of which the first is the main process
+NAMES = [f"e0.{slot}" for slot in range(TARGETS)]
+BACK_SECONDS = 30.0  # two on an idle machine
+
+
+@pytest.fixture
+def mount(lab: Lab) -> Iterator[Mount]:
+    images = [lab.image(f"image{slot}", (slot + 1) * MIB, seed=slot) for slot in range(TARGETS)]
+    lab.target(*(f"0.{slot}={image}" for slot, image in enumerate(images)))
+    made = lab.mount(workers=WORKERS)
+    yield made
+    if made.mounted:
+        made.umount("--lazy")
+    wait_until(lambda: not private_directories(lab), what="no private directory is left", timeout=30)
+
+
+def private_directories(lab: Lab) -> list[Path]:
+    """Those of workers, or their mounts, that this lab's mounts have left."""
+    mounts = [Path(line.split()[1]) for line in lab.sides[INITIATOR].mounts() if "aoefs-worker" in line]
+    return [path for path in Path("/run").glob("aoefs-*") if not path.name.startswith("aoefs-lab")] + mounts
+
+
+def workers(mount: Mount) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = mount.status()["workers"]
+    return found
+
+
+def pids(mount: Mount) -> list[int]:
+    return [worker["pid"] for worker in workers(mount)]
+
+
+def reads_right(mount: Mount, slot: int) -> bool:
+    file, image = mount.here / f"e0.{slot}", mount.lab.directory / f"image{slot}"
+    try:
+        return file.read_bytes() == image.read_bytes()
+    except OSError:
+        return False
+
+
+def holder(lab: Lab, mount: Mount, name: str) -> Process:
+    process = lab.popen(INITIATOR, ["sh", "-c", f"exec 3<>{mount.file(name)}; echo open; exec sleep 1000"])
+    wait_until(lambda: "open" in process.output, what="the file is open")
+    return process
+
+
+# ── one mount to a user ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_names_sizes_and_contents_are_those_of_one_mount(lab: Lab, mount: Mount) -> None:
+    assert sorted(os.listdir(mount.here)) == [".aoefs", "by-serial", *NAMES]
+    found = [os.stat(mount.here / name) for name in NAMES]
+    assert [status.st_size for status in found] == [(slot + 1) * MIB for slot in range(TARGETS)]
+    assert len({status.st_ino for status in found}) == TARGETS
+    assert len({status.st_dev for status in found}) == WORKERS
+    assert all(reads_right(mount, slot) for slot in range(TARGETS))
+    room = os.statvfs(mount.here)
+    assert room.f_blocks * room.f_frsize == sum(range(1, TARGETS + 1)) * MIB
+    links = {os.readlink(path) for path in (mount.here / "by-serial").iterdir()}
+    assert links == {f"../{name}" for name in NAMES}
+
+
+def test_the_status_shows_every_target_and_who_serves_it(lab: Lab, mount: Mount) -> None:
+    for slot in range(TARGETS):
+        assert reads_right(mount, slot)
+    status = json.loads(lab.aoefs("status", "--json", mount.path).stdout)
+    assert [target["name"] for target in status["targets"]] == NAMES
+    assert all(target["read_bytes"] >= (slot + 1) * MIB for slot, target in enumerate(status["targets"]))
+    assert [worker["id"] for worker in status["workers"]] == list(range(WORKERS))
+    assert status["workers"][0]["pid"] == status["pid"]
+    for worker in status["workers"]:
+        assert worker["targets"] == NAMES[worker["id"] :: WORKERS]
+        assert worker["restarts"] == 0
+        assert worker["cpu_seconds"] > 0
+    assert len({shard["id"] for shard in status["shards"]}) == len(status["shards"])
+    lines = lab.aoefs("events", mount.path).stdout.splitlines()
+    assert lines == sorted(lines)
+    for name in NAMES:
+        assert sum(f" {name}: " in line for line in lines) == 1
+
+
+def test_every_control_file_works_for_every_target(lab: Lab, mount: Mount) -> None:
+    control = mount.here / ".aoefs"
+    for slot, name in enumerate(NAMES):
+        assert len((control / name / "ident").read_bytes()) == 512
+        assert json.loads((control / name / "stats").read_bytes())["size"] == (slot + 1) * MIB
+        (control / name / "config").write_bytes(b"of " + name.encode())
+        assert (control / name / "config").read_bytes() == b"of " + name.encode() + b"\n"
+    (control / "revalidate").write_text("e0.0 e0.1,e0.2")
+    (control / "revalidate").write_text("all")
+    (control / "discover").write_text("\n")
+    fails_with(errno.EINVAL, lambda: (control / "revalidate").write_text("e0.7"))
+    fails_with(errno.EBUSY, lambda: (control / "flush").write_text("e0.4"))
+    lab.aoefs(mount.path, "-o", "remount,deadsecs=7")
+    wait_until(lambda: "options: deadsecs 7" in lab.aoefs("events", mount.path).stdout, what="a worker took it over")
+    events = lab.aoefs("events", mount.path).stdout
+    wait_until(lambda: lab.aoefs("events", mount.path).stdout.count("options: ") == WORKERS, what="all did")
+    assert "cannot" not in events
+
+
+def test_a_worker_starts_when_the_first_target_of_its_share_is_found(lab: Lab) -> None:
+    lab.vblade(0, 0, lab.image("image0", MIB))
+    mount = lab.mount(workers=WORKERS)
+    assert len(workers(mount)) == 1
+    lab.vblade(0, 1, lab.image("image1", MIB, seed=1))
+    file = mount.here / "e0.1"
+    wait_until(file.exists, what="its name appears")
+    assert reads_right(mount, 1), "it can be read as soon as it is there"
+    assert [worker["id"] for worker in workers(mount)] == [0, 1]
+    mount.umount()
+    assert nothing_is_left(lab, mount)
+
+
+def test_what_is_written_to_any_target_is_on_its_disk(lab: Lab, mount: Mount) -> None:
+    for slot, name in enumerate(NAMES):
+        data = os.urandom(MIB // 2)
+        with opened(mount.here / name, os.O_RDWR) as file:
+            os.pwrite(file, data, 4096)
+            os.fsync(file)
+        assert (lab.directory / f"image{slot}").read_bytes()[4096 : 4096 + len(data)] == data
+
+
+def test_a_placeholder_takes_no_open_and_no_write(lab: Lab, mount: Mount) -> None:
+    """What a mount namespace without the binds sees."""
+    for flags in ("<", ">", "<>"):
+        script = f"umount -l {mount.file('e0.1')}; exec 3{flags}{mount.file('e0.1')}"
+        answer = lab.run(INITIATOR, ["unshare", "-m", "--propagation", "private", "sh", "-c", script], check=False)
+        assert os.strerror(errno.ENXIO) in answer.stderr
+    assert reads_right(mount, 1)
+
+
+# ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_umount_ends_all_processes(lab: Lab, mount: Mount) -> None:
+    running = pids(mount)
+    with opened(mount.here / "e0.1", os.O_RDWR) as file:
+        os.pwrite(file, b"last", 0)
+    mount.umount()
+    assert all(map(is_gone, running))
+    assert nothing_is_left(lab, mount)
+    assert (lab.directory / "image1").read_bytes()[:4] == b"last"
+
+
+@pytest.mark.parametrize("name", ["e0.0", "e0.1"])
+def test_umount_of_a_mount_with_a_busy_file_changes_nothing(lab: Lab, mount: Mount, name: str) -> None:
+    process = holder(lab, mount, name)
+    answer = mount.umount(check=False)
+    assert answer.returncode == 1
+    assert re.search(rf"is busy: used by \w+ \(pid {process.pid}\)", answer.stderr)
+    assert all(reads_right(mount, slot) for slot in range(TARGETS))
+    process.stop()
+    mount.umount()
+    assert nothing_is_left(lab, mount)
+
+
+def test_what_a_failed_umount_r_took_away_comes_back(lab: Lab, mount: Mount) -> None:
+    process = holder(lab, mount, "e0.1")
+    answer = lab.run(INITIATOR, ["umount", "-R", mount.path], check=False)
+    assert answer.returncode
+    wait_until(lambda: all(reads_right(mount, slot) for slot in range(TARGETS)), what="all are back", timeout=30)
+    process.stop()
+    lab.run(INITIATOR, ["umount", "-R", mount.path])
+    wait_until(lambda: nothing_is_left(lab, mount), what="all processes end", timeout=30)
+
+
+def test_open_files_live_on_after_a_lazy_umount(lab: Lab, mount: Mount) -> None:
+    running = pids(mount)
+    with opened(mount.here / "e0.1", os.O_RDWR) as file, opened(mount.here / "e0.2", os.O_RDWR) as other:
+        mount.umount("--lazy")
+        assert not mount.mounted
+        os.pwrite(file, b"late", 0)
+        os.pwrite(other, b"late", 0)
+    wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=30)
+    assert [(lab.directory / f"image{slot}").read_bytes()[:4] for slot in (1, 2)] == [b"late"] * 2
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the main process", "to all, as systemd does"])
+def test_sigterm_ends_all_processes_when_their_files_are_closed(lab: Lab, mount: Mount, to_all: bool) -> None:
+    running = pids(mount)
+    with opened(mount.here / "e0.1", os.O_RDWR) as file:
+        for pid in running if to_all else running[:1]:
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not mount.mounted, what="it is unmounted")
+        os.pwrite(file, b"late", 0)
+    wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=30)
+    assert (lab.directory / "image1").read_bytes()[:4] == b"late"
+
+
+def test_a_second_sigterm_ends_all_processes_at_once(lab: Lab, mount: Mount) -> None:
+    running = pids(mount)
+    with opened(mount.here / "e0.1", os.O_RDWR):
+        os.kill(running[0], signal.SIGTERM)
+        wait_until(lambda: not mount.mounted, what="it is unmounted")
+        os.kill(running[0], signal.SIGTERM)
+        wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=8)
+
+
+# ── death ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def returns_soon(call: Callable[[], object]) -> None:
+    """Whether with an error or not."""
+    began = time.monotonic()
+    try:
+        call()
+    except OSError as error:
+        assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENXIO)  # noqa: PT017
+    assert time.monotonic() - began < BACK_SECONDS
+
+
+def test_a_worker_that_is_killed_takes_down_its_share_only_and_comes_back(lab: Lab, mount: Mount) -> None:
+    running = pids(mount)
+    inodes = {os.stat(mount.here / name).st_ino for name in NAMES}
+    with opened(mount.here / "e0.1", os.O_RDWR) as file, opened(mount.here / "e0.2", os.O_RDWR) as other:
+        os.kill(running[1], signal.SIGKILL)
+        wait_until(lambda: is_gone(running[1]), what="it is dead")
+        returns_soon(lambda: os.pread(file, 4096, 0))
+        assert len(os.pread(other, 4096, 0)) == 4096
+        assert reads_right(mount, 0)
+    wait_until(lambda: all(reads_right(mount, slot) for slot in range(TARGETS)), what="all are back", timeout=30)
+    again = workers(mount)
+    assert [worker["restarts"] for worker in again] == [0, 1, 0]
+    assert is_gone(running[1])
+    assert inodes.isdisjoint({os.stat(mount.here / name).st_ino for name in NAMES[1::WORKERS]})
+    assert "worker 1 was killed by signal 9" in lab.aoefs("events", mount.path).stdout
+    mount.umount()
+    assert nothing_is_left(lab, mount)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["unused", "with an open file"])
+def test_workers_end_when_the_main_process_is_killed(lab: Lab, mount: Mount, held: bool) -> None:
+    running = pids(mount)
+    with opened(mount.here / "e0.1", os.O_RDWR) as file:
+        os.pwrite(file, b"last", 0)
+        if not held:
+            os.close(file)
+        os.kill(running[0], signal.SIGKILL)
+        if held:
+            wait_until(lambda: not mount.mounted, what="the dead mount is taken away", timeout=8)
+            os.pwrite(file, b"late", 0)
+    wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=30)
+    assert (lab.directory / "image1").read_bytes()[:4] == (b"late" if held else b"last")
+    wait_until(lambda: nothing_is_left(lab, mount), what="nothing is left")
+
+
+def test_the_next_mount_removes_what_is_left_when_all_were_killed(lab: Lab, mount: Mount) -> None:
+    running = pids(mount)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them sees that another one ends
+        for pid in running:
+            os.kill(pid, number)
+    wait_until(lambda: not lab.sides[INITIATOR].packet_sockets(), what="all are dead")
+    assert private_directories(lab)
+    lab.aoefs("-i", "aoe0", "--workers", WORKERS, mount.path)
+    assert all(reads_right(mount, slot) for slot in range(TARGETS))
+    mount.umount()
+    assert nothing_is_left(lab, mount)
