@@ -157,10 +157,16 @@ def _refuse_misplaced_command(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default that of the process, under its name) and return the exit code."""
     if argv is None:
-        if os.path.basename(sys.argv[0]).startswith("mount."):
+        name = os.path.basename(sys.argv[0])
+        if name.startswith("mount."):
             return mount_helper(sys.argv[1:])
+        if name.startswith("umount."):
+            return umount_helper(sys.argv[1:])
         argv = sys.argv[1:]
     return _guarded(argv, argv[0] if argv and argv[0] in COMMANDS else None)
+
+
+_HELPER_CODES = {0: 0, 2: 1, 130: 8}  # of mount(8) and umount(8), by ours; any other is 32
 
 
 def mount_helper(argv: Sequence[str]) -> int:
@@ -172,7 +178,25 @@ def mount_helper(argv: Sequence[str]) -> int:
         code = _fail(str(error), error.exit_code)
     except SystemExit:  # --help
         code = 0
-    return {0: 0, 2: 1, 130: 8}.get(code, 32)
+    return _HELPER_CODES.get(code, 32)
+
+
+def umount_helper(argv: Sequence[str]) -> int:
+    """As ``/sbin/umount.fuse.aoefs``, without which umount(8) finds a mount with workers busy."""
+    parser = options.Parser(prog="umount.aoefs", description="Helper of umount(8); people write: umount MOUNTPOINT")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("-l", action="store_true", help="detach at once, also when busy")
+    for flag in ("-n", "-f", "-v", "-r"):
+        parser.add_argument(flag, action="store_true", help="means nothing here")
+    parser.add_argument("-t", metavar="TYPE", help="the type that umount(8) found: there is only one")
+    try:
+        helper = parser.parse_intermixed_args(argv)
+        code = _guarded(["umount", *(["--lazy"] if helper.l else []), helper.mountpoint], "umount", helper.mountpoint)
+    except UserError as error:
+        code = _fail(str(error), error.exit_code)
+    except SystemExit:  # --help
+        code = 0
+    return _HELPER_CODES.get(code, 32)
 
 
 def _guarded(argv: Sequence[str], command: str | None, place: str = "") -> int:

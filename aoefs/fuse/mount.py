@@ -36,7 +36,7 @@ from aoefs import __version__
 from aoefs.core.life import State
 from aoefs.engine.changes import Change
 from aoefs.engine.disk import Disk
-from aoefs.engine.engine import Engine, open_engine
+from aoefs.engine.engine import Engine, EngineStatistics, open_engine
 from aoefs.engine.lastflush import last_flush
 from aoefs.engine.settings import Settings
 from aoefs.errors import ControlError, UserError
@@ -137,7 +137,7 @@ class Mount:
                 from aoefs.status import metrics  # prometheus_client is needed for nothing else
 
                 listeners = await metrics.listen(*options.metrics)
-                server = metrics.Server(listeners, engine.statistics, version=__version__)
+                server = metrics.Server(listeners, partial(self._statistics, engine), version=__version__)
                 engine.supervisor.start("metrics", server.run)
             spoken_on = Interfaces(engine, options.interfaces)
             change = partial(self._change, engine, spoken_on)
@@ -256,6 +256,10 @@ class Mount:
         if not self._ready.is_daemon:
             notify(*assignments)
 
+    async def _statistics(self, engine: Engine) -> EngineStatistics:
+        """Of all processes of the mount."""
+        return engine.statistics() if self._workers is None else await self._workers.statistics()
+
     def _status(self, engine: Engine) -> StatusText:
         return StatusText(
             engine.statistics,
@@ -316,7 +320,7 @@ class Mount:
             log.setLevel(min(logging.INFO, getattr(logging, level)))
         self._options = replace(before, **{name: getattr(wanted, name) for name in LIVE})
         if self._workers is not None:
-            self._workers.change_options()
+            self._workers.change_options(changed)
         values = {"deadsecs": f"{wanted.deadsecs:g}", "maxout": str(wanted.maxout), "log_level": level.lower()}
         values["interfaces"] = ",".join(wanted.interfaces) or "any"
         now = ", ".join(f"{name.replace('_', '-')} {values[name]}" for name in LIVE if name in changed)

@@ -22,7 +22,7 @@ import os
 import pickle
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ import trio
 from pyfuse3 import FUSEError
 
 import aoefs
-from aoefs.engine.engine import Engine
+from aoefs.engine.engine import Engine, EngineStatistics
 from aoefs.errors import ControlError
 from aoefs.fuse.control import Control, ControlFile
 from aoefs.fuse.kernel import Kernel, Notice
@@ -43,7 +43,7 @@ from aoefs.host import binds, mountpoint
 from aoefs.host.background import READY_VARIABLE, own_command
 from aoefs.host.workerlife import RUNNING, Input, State, WorkerLife
 from aoefs.protocol.wire import Address, Share
-from aoefs.status.merge import merged_events, merged_status
+from aoefs.status.merge import merged_events, merged_status, statistics_of
 
 log = logging.getLogger("aoefs")
 
@@ -97,6 +97,8 @@ class Workers:
         self._private = binds.PrivateDirectory()
         self._all = {number: Worker(number) for number in range(1, share.of)}
         self._codes: dict[int, int] = {}
+        self._interfaces: tuple[str, ...] = ()  # of the last order
+        self._own_status: Callable[[], bytes] | None = None
         self._mountinfo = b""
         self._tree: WholeTree | None = None
         self._nursery: trio.Nursery | None = None
@@ -164,6 +166,8 @@ class Workers:
         worker.directory = await self._in_thread(self._private.room, str(worker.number))
         options = self._options()
         given = replace(options, mountpoint=worker.directory, pid_file=None, metrics=None)
+        if self._interfaces:
+            given = replace(given, interfaces=() if self._interfaces == ("any",) else self._interfaces)
         part = Part(Share(worker.number, self._share.of), options.mountpoint, worker.life.restarts)
         command = own_command()[:-2]
         home = "/" if "-P" in command else _HOME
@@ -340,10 +344,10 @@ class Workers:
     def take_over(self, control: Control) -> None:
         """Make the control files of the main process speak of all."""
         files = dict(control.files)
-        for name in ("status.json", "events"):
-            own, read = files[name].read, self._read_status if name == "status.json" else self._read_events
-            assert own is not None  # noqa: S101 (for mypy)
-            files[name] = ControlFile(read_later=partial(read, own))
+        own_events = files["events"].read
+        self._own_status = files["status.json"].read
+        files["status.json"] = ControlFile(read_later=self._read_status)
+        files["events"] = ControlFile(read_later=partial(self._read_events, own_events))
         for name in ("discover", "revalidate", "flush", "interfaces"):
             files[name] = self._for_all(name, files[name])
         control.files = files
@@ -353,8 +357,12 @@ class Workers:
         as_root = None if file.as_root is None else self._for_all(name, file.as_root)
         return replace(file, write=partial(self._order_all, name, file.write), as_root=as_root)
 
-    async def _read_status(self, own: Callable[[], bytes]) -> bytes:
-        status = json.loads(own())
+    async def _read_status(self) -> bytes:
+        return json.dumps(await self._status()).encode() + b"\n"
+
+    async def _status(self) -> dict[str, Any]:
+        assert self._own_status is not None  # noqa: S101 (for mypy)
+        status: dict[str, Any] = json.loads(self._own_status())
         answers = await self._ask(mountpoint.STATUS_FILE)
         reports = {}
         for worker in self._all.values():
@@ -367,9 +375,14 @@ class Workers:
                 reports[worker.number] = worker.report
         restarts = {worker.number: worker.life.restarts for worker in self._all.values() if worker.life.starts}
         merged_status(status, reports, restarts)
-        return json.dumps(status).encode() + b"\n"
+        return status
 
-    async def _read_events(self, own: Callable[[], bytes]) -> bytes:
+    async def statistics(self) -> EngineStatistics:
+        """Of all, as one engine would have them."""
+        return statistics_of(await self._status())
+
+    async def _read_events(self, own: Callable[[], bytes] | None) -> bytes:
+        assert own is not None  # noqa: S101 (for mypy)
         answers = await self._ask(".aoefs/events")
         return merged_events([own(), *answers.values()])
 
@@ -377,22 +390,24 @@ class Workers:
         """An order to the main process, and to each worker that it is about."""
         if name not in ("revalidate", "flush") or order.split() in ([], [b"all"]):
             await own(order)
+            if name == "interfaces":
+                self._interfaces = tuple(order.decode().replace(",", " ").split())
             await self._order(f".aoefs/{name}", order)
             return
         shares: dict[int, list[str]] = {}
         try:
             for word in order.decode("ascii").replace(",", " ").split():
-                shares.setdefault(self._share.number_of(Address.parse(word)), []).append(word)
+                address = Address.parse(word)
+                number = self._share.number_of(address)
+                there = self._engine.disks if number == 0 else self._all[number].names
+                if (address if number == 0 else str(address).encode()) not in there:
+                    raise ControlError(f"there is no {address}")
+                shares.setdefault(number, []).append(word)
         except ValueError as error:
             raise ControlError(str(error)) from None
-        for number, words in sorted(shares.items()):
+        for number, words in shares.items():
             part = " ".join(words).encode()
-            if number == 0:
-                await own(part)
-            elif not self._all[number].is_ready:
-                raise ControlError(f"there is no {words[0]}")
-            else:
-                await self._order(f".aoefs/{name}", part, [self._all[number]])
+            await (own(part) if number == 0 else self._order(f".aoefs/{name}", part, [self._all[number]]))
 
     def _files_of(self, worker: Worker, name: bytes) -> Mapping[str, ControlFile]:
         """The control files of one target of a worker."""
@@ -413,10 +428,10 @@ class Workers:
             "stats": ControlFile(read_later=partial(read, f"{path}/stats")),
         }
 
-    def change_options(self) -> None:
-        """The options of the mount have changed: workers take them over in the background."""
+    def change_options(self, changed: Iterable[str]) -> None:
+        """These options of the mount have changed: workers take them over in the background."""
         options = self._options()
-        order = json.dumps({name: getattr(options, name) for name in LIVE}).encode()
+        order = json.dumps({name: getattr(options, name) for name in LIVE if name in changed}).encode()
         self._engine.supervisor.start("options of workers", partial(self._order, ".aoefs/options", order))
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,7 +25,7 @@ import contextlib
 import errno
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import trio
@@ -78,7 +78,7 @@ class Server:
     def __init__(
         self,
         listeners: Sequence[trio.abc.Listener[trio.SocketStream]],
-        statistics: Callable[[], EngineStatistics],
+        statistics: Callable[[], EngineStatistics | Awaitable[EngineStatistics]],
         *,
         version: str,
     ) -> None:
@@ -132,7 +132,10 @@ class Server:
         await trio.sleep_until(at)
         async with self._making:
             if trio.current_time() >= self._stale_at:
-                self._text = await self._exposition.text(self._statistics())
+                statistics = self._statistics()
+                if not isinstance(statistics, EngineStatistics):
+                    statistics = await statistics
+                self._text = await self._exposition.text(statistics)
                 self._stale_at = trio.current_time() + SECONDS_OF_A_SNAPSHOT
             text = memoryview(self._text)
         start = f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(text)}\r\n"

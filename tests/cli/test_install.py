@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aoefs.cli import main as cli
-from aoefs.cli.commands.install import HELPERS, RECORD
+from aoefs.cli.commands.install import HELPERS, RECORD, UMOUNT_HELPERS
 from tests.host.livemount import standin
 from tests.lab import COMMANDS, require
 
@@ -24,7 +24,7 @@ COMPLETIONS = {
 }
 PAGES = [SHARE / "man/man1/aoefs.1", SHARE / "man/man1/aoefs-target.1"]
 UNIT = PREFIX / "lib/systemd/system/aoefs@.service"
-LINKS = [Path("sbin", name) for name in HELPERS] + [PREFIX / "bin/aoefs"]
+LINKS = [Path("sbin", name) for name in HELPERS + UMOUNT_HELPERS] + [PREFIX / "bin/aoefs"]
 
 
 def install(root: Path, *arguments: str | Path) -> int:

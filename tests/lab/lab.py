@@ -19,6 +19,8 @@ from tests.lab.process import Process, wait_until
 from tests.lab.programs import COMMANDS, Argument, find_program, make_image, require
 from tests.lab.side import INITIATOR, TARGET, Side, open_side, reads, run_on_host
 
+WORKERS_VARIABLE = "AOEFS_LAB_WORKERS"  # for a run of tests of mounts with --workers
+
 _serial = itertools.count(1)
 
 
@@ -35,6 +37,7 @@ class Lab:
         self.sides: dict[str, Side] = {}
         self.directory = Path()
         self.program = COMMANDS / "aoefs"  # the command that mount, target and aoefs run
+        self.workers = int(os.environ.get(WORKERS_VARIABLE, "1"))  # of each mount that does not say
         self._serial = next(_serial)
         self._files = itertools.count(1)
         self._undo = contextlib.ExitStack()
@@ -248,6 +251,8 @@ class Lab:
         command: list[Argument] = [self.program]
         for interface in self.sides[side].interfaces if interfaces is None else interfaces:
             command += ["-i", interface]
+        if self.workers != 1:
+            options.setdefault("workers", self.workers)
         for name, value in options.items():
             if value is not False:
                 command += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]

@@ -52,8 +52,9 @@ def test_all_are_read_and_compared_at_once(place: Place) -> None:
     for_all(place, 'cmp "$1" "$2"')
     status = place.mount.status()
     assert all(target["read_bytes"] >= MIB and target["errors"] == 0 for target in status["targets"])
-    first, second = (shard["completed"] for shard in status["shards"])
-    assert 0.5 < first / second < 2, "the load is spread evenly over both shards"
+    if place.lab.workers == 1:
+        first, second = (shard["completed"] for shard in status["shards"])
+        assert 0.5 < first / second < 2, "the load is spread evenly over both shards"
 
 
 def test_all_are_written_at_once(place: Place) -> None:

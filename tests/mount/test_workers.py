@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,6 +147,31 @@ def test_a_placeholder_takes_no_open_and_no_write(lab: Lab, mount: Mount) -> Non
         answer = lab.run(INITIATOR, ["unshare", "-m", "--propagation", "private", "sh", "-c", script], check=False)
         assert os.strerror(errno.ENXIO) in answer.stderr
     assert reads_right(mount, 1)
+
+
+def test_metrics_are_those_of_all_targets(lab: Lab, mount: Mount) -> None:
+    point = lab.directory / "with metrics"
+    point.mkdir()
+    lab.aoefs("-i", "aoe0", "--workers", 2, "--metrics", 9955, point)
+    script = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9955').read().decode())"
+    text = lab.run(INITIATOR, [sys.executable, "-c", script]).stdout
+    lab.aoefs("umount", point)
+    sizes = dict(re.findall(r'^aoefs_target_size_bytes{target="(e0\.\d)"} (\d+)$', text, re.M))
+    assert sizes == {name: str((slot + 1) * MIB) for slot, name in enumerate(NAMES)}
+    assert text.count("# TYPE aoefs_target_up ") == 1
+
+
+def test_plain_umount_works_with_our_helper(lab: Lab, mount: Mount) -> None:
+    running = pids(mount)
+    helper = lab.directory / "umount.fuse.aoefs"
+    helper.write_text(f"#!{sys.executable}\nfrom aoefs.cli.main import main\nraise SystemExit(main())\n")
+    helper.chmod(0o755)
+    process = holder(lab, mount, "e0.1")
+    answer = lab.run(INITIATOR, [helper, mount.path, "-v"], check=False)
+    assert (answer.returncode, "is busy" in answer.stderr) == (32, True)
+    lab.run(INITIATOR, [helper, mount.path, "-l"])
+    process.stop()
+    wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=30)
 
 
 # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -31,6 +31,7 @@ from aoefs.status.text import to_stderr
 
 RECORD = "share/aoefs/installed.json"
 HELPERS = ("mount.aoefs", "mount.fuse.aoefs")  # in /sbin whatever the prefix: mount(8) looks nowhere else
+UMOUNT_HELPERS = ("umount.aoefs", "umount.fuse.aoefs")  # the same of umount(8)
 
 Parsers = Mapping[str | None, argparse.ArgumentParser]
 
@@ -93,7 +94,7 @@ def plan(prefix: Path, command: str, parsers: Parsers) -> dict[Path, Item]:
         share / "zsh/site-functions/_aoefs": Item(_completion("zsh", parsers)),
         share / "fish/vendor_completions.d/aoefs.fish": Item(_completion("fish", parsers)),
     }
-    files |= {Path("/sbin", name): Item(command, link=True) for name in HELPERS}
+    files |= {Path("/sbin", name): Item(command, link=True) for name in HELPERS + UMOUNT_HELPERS}
     if Path(command) != prefix / "bin/aoefs":
         files[prefix / "bin/aoefs"] = Item(command, link=True)
     return files
