@@ -47,7 +47,7 @@ from aoefs.fuse.kernel import Kernel
 from aoefs.fuse.operations import AoeOperations
 from aoefs.fuse.options import LIVE, MountOptions, Part
 from aoefs.fuse.workers import Workers
-from aoefs.host import interfaces, mountpoint
+from aoefs.host import binds, interfaces, mountpoint
 from aoefs.host.background import Ready
 from aoefs.host.service import PidFile, notify
 from aoefs.host.systemlog import LogLimit
@@ -369,14 +369,14 @@ class Mount:
             pass
 
     async def _follow_main_process(self) -> None:
-        """Of a worker: stop when the main process wants it, or is gone; then its mount is dead, and is taken away."""
+        """Of a worker: stop when the main process wants it, or is gone; then its mount is dead."""
         parent = os.getppid()
         await trio.lowlevel.wait_readable(0)
         if not self._stopping:
             os.kill(os.getpid(), signal.SIGTERM)
         await trio.sleep(PARENT_SECONDS)
         if os.getppid() != parent:
-            await trio.to_thread.run_sync(mountpoint.clear_dead, self._part.serves, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(binds.leave_dead, self._part.serves, abandon_on_cancel=True)
 
     def _unmount_lazily(self) -> None:
         try:

@@ -116,7 +116,10 @@ class AoeOperations(pyfuse3.Operations):
 
     @guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> EntryAttributes:
-        thread = 0 if self._workers is None else ctx.pid
+        thread = 0
+        if isinstance(self.tree, WholeTree):
+            thread = ctx.pid
+            await self.tree.wait_for_bind(parent_inode, name, thread)
         return self.tree.attributes(self.tree.find(parent_inode, name, thread))
 
     @guarded
@@ -164,7 +167,7 @@ class AoeOperations(pyfuse3.Operations):
         data.f_blocks = sum(disk.target.identity.sectors for disk in disks)  # none of them free
         data.f_files = len(disks)
         if self._workers is not None:
-            sectors, files = self._workers.sectors_and_files
+            sectors, files = await self._workers.room()
             data.f_blocks += sectors
             data.f_files += files
         data.f_namemax = 255

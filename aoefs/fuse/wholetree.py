@@ -3,8 +3,9 @@
 A placeholder is a name in the mount point over which a file of a worker is bound (``host.binds``), so that no open gets
 to it.  Whoever sees the mount without its binds, as a container may, gets ENXIO from it and never writes to it.
 
-What always holds: the inode number of a placeholder never changes, since a mount point that is looked up as another
-inode is unmounted by the kernel.  Before its file is bound only the thread that binds it finds it (``binders``).
+What always holds: the kernel unmounts what is mounted on a name that is looked up as another inode, or not found.  So
+the inode number of a placeholder never changes, and while it is bound only the thread that does it gets an answer
+(``binders``): others wait.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import trio
 from pyfuse3 import EntryAttributes, FUSEError
 
 from aoefs.fuse.control import ControlFile
 from aoefs.fuse.nodes import Node
-from aoefs.fuse.tree import CACHE_SECONDS, CONTROL, ROOT, ControlNode, Tree
+from aoefs.fuse.tree import CONTROL, ROOT, ControlNode, Tree
+
+BIND_SECONDS = 1.0  # that a lookup waits for a bind: it takes milliseconds, unless the worker hangs
+FOREVER = 1e9  # seconds: the kernel goes through a placeholder to its bind, also when this process is dead
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +36,7 @@ class Placeholder:
     name: bytes
     directory: ControlNode | None
     bound: int = 0
+    binding: trio.Event | None = None  # set when a bind is there, or failed
 
 
 class WholeTree(Tree):
@@ -52,6 +58,13 @@ class WholeTree(Tree):
             found = self.placeholders[name] = Placeholder(self._new_inode(), name, directory)
             self._by_inode[found.inode] = found
         return found
+
+    async def wait_for_bind(self, directory: int, name: bytes, thread: int) -> None:
+        """Before a lookup."""
+        found = self.placeholders.get(name)
+        if found is not None and found.binding is not None and directory == ROOT and thread not in self.binders:
+            with trio.move_on_after(BIND_SECONDS):
+                await found.binding.wait()
 
     def is_placeholder(self, inode: int) -> bool:
         return inode in self._by_inode
@@ -95,6 +108,6 @@ class WholeTree(Tree):
         entry.st_ino = inode
         entry.st_mode = stat.S_IFREG
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._mounted_ns
-        entry.entry_timeout = CACHE_SECONDS if found.bound else 0
-        entry.attr_timeout = CACHE_SECONDS
+        entry.entry_timeout = FOREVER if found.bound else 0
+        entry.attr_timeout = FOREVER
         return entry

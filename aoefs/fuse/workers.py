@@ -42,7 +42,7 @@ from aoefs.fuse.wholetree import Placeholder, WholeTree
 from aoefs.host import binds, mountpoint
 from aoefs.host.background import READY_VARIABLE, own_command
 from aoefs.host.workerlife import RUNNING, Input, State, WorkerLife
-from aoefs.protocol.wire import Address, Share
+from aoefs.protocol.wire import SECTOR_BYTES, Address, Share
 from aoefs.status.merge import merged_events, merged_status, statistics_of
 
 log = logging.getLogger("aoefs")
@@ -54,7 +54,7 @@ PERIOD = 0.5  # seconds between two looks at a worker's directory
 FIRST_PERIOD = 0.1  # ... in its first seconds
 FIRST_SECONDS = 3.0
 END_SECONDS = 23.0  # from a stop by signal: what the worker itself allows open files and the last flush, and some more
-MAX_THREADS = 64
+MAX_THREADS = 8  # that wait for one worker: others must not wait for one that hangs
 
 _HOME = str(Path(aoefs.__file__).resolve().parents[1])
 _START = "from aoefs.fuse.worker import main; main()"
@@ -62,9 +62,7 @@ _START = "from aoefs.fuse.worker import main; main()"
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One of them.  ``names`` are its files that are bound, ``serials`` its links; ``sectors`` and ``files`` are what
-    df(1) shows; ``report`` is its last status.
-    """
+    """One of them.  ``names`` are its files that are bound, ``serials`` its links; ``report`` is its last status."""
 
     number: int
     life: WorkerLife = field(default_factory=WorkerLife)
@@ -72,14 +70,16 @@ class Worker:
     directory: str = ""
     names: set[bytes] = field(default_factory=set)
     serials: dict[bytes, bytes] = field(default_factory=dict)
-    sectors: int = 0
-    files: int = 0
     report: dict[str, Any] | None = None
     looked: bool = False  # its first files are bound
+    limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_THREADS))
 
     @property
     def is_ready(self) -> bool:
         return self.life.state is State.READY
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=self.limiter)
 
 
 class Workers:
@@ -93,13 +93,12 @@ class Workers:
         self._kernel = kernel
         self._options = options
         self._is_daemon = is_daemon
-        self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._private = binds.PrivateDirectory()
         self._all = {number: Worker(number) for number in range(1, share.of)}
         self._codes: dict[int, int] = {}
         self._interfaces: tuple[str, ...] = ()  # of the last order
         self._own_status: Callable[[], bytes] | None = None
-        self._mountinfo = b""
+        self._device = ""
         self._tree: WholeTree | None = None
         self._nursery: trio.Nursery | None = None
         self._deadline = trio.CancelScope()
@@ -110,6 +109,8 @@ class Workers:
         """Start workers as they are wanted, until :meth:`end`."""
         assert isinstance(tree, WholeTree)  # noqa: S101 (for mypy)
         tree.by_serial = self._serials
+        mount = mountpoint.find_mount(self._options().mountpoint)
+        self._device = "" if mount is None else mount.device
         async with trio.open_nursery() as nursery:
             self._tree, self._nursery = tree, nursery
             for worker in self._all.values():
@@ -155,7 +156,7 @@ class Workers:
             worker.looked = True  # nothing waits for one that fails
             self._change(worker, Input.DIED)
             self._codes[worker.number] = code
-            await self._in_thread(binds.empty, worker.directory)
+            await worker.in_thread(binds.empty, worker.directory)
             if not stopped:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
                 pause = life.due - trio.current_time()
@@ -163,7 +164,7 @@ class Workers:
 
     async def _run_process(self, worker: Worker) -> int:
         """One process from its start to its end; its exit code."""
-        worker.directory = await self._in_thread(self._private.room, str(worker.number))
+        worker.directory = await worker.in_thread(self._private.room, str(worker.number))
         options = self._options()
         given = replace(options, mountpoint=worker.directory, pid_file=None, metrics=None)
         if self._interfaces:
@@ -215,11 +216,8 @@ class Workers:
         """See which files a worker has now, and bind them."""
         tree = self._tree
         assert tree is not None  # noqa: S101 (for mypy)
-        files, serials, room = await self._in_thread(_list, worker.directory)
-        worker.serials = serials
-        worker.sectors, worker.files = room.f_blocks * room.f_frsize // 512, room.f_files
-        missing = await self._in_thread(self._find_missing)
-        for name in missing & worker.names:
+        files, worker.serials = await worker.in_thread(_list, worker.directory)
+        for name in await worker.in_thread(self._find_missing, set(worker.names)):
             tree.placeholders[name].bound = 0
         wanted = {}
         for name, inode in files.items():
@@ -230,54 +228,59 @@ class Workers:
         if not (wanted or gone):
             return
         if gone:
-            await self._in_thread(self._unbind, gone)
+            await worker.in_thread(self._unbind, gone)
             for name in gone:
                 tree.placeholders[name].bound = 0
                 self._kernel.notify(worker, [Notice(ROOT, name)])
             worker.names -= gone
-        for placeholder in await self._in_thread(self._bind, tree, worker.directory, list(wanted)):
-            placeholder.bound = wanted[placeholder]
-            worker.names.add(placeholder.name)
+        binding = trio.Event()
+        for placeholder in wanted:
+            placeholder.binding = binding
+        try:
+            for placeholder in await worker.in_thread(self._bind, tree, worker.directory, list(wanted)):
+                placeholder.bound = wanted[placeholder]
+                worker.names.add(placeholder.name)
+        finally:
+            binding.set()
+            for placeholder in wanted:
+                placeholder.binding = None
 
     # ── in threads ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=self._limiter)
-
-    def _find_missing(self) -> set[bytes]:
-        """Names of which the bind was taken away, while the mount is there."""
-        text = Path(mountpoint.MOUNTINFO).read_bytes()
-        if text == self._mountinfo:
-            return set()
-        known, self._mountinfo = self._mountinfo, text
-        mount = mountpoint.find_mount(self._options().mountpoint)
-        if not known or mount is None or self._tree is None:
-            return set()
-        there = {os.fsencode(os.path.basename(path)) for path in binds.bound(mount)}
-        return {name for name, found in self._tree.placeholders.items() if found.bound and name not in there}
+    def _find_mount(self) -> mountpoint.Mount:
+        """The mount of the main process, wherever it was moved; OSError when it is unmounted."""
+        for mount in mountpoint.aoefs_mounts():
+            if mount.device == self._device:
+                return mount
+        raise OSError(errno.EINVAL, "it is not mounted any more")
 
     def _bind(self, tree: WholeTree, directory: str, wanted: Sequence[Placeholder]) -> list[Placeholder]:
         """Those that are bound now."""
-        thread = binds.thread_id()
+        thread, done = binds.thread_id(), []
         tree.binders.add(thread)
-        done = []
         try:
+            mount = self._find_mount()
             for placeholder in wanted:
                 name = placeholder.name.decode()
-                target = f"{self._options().mountpoint}/{name}"
                 with contextlib.suppress(OSError):
-                    binds.unbind(target)
+                    binds.unbind(f"{mount.path}/{name}")
                 with contextlib.suppress(OSError):
-                    binds.bind(f"{directory}/{name}", target)
+                    binds.bind(f"{directory}/{name}", f"{mount.path}/{name}")
                     done.append(placeholder)
         finally:
             tree.binders.discard(thread)
         return done
 
     def _unbind(self, names: set[bytes]) -> None:
+        mount = self._find_mount()
         for name in names:
             with contextlib.suppress(OSError):
-                binds.unbind(f"{self._options().mountpoint}/{name.decode()}")
+                binds.unbind(f"{mount.path}/{name.decode()}")
+
+    def _find_missing(self, names: set[bytes]) -> set[bytes]:
+        """Those of which somebody took the bind away."""
+        there = {os.fsencode(os.path.basename(path)) for path in binds.bound(self._find_mount())}
+        return names - there
 
     # ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -286,11 +289,13 @@ class Workers:
         """How many targets the workers serve."""
         return sum(b"p" not in name for worker in self._all.values() for name in worker.names)
 
-    @property
-    def sectors_and_files(self) -> tuple[int, int]:
-        """What df(1) shows of them."""
-        workers = self._all.values()
-        return sum(worker.sectors for worker in workers), sum(worker.files for worker in workers)
+    async def room(self) -> tuple[int, int]:
+        """Sectors and files of those that answer, for df(1)."""
+        found = await self._of_all(lambda worker: os.statvfs(worker.directory))
+        return (
+            sum(room.f_blocks * room.f_frsize // SECTOR_BYTES for room in found.values()),
+            sum(room.f_files for room in found.values()),
+        )
 
     def _serials(self) -> dict[bytes, bytes]:
         """The links that exactly one worker has."""
@@ -306,20 +311,23 @@ class Workers:
             workers = self._all.values()
             await self._until(lambda: all(worker.looked or worker.life.state is State.IDLE for worker in workers))
 
-    async def _ask(self, name: str) -> dict[int, bytes]:
-        """The content of a file of all workers that are ready and answer."""
+    async def _of_all(self, ask: Callable[[Worker], T]) -> dict[int, T]:
+        """What ``ask`` returns, in a thread, for all workers that are ready and answer."""
         answers = {}
 
-        async def ask(worker: Worker) -> None:
+        async def ask_one(worker: Worker) -> None:
             with contextlib.suppress(OSError):
-                answers[worker.number] = await self._in_thread(Path(worker.directory, name).read_bytes)
+                answers[worker.number] = await worker.in_thread(ask, worker)
 
         with trio.move_on_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 for worker in self._all.values():
                     if worker.is_ready:
-                        nursery.start_soon(ask, worker)
+                        nursery.start_soon(ask_one, worker)
         return answers
+
+    async def _read(self, name: str) -> dict[int, bytes]:
+        return await self._of_all(lambda worker: Path(worker.directory, name).read_bytes())
 
     async def _order(self, name: str, order: bytes, workers: Sequence[Worker] | None = None) -> None:
         """Write an order to a control file of workers (all of them); FUSEError with the errno of one that refuses."""
@@ -327,7 +335,7 @@ class Workers:
 
         async def write(worker: Worker) -> None:
             try:
-                await self._in_thread(_write, f"{worker.directory}/{name}", order)
+                await worker.in_thread(_write, f"{worker.directory}/{name}", order)
             except OSError as error:
                 refusals.append(error.errno or errno.EIO)
 
@@ -363,7 +371,7 @@ class Workers:
     async def _status(self) -> dict[str, Any]:
         assert self._own_status is not None  # noqa: S101 (for mypy)
         status: dict[str, Any] = json.loads(self._own_status())
-        answers = await self._ask(mountpoint.STATUS_FILE)
+        answers = await self._read(mountpoint.STATUS_FILE)
         reports = {}
         for worker in self._all.values():
             if worker.number in answers:
@@ -383,7 +391,7 @@ class Workers:
 
     async def _read_events(self, own: Callable[[], bytes] | None) -> bytes:
         assert own is not None  # noqa: S101 (for mypy)
-        answers = await self._ask(".aoefs/events")
+        answers = await self._read(".aoefs/events")
         return merged_events([own(), *answers.values()])
 
     async def _order_all(self, name: str, own: Callable[[bytes], Awaitable[None]], order: bytes) -> None:
@@ -414,7 +422,7 @@ class Workers:
 
         async def read(file: str) -> bytes:
             try:
-                return await self._in_thread(Path(worker.directory, file).read_bytes)
+                return await worker.in_thread(Path(worker.directory, file).read_bytes)
             except OSError as error:
                 raise FUSEError(error.errno or errno.EIO) from None
 
@@ -465,7 +473,7 @@ class Workers:
         self._stop(at_once=False)
         for worker in ready:
             with contextlib.suppress(OSError):
-                await self._in_thread(binds.unbind, worker.directory)
+                await worker.in_thread(binds.unbind, worker.directory)
         with self._deadline:
             await self._until(lambda: not any(worker.life.state in RUNNING for worker in self._all.values()))
         late = [worker for worker in self._all.values() if worker.life.state in RUNNING]
@@ -478,15 +486,15 @@ class Workers:
         return not (late or any(self._codes.values()))
 
 
-def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes], os.statvfs_result]:
-    """The files of a worker and their inode numbers, its links by serial, and what statvfs(2) says."""
+def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
+    """The files of a worker and their inode numbers, and its links by serial."""
     with os.scandir(directory) as entries:
         files = {os.fsencode(entry.name): entry.inode() for entry in entries if entry.name[0] == "e"}
     links = {}
     with os.scandir(f"{directory}/by-serial") as entries:
         for entry in entries:
             links[os.fsencode(entry.name)] = os.fsencode(os.path.basename(os.readlink(entry.path)))
-    return files, links, os.statvfs(directory)
+    return files, links
 
 
 def _write(path: str, order: bytes) -> None:

@@ -21,6 +21,7 @@ import tempfile
 
 from aoefs.host import mountpoint
 from aoefs.host.mountpoint import WORKER_TYPE, Mount
+from aoefs.host.mountreader import Liveness
 
 PLACE = "/run"
 _PREFIX = "aoefs-"
@@ -79,6 +80,17 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
     finally:
         for copy, _ in taken:
             os.close(copy)
+
+
+def leave_dead(path: str) -> None:
+    """Take the binds away if the mount at this path is dead, but leave it: nobody may take the empty directory for the
+    disks.  What cannot be taken away goes with the mount.
+    """
+    mount = mountpoint.find_mount(path)
+    if mount is not None and mount.is_trusted and mount.liveness() is Liveness.DEAD:
+        for each in bound(mount):
+            with contextlib.suppress(OSError):
+                unbind(each)
 
 
 # ── private directories ───────────────────────────────────────────────────────────────────────────────────────────

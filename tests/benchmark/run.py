@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aoefs.protocol.wire import payload_sectors
-from tests.benchmark import contenders, many, profile, tails
+from tests.benchmark import contenders, many, profile, tails, workers
 from tests.benchmark.chart import draw
 from tests.benchmark.contenders import Client, Results, note, note_processor
 from tests.benchmark.workloads import WORKLOADS, Workload
@@ -157,7 +157,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--against", type=Path, metavar="DIRECTORY", help="another checkout (see above)")
     parser.add_argument("--yardstick", type=Path, metavar="PROGRAM", help="a compiled C client (see above)")
     parser.add_argument(
-        "--only", default="", help="only workloads whose names contain this; 'many' for 36 targets, 'tails' for p99"
+        "--only",
+        default="",
+        help="only workloads whose names contain this; 'many' for 36 targets, 'workers' for --workers, 'tails' for p99",
+    )
+    parser.add_argument(
+        "--many", action="store_const", const="workers", dest="only", help="only 36 targets with 1, 2 and 4 workers"
     )
     parser.add_argument("--profile", action="store_true", help="show where the time of a request goes")
     parser.add_argument("--output", type=Path, help="keep all figures here, as JSON")
@@ -191,7 +196,7 @@ def _measure(options: argparse.Namespace, results: Results) -> None:
             with Lab(mtu=mtu) as lab:
                 limits = options.turns, options.mebibytes, options.seconds
                 tails.measure(lab, _clients(lab, options), results, f"MTU {mtu}", *limits)
-        if options.only not in ("many", "tails"):
+        if options.only not in ("many", "tails", "workers"):
             with Lab(mtu=mtu) as lab:
                 disk = lab.image("disk", options.mebibytes << 20)
                 _measure_files(lab, options, disk, results, f"MTU {mtu}")
@@ -202,6 +207,8 @@ def _measure(options: argparse.Namespace, results: Results) -> None:
             _measure_starts(lab, options, lab.image("disk", 16 << 20), results)
         if options.only in ("", "many"):
             many.measure(lab, results, options.turns, options.seconds)
+        if options.only in ("", "workers"):
+            workers.measure(lab, results, options.turns, options.seconds)
 
 
 if __name__ == "__main__":

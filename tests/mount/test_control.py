@@ -152,7 +152,7 @@ def test_interfaces_can_be_changed_while_mounted() -> None:
         wait_until(lambda: (mount.here / "e0.1").exists())
         order(mount, "interfaces", "aoe1\n")
         assert control(mount, "interfaces").read_text() == "aoe1\n"
-        assert lab.sides[INITIATOR].packet_sockets() == 2, "for answers and for hints"
+        assert lab.sides[INITIATOR].packet_sockets() == 2 * lab.workers, "for answers and for hints"
         lab.ip(INITIATOR, "link", "set", "aoe0", "down")
         lab.ip(INITIATOR, "link", "set", "aoe0", "up")
         lab.ip(INITIATOR, "link", "set", "aoe1", "mtu", "9000")

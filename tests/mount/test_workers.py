@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab import INITIATOR, Lab, Mount, Process, is_gone, opened, wait_until
-from tests.mount.place import MIB, fails_with, nothing_is_left
+from tests.mount.place import MIB, fails_as_dead, fails_with, nothing_is_left
 
 TARGETS = 6
 WORKERS = 3  # of which the first is the main process
@@ -29,16 +29,23 @@ def mount(lab: Lab) -> Iterator[Mount]:
     images = [lab.image(f"image{slot}", (slot + 1) * MIB, seed=slot) for slot in range(TARGETS)]
     lab.target(*(f"0.{slot}={image}" for slot, image in enumerate(images)))
     made = lab.mount(workers=WORKERS)
+    directories = {path.parent for path in private_mounts(lab)}
+    assert len(directories) == 1
     yield made
     if made.mounted:
         made.umount("--lazy")
-    wait_until(lambda: not private_directories(lab), what="no private directory is left", timeout=30)
+    wait_until(lambda: not private_mounts(lab), what="no private mount is left")
+    wait_until(lambda: not any(map(os.path.exists, directories)), what="no private directory is left")
 
 
-def private_directories(lab: Lab) -> list[Path]:
-    """Those of workers, or their mounts, that this lab's mounts have left."""
-    mounts = [Path(line.split()[1]) for line in lab.sides[INITIATOR].mounts() if "aoefs-worker" in line]
-    return [path for path in Path("/run").glob("aoefs-*") if not path.name.startswith("aoefs-lab")] + mounts
+def private_mounts(lab: Lab) -> list[Path]:
+    """Where workers of this lab have their own mounts."""
+    mounts = [Path(line.split()[1]) for line in lab.sides[INITIATOR].mounts() if " fuse.aoefs-worker " in line]
+    return [path for path in mounts if path.is_relative_to("/run")]
+
+
+def mounts_of(lab: Lab) -> str:
+    return "\n".join(lab.sides[INITIATOR].mounts())
 
 
 def workers(mount: Mount) -> list[dict[str, Any]]:
@@ -241,6 +248,19 @@ def test_a_second_sigterm_ends_all_processes_at_once(lab: Lab, mount: Mount) -> 
         wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=8)
 
 
+def test_a_second_mount_over_a_lazily_unmounted_one_gets_none_of_its_files(lab: Lab, mount: Mount) -> None:
+    running = pids(mount)
+    with opened(mount.here / "e0.0", os.O_RDONLY):
+        mount.umount("--lazy")
+        lab.aoefs("-i", "aoe0", "--workers", WORKERS, mount.path)
+        os.kill(pids(mount)[1], signal.SIGKILL)
+        wait_until(lambda: reads_right(mount, 1), what="it is back")
+        files = [line for line in lab.sides[INITIATOR].mounts() if f" {mount.path}/" in line]
+        assert len(files) == TARGETS - TARGETS // WORKERS
+    wait_until(lambda: all(map(is_gone, running)), what="the first one ends")
+    mount.umount()
+
+
 # ── death ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -282,11 +302,14 @@ def test_workers_end_when_the_main_process_is_killed(lab: Lab, mount: Mount, hel
             os.close(file)
         os.kill(running[0], signal.SIGKILL)
         if held:
-            wait_until(lambda: not mount.mounted, what="the dead mount is taken away", timeout=8)
+            wait_until(lambda: f"{mount.path}/" not in mounts_of(lab), what="the binds are taken away", timeout=8)
             os.pwrite(file, b"late", 0)
     wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=30)
     assert (lab.directory / "image1").read_bytes()[:4] == (b"late" if held else b"last")
-    wait_until(lambda: nothing_is_left(lab, mount), what="nothing is left")
+    wait_until(lambda: f"{mount.path}/" not in mounts_of(lab), what="the binds are taken away")
+    fails_as_dead(lambda: os.listdir(mount.here))
+    assert "dead already" in mount.umount().stderr
+    assert nothing_is_left(lab, mount)
 
 
 def test_the_next_mount_removes_what_is_left_when_all_were_killed(lab: Lab, mount: Mount) -> None:
@@ -295,7 +318,7 @@ def test_the_next_mount_removes_what_is_left_when_all_were_killed(lab: Lab, moun
         for pid in running:
             os.kill(pid, number)
     wait_until(lambda: not lab.sides[INITIATOR].packet_sockets(), what="all are dead")
-    assert private_directories(lab)
+    assert private_mounts(lab)
     lab.aoefs("-i", "aoe0", "--workers", WORKERS, mount.path)
     assert all(reads_right(mount, slot) for slot in range(TARGETS))
     mount.umount()
