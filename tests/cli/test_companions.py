@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -222,15 +223,15 @@ def test_the_raw_data_are_the_512_bytes(wired: Lab) -> None:
 
 
 def test_raw_data_are_not_written_to_a_terminal() -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:  # pragma: no cover (the child becomes the command)
-        os.execv(COMMANDS / "aoefs", ["aoefs", "identify", "0.0", "--raw"])
+    terminal, other_end = pty.openpty()
+    command = subprocess.Popen([COMMANDS / "aoefs", "identify", "0.0", "--raw"], stdout=other_end, stderr=other_end)
+    os.close(other_end)
     said = b""
     with contextlib.suppress(OSError):  # the other end is closed
         while piece := os.read(terminal, 4096):
             said += piece
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    assert command.wait(60) == 2
     assert said.startswith(b"aoefs: --raw writes 512 bytes that are no text")
 
 
