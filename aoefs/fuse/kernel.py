@@ -7,8 +7,9 @@ waits for one of them.
 What always holds: there is one task and one thread per disk at most; what comes meanwhile waits for it.
 
 While such a call waits, the file of the mount cannot be closed, and the kernel then never fails what it still has for
-us: a process that ends meanwhile stays as a zombie, with all that use the mount, until an administrator aborts the
-connection.  So a mount goes on answering requests until :meth:`Kernel.end` returns.
+us: a process that ends meanwhile stays as a zombie, with all that use the mount, until the connection is aborted, as
+``aoefs umount --lazy`` and the next mount do (``host.mountpoint``).  So a mount goes on answering requests until
+:meth:`Kernel.end` returns.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ MOUNTINFO = "/proc/self/mountinfo"
 FUSE_DEVICE = "/dev/fuse"
 FUSE_CONFIGURATION = "/etc/fuse.conf"
 
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 _MAX_LINKS = 40  # symbolic links in one path, as in the kernel
 
 
@@ -75,7 +75,18 @@ class Mount(NamedTuple):
 
         ``on_silence``: as for ``MountReader.ask``, so the answer is waited for and never is ``SILENT``.
         """
-        return liveness(self.path, on_silence) if self.is_trusted else Liveness.LIVE
+        answer = liveness(self.path, on_silence) if self.is_trusted else Liveness.LIVE
+        return Liveness.DEAD if answer is Liveness.SILENT and self._is_dying() else answer
+
+    def _is_dying(self) -> bool:
+        """The mount process was killed, and threads of it wait for the kernel, which waits for their end."""
+        for process in glob.iglob("/proc/[0-9]*"):
+            with contextlib.suppress(OSError):
+                if "\nState:\tZ" in Path(process, "status").read_text():
+                    connections = set().union(*map(_connections, glob.iglob(f"{process}/task/*")))
+                    if not connections.isdisjoint({self._connection, ""}):
+                        return True
+        return False
 
     def pid_note(self) -> str:
         """`` (pid 5)`` of the mount process, or nothing if it cannot be known without asking the mount."""
@@ -117,7 +128,7 @@ def _connections(process: str) -> set[str]:
     """The numbers of the FUSE connections that a process (its /proc directory) serves; before Linux 6.18 one that is
     empty.
     """
-    numbers = set()
+    numbers: set[str] = set()
     for entry in os.scandir(f"{process}/fd"):
         with contextlib.suppress(OSError):
             if os.readlink(entry.path) == FUSE_DEVICE:
@@ -242,7 +253,7 @@ def clear_dead(path: str) -> tuple[Mount | None, Liveness]:
     while (mount := find_mount(path)) is not None:
         if (answer := mount.liveness()) is not Liveness.DEAD:
             return mount, answer
-        unmount(mount, lazy=True)
+        unmount(mount, lazy=True, dead=True)
     return None, Liveness.DEAD
 
 
@@ -423,8 +434,9 @@ def opened_root(mount: Mount) -> Iterator[int]:
         yield root
 
 
-def unmount(mount: Mount, *, lazy: bool = False) -> None:
-    """Unmount.  ``lazy`` removes the mount from the tree at once; open files go on working.
+def unmount(mount: Mount, *, lazy: bool = False, dead: bool = False) -> None:
+    """Unmount.  ``lazy`` removes the mount from the tree at once; open files go on working.  The kernel aborts the
+    connection of a ``dead`` one: what still waits for it fails.
 
     OSError as umount(2) raises it, EBUSY while something is open; EINVAL when it is not mounted any more.  Its parent
     may have been moved, and another one put in its place: the mount is looked for again, and the directory is open when
@@ -435,16 +447,17 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
         raise OSError(errno.EINVAL, "it is not mounted any more", mount.path)
     with _opened_parent(now) as parent:
         if os.geteuid() == 0:
-            _umount2(f"/proc/self/fd/{parent}/{os.path.basename(now.path)}", lazy)
+            flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if dead else 0)
+            _umount2(f"/proc/self/fd/{parent}/{os.path.basename(now.path)}", flags)
         else:
             _fusermount(now.path, lazy)
 
 
-def _umount2(path: str, lazy: bool) -> None:
+def _umount2(path: str, flags: int) -> None:
     import ctypes  # here: only an unmount needs it
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
+    if libc.umount2(os.fsencode(path), flags):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

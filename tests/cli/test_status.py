@@ -114,7 +114,19 @@ def test_interval_prints_a_table_each_time_until_the_mount_ends(tmp_path: Path) 
         process.kill()
         assert status.wait(10) == 1
     lines = status.output.splitlines()
-    assert lines[0].split() == ["TARGET", "STATE", "IOPS", "READ", "WRITE", "p50", "p99", "AVGQ", "QUEUE", "RESENT/s"]
+    assert lines[0].split() == [
+        "TARGET",
+        "STATE",
+        "IOPS",
+        "READ",
+        "WRITE",
+        "p50",
+        "p99",
+        "UTIL",
+        "AVGQ",
+        "QUEUE",
+        "RESENT/s",
+    ]
     assert [line[:27].rstrip() for line in lines[1:5]] == [
         "e0.0",
         "  aoe0 02:ae:00:00:02:00",

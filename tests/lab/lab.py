@@ -289,4 +289,4 @@ def _mac(side: int, number: int) -> bytes:
 def _lazy_umount(mount: Mount) -> None:
     """Unmount what a test left mounted, in whatever state it is; the daemon then ends."""
     if mount.mounted:
-        mount.lab.run(mount.side, ["umount", "-l", mount.path], check=False)
+        mount.lab.run(mount.side, ["umount", "-f", "-l", mount.path], check=False)
