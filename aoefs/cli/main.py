@@ -4,6 +4,7 @@ Owns the table of commands and the exit codes: 0, 1 for a failure, 2 for wrong u
 reader of the output went away.  A command is a module ``cli.commands.<name>`` with ``add_arguments(parser)`` and
 ``run(arguments) -> int``; all have ``-v``.  Only the module of the command that runs is imported.
 
+Under the name ``umount.aoefs`` (or ``umount.fuse.aoefs``) it is a helper of umount(8).
 Under the name ``mount.aoefs`` (or ``mount.fuse.aoefs``) it is a helper of mount(8): it translates the flags of such a
 helper into a command line of ours, and the exit codes into those of mount(8): 1 for wrong usage, 8 after Ctrl-C, 32 for
 a failure.  There the first word is a SOURCE, also if it is named like a command.

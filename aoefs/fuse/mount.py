@@ -370,12 +370,11 @@ class Mount:
 
     async def _follow_main_process(self) -> None:
         """Of a worker: stop when the main process wants it, or is gone; then its mount is dead."""
-        parent = os.getppid()
         await trio.lowlevel.wait_readable(0)
         if not self._stopping:
             os.kill(os.getpid(), signal.SIGTERM)
         await trio.sleep(PARENT_SECONDS)
-        if os.getppid() != parent:
+        if os.getppid() != self._part.main_process:
             await trio.to_thread.run_sync(binds.leave_dead, self._part.serves, abandon_on_cancel=True)
 
     def _unmount_lazily(self) -> None:

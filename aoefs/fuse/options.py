@@ -68,12 +68,13 @@ class MountOptions:
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a process is of a mount: the ``share`` of the targets that it has.  A worker ``serves`` the mount point of
-    the main process, and ``incarnation`` counts the processes before it.
+    ``main_process`` (its pid), and ``incarnation`` counts the processes before it.
     """
 
     share: Share = ALL
     serves: str = ""
     incarnation: int = 0
+    main_process: int = 0
 
     @property
     def number(self) -> int:

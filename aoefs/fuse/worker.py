@@ -7,6 +7,7 @@ it is ready.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -45,11 +46,11 @@ def main() -> None:
     ready.log_file = options.log_file
     if options.log_file is not None and not is_daemon:
         log_to_file(options.log_file)
-    parent = os.getppid()
     try:
         code = run(options, ready, part=part)
-        if os.getppid() != parent:
-            binds.remove(os.path.dirname(options.mountpoint))
+        binds.empty(options.mountpoint)
+        with contextlib.suppress(OSError):  # it is not the last one
+            os.rmdir(os.path.dirname(options.mountpoint))
         sys.exit(code)
     except Exception as error:
         log.error("worker %d: unexpected %s: %s", part.share.number, type(error).__name__, error, exc_info=True)

@@ -151,7 +151,13 @@ class Workers:
                     await self._until(lambda: life.state is not State.WAITING)
                     continue
                 self._change(worker, Input.DUE)
-            code = await self._run_process(worker)
+            code = 1
+            try:
+                code = await self._run_process(worker)
+            except Exception:  # the main process goes on, whatever happens to a worker
+                log.exception("worker %d fails unexpectedly", worker.number)
+                if worker.process is not None:
+                    worker.process.kill()
             stopped = life.state is State.STOPPING
             worker.looked = True  # nothing waits for one that fails
             self._change(worker, Input.DIED)
@@ -169,7 +175,7 @@ class Workers:
         given = replace(options, mountpoint=worker.directory, pid_file=None, metrics=None)
         if self._interfaces:
             given = replace(given, interfaces=() if self._interfaces == ("any",) else self._interfaces)
-        part = Part(Share(worker.number, self._share.of), options.mountpoint, worker.life.restarts)
+        part = Part(Share(worker.number, self._share.of), options.mountpoint, worker.life.restarts, os.getpid())
         command = own_command()[:-2]
         home = "/" if "-P" in command else _HOME
         what = f"aoefs worker {worker.number} of {self._share.of}: {options.mountpoint}"
@@ -187,8 +193,10 @@ class Workers:
         async with trio.lowlevel.FdStream(read_end) as pipe, trio.open_nursery() as nursery:
             nursery.start_soon(self._follow, worker, pipe)
             assert process.stdin is not None  # noqa: S101 (for mypy)
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await process.stdin.send_all(pickle.dumps((given, part, self._is_daemon)))
+            if worker.life.state is State.STOPPING:  # since before there was a process
+                await process.stdin.aclose()
             code = await process.wait()
             nursery.cancel_scope.cancel()
         return code

@@ -104,11 +104,14 @@ class PrivateDirectory:
             with contextlib.suppress(OSError):
                 _remove_if_left(path.rstrip("/"))
         self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=PLACE)
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = _locked(self.path)
 
     def room(self, name: str) -> str:
         """An empty directory in it that nothing is mounted on."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, 0o700)  # else the last worker that ended has removed it
+            os.close(self._lock)
+            self._lock = _locked(self.path)
         path = f"{self.path}/{name}"
         empty(path)
         os.mkdir(path, 0o700)
@@ -117,6 +120,13 @@ class PrivateDirectory:
     def close(self) -> None:
         os.close(self._lock)
         remove(self.path)
+
+
+def _locked(path: str) -> int:
+    """A descriptor of a directory that holds a lock on it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def empty(path: str) -> None:
