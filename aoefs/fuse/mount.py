@@ -104,7 +104,7 @@ class Mount:
         self._mount: mountpoint.Mount | None = None
         self._unmounted = False
         self._terminated = False
-        self._stopping = False
+        self._stopping = trio.Event()
         self._flushing = False
         self._workers: Workers | None = None
         self._last_flush = trio.CancelScope(shield=True)
@@ -339,7 +339,7 @@ class Mount:
 
     async def _stop_on_signal(self, engine: Engine, kernel: Kernel, signals: AsyncIterator[int]) -> None:
         number = await anext(signals)
-        self._stopping = True
+        self._stopping.set()
         if self._workers is not None:
             self._workers.stop()
         self._tell_systemd("STOPPING=1")
@@ -369,10 +369,15 @@ class Mount:
             pass
 
     async def _follow_main_process(self) -> None:
-        """Of a worker: stop when the main process wants it, or is gone; then its mount is dead."""
-        await trio.lowlevel.wait_readable(0)
-        if not self._stopping:
-            os.kill(os.getpid(), signal.SIGTERM)
+        """Of a worker: stop when the main process wants it (a byte on stdin; a second one: at once), or is gone."""
+        word, wanted = b"-", 0
+        while word:
+            await trio.lowlevel.wait_readable(0)
+            word = os.read(0, 1)
+            if wanted == 0 if not self._stopping.is_set() else wanted == 1 and word:
+                os.kill(os.getpid(), signal.SIGTERM)
+            wanted += 1
+            await self._stopping.wait()
         await trio.sleep(PARENT_SECONDS)
         if os.getppid() != self._part.main_process:
             await trio.to_thread.run_sync(binds.leave_dead, self._part.serves, abandon_on_cancel=True)

@@ -1,8 +1,8 @@
 """A worker: a process that serves one share of the targets for a mount (``fuse.workers`` starts it).
 
-It is a mount like any other, of a directory that only root may enter.  Its stdin gives it its options.  The end of
-stdin says that the main process is gone, or stops: then the worker does as after SIGTERM.  ``ok`` on its pipe says that
-it is ready.
+It is a mount like any other, of a directory that only root may enter.  Its stdin gives it its options, then a byte when
+the main process stops, and another one when that must be at once.  The end of stdin says that the main process is gone.
+``ok`` on its pipe says that it is ready.
 """
 
 from __future__ import annotations

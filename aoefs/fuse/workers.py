@@ -5,8 +5,8 @@ first target of its share is found (``Discovery.on_other_share``).  It is a moun
 (``host.binds``), and each of its files is bound over a placeholder of the mount point (``fuse.wholetree``).
 
 The file system is the interface: this module lists a worker's directory, reads its ``status.json`` and ``events``, and
-writes its control files.  The start, pauses and the end follow a table (``host.workerlife``), which one task per worker
-drives.  Whatever touches a worker's mount does so in a thread that nothing but this worker's part waits for.
+writes its control files.  One task per worker keeps its process running (``fuse.keeper``).  Whatever touches a worker's
+mount does so in a thread that nothing but this worker's part waits for.
 
 What always holds: a name is listed only while its bind is there.  A worker that dies takes down the files of its share
 only; they fail until it is back.  A bind that somebody took away comes back within some seconds while the mount is.
@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import pickle
-import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,13 +34,14 @@ import aoefs
 from aoefs.engine.engine import Engine, EngineStatistics
 from aoefs.errors import ControlError
 from aoefs.fuse.control import Control, ControlFile
+from aoefs.fuse.keeper import Keeper, Signal
 from aoefs.fuse.kernel import Kernel, Notice
 from aoefs.fuse.options import LIVE, MountOptions, Part
 from aoefs.fuse.tree import ROOT, Tree
 from aoefs.fuse.wholetree import Placeholder, WholeTree
 from aoefs.host import binds, mountpoint
 from aoefs.host.background import READY_VARIABLE, own_command
-from aoefs.host.workerlife import RUNNING, Input, State, WorkerLife
+from aoefs.host.workerlife import Input, State
 from aoefs.protocol.wire import SECTOR_BYTES, Address, Share
 from aoefs.status.merge import merged_events, merged_status, statistics_of
 
@@ -65,7 +65,7 @@ class Worker:
     """One of them.  ``names`` are its files that are bound, ``serials`` its links; ``report`` is its last status."""
 
     number: int
-    life: WorkerLife = field(default_factory=WorkerLife)
+    keeper: Keeper = field(init=False)
     process: trio.Process | None = None
     directory: str = ""
     names: set[bytes] = field(default_factory=set)
@@ -76,7 +76,24 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        return self.life.state is State.READY
+        return self.keeper.state is State.READY
+
+    def say_stop(self) -> None:
+        """A byte on its stdin: stop; a second one: at once."""
+        stdin = self.process.stdin if self.process is not None else None
+        with contextlib.suppress(OSError):  # it has ended
+            if isinstance(stdin, trio.lowlevel.FdStream) and stdin.fileno() >= 0:
+                os.write(stdin.fileno(), b".")
+
+    def close(self) -> None:
+        """The end of its stdin: stop."""
+        stdin = self.process.stdin if self.process is not None else None
+        if isinstance(stdin, trio.lowlevel.FdStream):
+            stdin.close()
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=self.limiter)
@@ -94,15 +111,14 @@ class Workers:
         self._options = options
         self._is_daemon = is_daemon
         self._private = binds.PrivateDirectory()
-        self._all = {number: Worker(number) for number in range(1, share.of)}
-        self._codes: dict[int, int] = {}
+        self._changed = Signal()
+        self._all = {number: self._make(number) for number in range(1, share.of)}
         self._interfaces: tuple[str, ...] = ()  # of the last order
         self._own_status: Callable[[], bytes] | None = None
         self._device = ""
         self._tree: WholeTree | None = None
         self._nursery: trio.Nursery | None = None
         self._deadline = trio.CancelScope()
-        self._changed = trio.Event()  # the next change of a worker's state
         engine.discovery.on_other_share = self._want
 
     async def run(self, tree: Tree) -> None:
@@ -114,8 +130,8 @@ class Workers:
         async with trio.open_nursery() as nursery:
             self._tree, self._nursery = tree, nursery
             for worker in self._all.values():
-                if worker.life.state is not State.IDLE:
-                    nursery.start_soon(self._live, worker)
+                if worker.keeper.state is not State.IDLE:
+                    nursery.start_soon(worker.keeper.keep, name=f"worker {worker.number}")
             await trio.sleep_forever()
 
     def close(self) -> None:
@@ -123,50 +139,19 @@ class Workers:
 
     # ── one worker ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _make(self, number: int) -> Worker:
+        worker = Worker(number)
+        run, on_death = partial(self._run_process, worker), partial(self._on_death, worker)
+        worker.keeper = Keeper(self._changed, run, worker.kill, on_death)
+        return worker
+
     def _want(self, number: int) -> None:
-        worker = self._all[number]
-        if self._change(worker, Input.WANTED) and self._nursery is not None:
-            self._nursery.start_soon(self._live, worker, name=f"worker {number}")
+        if self._all[number].keeper.take(Input.WANTED) and self._nursery is not None:
+            self._nursery.start_soon(self._all[number].keeper.keep, name=f"worker {number}")
 
-    def _change(self, worker: Worker, happened: Input) -> bool:
-        """True if that changed the state."""
-        changed = worker.life.take(happened, trio.current_time())
-        self._wake()
-        return changed
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
-            await self._changed.wait()
-
-    async def _live(self, worker: Worker) -> None:
-        """All processes of one worker, one after the other."""
-        life = worker.life
-        while life.state is not State.ENDED:
-            if life.state is State.WAITING:
-                with trio.move_on_at(life.due):
-                    await self._until(lambda: life.state is not State.WAITING)
-                    continue
-                self._change(worker, Input.DUE)
-            code = 1
-            try:
-                code = await self._run_process(worker)
-            except Exception:  # the main process goes on, whatever happens to a worker
-                log.exception("worker %d fails unexpectedly", worker.number)
-                if worker.process is not None:
-                    worker.process.kill()
-            stopped = life.state is State.STOPPING
-            worker.looked = True  # nothing waits for one that fails
-            self._change(worker, Input.DIED)
-            self._codes[worker.number] = code
-            await worker.in_thread(binds.empty, worker.directory)
-            if not stopped:
-                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                pause = life.due - trio.current_time()
-                log.error("worker %d %s: its targets fail; it starts again in %.1f s", worker.number, how, pause)
+    def _on_death(self, worker: Worker, how: str, pause: float) -> None:
+        worker.looked = True  # nothing waits for one that fails
+        log.error("worker %d %s: its targets fail; it starts again in %.1f s", worker.number, how, pause)
 
     async def _run_process(self, worker: Worker) -> int:
         """One process from its start to its end; its exit code."""
@@ -175,7 +160,7 @@ class Workers:
         given = replace(options, mountpoint=worker.directory, pid_file=None, metrics=None)
         if self._interfaces:
             given = replace(given, interfaces=() if self._interfaces == ("any",) else self._interfaces)
-        part = Part(Share(worker.number, self._share.of), options.mountpoint, worker.life.restarts, os.getpid())
+        part = Part(Share(worker.number, self._share.of), options.mountpoint, worker.keeper.restarts, os.getpid())
         command = own_command()[:-2]
         home = "/" if "-P" in command else _HOME
         what = f"aoefs worker {worker.number} of {self._share.of}: {options.mountpoint}"
@@ -195,28 +180,22 @@ class Workers:
             assert process.stdin is not None  # noqa: S101 (for mypy)
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await process.stdin.send_all(pickle.dumps((given, part, self._is_daemon)))
-            if worker.life.state is State.STOPPING:  # since before there was a process
+            if worker.keeper.state is State.STOPPING:  # since before there was a process
                 await process.stdin.aclose()
             code = await process.wait()
             nursery.cancel_scope.cancel()
+        await worker.in_thread(binds.empty, worker.directory)
         return code
 
     async def _follow(self, worker: Worker, pipe: trio.lowlevel.FdStream) -> None:
         """Wait until the process is ready; then look at its files again and again."""
-        assert worker.process is not None  # noqa: S101 (for mypy)
-        with trio.move_on_at(worker.life.due):
-            if not await pipe.receive_some():
-                return  # it ends
-            self._change(worker, Input.READY)
-        if self._change(worker, Input.DUE):
-            log.error("worker %d does not become ready: it is killed", worker.number)
-            worker.process.kill()
+        await worker.keeper.become_ready(pipe.receive_some)
         ready_at = trio.current_time()
         while worker.is_ready:
             with contextlib.suppress(OSError):  # it dies, or the mount goes
                 await self._look(worker)
                 worker.looked = True
-                self._wake()
+                self._changed.wake()
             young = trio.current_time() < ready_at + FIRST_SECONDS
             await trio.sleep(FIRST_PERIOD if young else PERIOD)
 
@@ -317,7 +296,9 @@ class Workers:
         """Wait until those that are wanted have bound their first files, ``seconds`` at most."""
         with trio.move_on_after(seconds):
             workers = self._all.values()
-            await self._until(lambda: all(worker.looked or worker.life.state is State.IDLE for worker in workers))
+            await self._changed.until(
+                lambda: all(worker.looked or worker.keeper.state is State.IDLE for worker in workers)
+            )
 
     async def _of_all(self, ask: Callable[[Worker], T]) -> dict[int, T]:
         """What ``ask`` returns, in a thread, for all workers that are ready and answer."""
@@ -389,7 +370,7 @@ class Workers:
                 worker.report = {**worker.report, "targets": targets}
             if worker.report is not None:
                 reports[worker.number] = worker.report
-        restarts = {worker.number: worker.life.restarts for worker in self._all.values() if worker.life.starts}
+        restarts = {worker.number: worker.keeper.restarts for worker in self._all.values() if worker.keeper.starts}
         merged_status(status, reports, restarts)
         return status
 
@@ -460,17 +441,17 @@ class Workers:
     def _stop(self, *, at_once: bool) -> None:
         for worker in self._all.values():
             was_ready = worker.is_ready
-            self._change(worker, Input.STOP)
-            if worker.process is not None and (at_once or not was_ready):
-                stdin = worker.process.stdin
-                assert stdin is not None  # noqa: S101 (for mypy)
-                stdin.close()  # type: ignore[attr-defined]  # of a FdStream
+            if not worker.keeper.take(Input.STOP):
+                continue
+            if at_once and was_ready:
+                worker.say_stop()
+            elif not was_ready:
+                worker.close()
 
     def hurry(self) -> None:
         """By a second signal."""
         for worker in self._all.values():
-            if worker.process is not None and worker.life.state in RUNNING:
-                worker.process.send_signal(signal.SIGTERM)
+            worker.say_stop()
 
     async def end(self) -> bool:
         """After the mount has ended: wait until the workers have, whose files may still be open.  True if all flushed.
@@ -483,15 +464,14 @@ class Workers:
             with contextlib.suppress(OSError):
                 await worker.in_thread(binds.unbind, worker.directory)
         with self._deadline:
-            await self._until(lambda: not any(worker.life.state in RUNNING for worker in self._all.values()))
-        late = [worker for worker in self._all.values() if worker.life.state in RUNNING]
+            await self._changed.until(lambda: not any(worker.keeper.is_running for worker in self._all.values()))
+        late = [worker for worker in self._all.values() if worker.keeper.is_running]
         for worker in late:
             log.error("worker %d does not end: it is killed", worker.number)
-            assert worker.process is not None  # noqa: S101 (for mypy)
-            worker.process.kill()
+            worker.kill()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
-        return not (late or any(self._codes.values()))
+        return not (late or any(worker.keeper.code for worker in self._all.values()))
 
 
 def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes]]:

@@ -244,6 +244,7 @@ def test_a_second_sigterm_ends_all_processes_at_once(lab: Lab, mount: Mount) -> 
     with opened(mount.here / "e0.1", os.O_RDWR):
         os.kill(running[0], signal.SIGTERM)
         wait_until(lambda: not mount.mounted, what="it is unmounted")
+        time.sleep(0.5)  # the main process has nothing left to do, but for waiting
         os.kill(running[0], signal.SIGTERM)
         wait_until(lambda: all(map(is_gone, running)), what="all processes end", timeout=8)
 
