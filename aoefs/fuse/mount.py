@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -46,14 +47,16 @@ from aoefs.fuse.interfaces import Interfaces
 from aoefs.fuse.kernel import Kernel
 from aoefs.fuse.operations import AoeOperations
 from aoefs.fuse.options import LIVE, MountOptions, Part
-from aoefs.fuse.workers import Workers
-from aoefs.host import binds, interfaces, mountpoint
+from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import Ready
 from aoefs.host.service import PidFile, notify
 from aoefs.host.systemlog import LogLimit
 from aoefs.protocol.wire import ALL, Share
 from aoefs.status.events import EventRing
 from aoefs.status.report import StatusText
+
+if TYPE_CHECKING:
+    from aoefs.fuse.workers import Workers
 
 log = logging.getLogger("aoefs")
 
@@ -144,8 +147,10 @@ class Mount:
             options_file = ControlFile(self._read_options, partial(self._write_options, change))
             control = Control(engine, self._events, self._status(engine).read, spoken_on.set, options_file)
             kernel = Kernel(engine.supervisor)
-            workers = None
+            workers: Workers | None = None
             if part.share.of > 1 and not part.serves:
+                from aoefs.fuse.workers import Workers  # a mount of one process needs nothing of it
+
                 workers = self._workers = Workers(
                     engine, kernel, lambda: self._options, part.share, is_daemon=self._ready.is_daemon
                 )
@@ -380,6 +385,8 @@ class Mount:
             await self._stopping.wait()
         await trio.sleep(PARENT_SECONDS)
         if os.getppid() != self._part.main_process:
+            from aoefs.host import binds  # a mount of one process needs nothing of it
+
             await trio.to_thread.run_sync(binds.leave_dead, self._part.serves, abandon_on_cancel=True)
 
     def _unmount_lazily(self) -> None:

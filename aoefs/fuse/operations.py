@@ -25,7 +25,7 @@ import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -46,8 +46,10 @@ from aoefs.fuse.readahead import ReadAhead, ReadAheads
 from aoefs.fuse.transfers import Transfers, failed, failed_unexpectedly
 from aoefs.fuse.tree import CONTROL, ROOT, ControlNode, Tree
 from aoefs.fuse.wholetree import WholeTree
-from aoefs.fuse.workers import Workers
 from aoefs.protocol.wire import SECTOR_BYTES, ErrorCode
+
+if TYPE_CHECKING:
+    from aoefs.fuse.workers import Workers
 
 log = logging.getLogger("aoefs")
 

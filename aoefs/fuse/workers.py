@@ -167,7 +167,7 @@ class Workers:
         read_end, write_end = os.pipe()
         try:
             worker.process = process = await trio.lowlevel.open_process(
-                [*command, "-c", _START, what],
+                [*command, "-c", _START, worker.directory, what],
                 stdin=subprocess.PIPE,
                 pass_fds=(write_end,),
                 cwd=home,
