@@ -18,8 +18,6 @@ install_aoefs '.[test]'
 # Three at a time, since most tests wait for real programs.  A file is never split: its tests share mounts.
 if [ $# = 0 ]; then # some of it once more, with two processes for each mount
     AOEFS_LAB_WORKERS=2 .venv/bin/python -m pytest -n 3 --dist loadfile \
-        tests/mount/test_control.py tests/mount/test_death.py tests/mount/test_events.py tests/mount/test_lifecycle.py \
-        tests/mount/test_many.py tests/mount/test_partitions.py tests/mount/test_semantics.py tests/mount/test_tools.py \
-        tests/faults/test_loss.py tests/faults/test_reserve.py tests/faults/test_silence.py
+        tests/mount/test_death.py tests/mount/test_lifecycle.py tests/mount/test_semantics.py tests/faults/test_loss.py
 fi
 exec .venv/bin/python -m pytest -n 3 --dist loadfile "$@"

@@ -89,6 +89,16 @@ def run(
     return trio.run(Mount(options, ready, reread, part).run)
 
 
+async def serve() -> None:
+    """Until the connection ends.  A read of ours that is under way then fails with ENODEV, which libfuse takes for the
+    end, or by chance with ECONNABORTED, which it does not.
+    """
+    try:
+        await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
+    except* ConnectionAbortedError:
+        log.debug("the kernel aborted the connection")
+
+
 class Mount:
     """One mount; see the module."""
 
@@ -177,7 +187,7 @@ class Mount:
                 nursery.start_soon(self._follow_main_process, name="main process")
             clean = False
             try:
-                await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
+                await serve()
                 self._unmounted = self._unmounted or not self._terminated
             finally:
                 self._tell_systemd("STOPPING=1")

@@ -57,6 +57,36 @@ def test_what_was_synced_before_a_kill_is_on_the_disk(lab: Lab) -> None:
     assert image.read_bytes()[: len(data)] == data
 
 
+def abort(lab: Lab, mount: Mount, device: int) -> None:
+    """As an administrator, through fusectl: the kernel ends this connection."""
+    place = lab.directory / "fusectl"
+    place.mkdir()
+    script = f"mount -t fusectl none {place} && echo 1 > {place}/{os.minor(device)}/abort; umount {place}"
+    lab.run(INITIATOR, ["sh", "-c", script])
+
+
+@pytest.mark.parametrize("stopping", [False, True], ids=["live", "stopping"])
+def test_a_connection_that_the_kernel_aborts_ends_the_mount_which_flushes(lab: Lab, stopping: bool) -> None:
+    image = lab.image("image", MIB)
+    lab.target(f"0.0={image}")
+    mount = lab.mount(foreground=True)
+    assert mount.process is not None
+    wait_until((mount.here / "e0.0").exists)
+    with opened(mount.here / "e0.0", os.O_RDWR) as file:
+        device = os.fstat(file).st_dev
+        if stopping:
+            mount.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not mount.mounted)
+        os.pwrite(file, b"acknowledged", 0)
+        abort(lab, mount, device)
+        assert mount.process.wait(30) == 0
+    assert "flush" not in mount.process.output
+    assert image.read_bytes().startswith(b"acknowledged")
+    if not stopping:
+        assert "dead already" in mount.umount().stderr
+    assert nothing_is_left(lab, mount)
+
+
 def test_umount_ends_when_the_target_is_gone(lab: Lab) -> None:
     target = lab.vblade(0, 0, lab.image("image", MIB))
     mount = lab.mount(deadsecs=1)
