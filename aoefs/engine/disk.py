@@ -103,7 +103,8 @@ class Disk:
             request = Request(lba, min(end - lba, MAX_REQUEST_SECTORS), None, write=False, on_end=wait.wake)
             self._begin(request, wait)
             try:
-                await wait.wait()
+                if not wait.woken:
+                    await wait.wait()
             except trio.Cancelled:
                 self._abandon(request)
                 raise

@@ -250,7 +250,7 @@ class Workers:
             for placeholder in wanted:
                 name = placeholder.name.decode()
                 with contextlib.suppress(OSError):
-                    binds.unbind(f"{mount.path}/{name}")
+                    mountpoint.umount2(f"{mount.path}/{name}", lazy=True)
                 with contextlib.suppress(OSError):
                     binds.bind(f"{directory}/{name}", f"{mount.path}/{name}")
                     done.append(placeholder)
@@ -262,7 +262,7 @@ class Workers:
         mount = self._find_mount()
         for name in names:
             with contextlib.suppress(OSError):
-                binds.unbind(f"{mount.path}/{name.decode()}")
+                mountpoint.umount2(f"{mount.path}/{name.decode()}", lazy=True)
 
     def _find_missing(self, names: set[bytes]) -> set[bytes]:
         """Those of which somebody took the bind away."""
@@ -462,7 +462,7 @@ class Workers:
         self._stop(at_once=False)
         for worker in ready:
             with contextlib.suppress(OSError):
-                await worker.in_thread(binds.unbind, worker.directory)
+                await worker.in_thread(partial(mountpoint.umount2, worker.directory, lazy=True))
         with self._deadline:
             await self._changed.until(lambda: not any(worker.keeper.is_running for worker in self._all.values()))
         late = [worker for worker in self._all.values() if worker.keeper.is_running]

@@ -27,7 +27,7 @@ PLACE = "/run"
 _PREFIX = "aoefs-"
 
 _AT_FDCWD = -100
-_MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 4096, 2, 8
+_MS_BIND = 4096
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429  # the same number on all processors that Linux has had since 5.2
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,11 +50,6 @@ def bind(source: str, target: str) -> None:
     _done(_libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None), target)
 
 
-def unbind(path: str, *, lazy: bool = True) -> None:
-    """OSError as umount2(2): EINVAL if nothing is mounted there."""
-    _done(_libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)), path)
-
-
 def bound(mount: Mount) -> list[str]:
     """The paths of the binds in this mount."""
     return [each.path for each in mountpoint.mounts_inside(mount) if each.type == WORKER_TYPE]
@@ -67,7 +62,7 @@ def unmount(mount: Mount, *, lazy: bool = False) -> None:
         for path in [] if lazy else bound(mount):
             copy = _done(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE), path)
             try:
-                unbind(path, lazy=False)
+                mountpoint.umount2(path)
             except OSError:
                 os.close(copy)
                 raise
@@ -90,7 +85,7 @@ def leave_dead(path: str) -> None:
     if mount is not None and mount.is_trusted and mount.liveness() is Liveness.DEAD:
         for each in bound(mount):
             with contextlib.suppress(OSError):
-                unbind(each)
+                mountpoint.umount2(each, lazy=True)
 
 
 # ── private directories ───────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +127,7 @@ def _locked(path: str) -> int:
 def empty(path: str) -> None:
     """Take away a directory that a worker mounts on, and the mount if it is still there."""
     with contextlib.suppress(OSError):
-        unbind(path)
+        mountpoint.umount2(path, lazy=True)
     with contextlib.suppress(OSError):
         os.rmdir(path)
 

@@ -447,19 +447,20 @@ def unmount(mount: Mount, *, lazy: bool = False, dead: bool = False) -> None:
         raise OSError(errno.EINVAL, "it is not mounted any more", mount.path)
     with _opened_parent(now) as parent:
         if os.geteuid() == 0:
-            flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if dead else 0)
-            _umount2(f"/proc/self/fd/{parent}/{os.path.basename(now.path)}", flags)
+            umount2(f"/proc/self/fd/{parent}/{os.path.basename(now.path)}", lazy=lazy, force=dead)
         else:
             _fusermount(now.path, lazy)
 
 
-def _umount2(path: str, flags: int) -> None:
+def umount2(path: str, *, lazy: bool = False, force: bool = False) -> None:
+    """The system call, which follows no symbolic link; OSError as it: EINVAL if nothing is mounted there."""
     import ctypes  # here: only an unmount needs it
 
     libc = ctypes.CDLL(None, use_errno=True)
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if force else 0)
     if libc.umount2(os.fsencode(path), flags):
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise OSError(code, os.strerror(code), path)
 
 
 def _fusermount(path: str, lazy: bool) -> None:

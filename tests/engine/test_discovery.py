@@ -142,7 +142,8 @@ async def test_identify_with_another_header_is_not_accepted(
                 return [(0.0, reply)]
             tag = int.from_bytes(frame[20:24], "big")
             header = Header(scene.link.mac, target.mac, ZERO, AoeCommand.ATA, tag, Flag.RESPONSE)
-            return [(0.0, encode(replace(header, **{field: value}), AtaArgument(0, 0, 0, 0x40, 0), block))]  # type: ignore[arg-type]
+            changed = replace(header, **{field: value})  # type: ignore[arg-type]  # a field by its name
+            return [(0.0, encode(changed, AtaArgument(0, 0, 0, 0x40, 0), block))]
 
         target.answer = answer
         await trio.sleep(30)

@@ -160,7 +160,8 @@ async def test_a_forged_answer_completes_nothing(autojump_clock: MockClock, kind
                 "tag": tag,
                 "flags": Flag.RESPONSE,
             }
-            lie = encode(Header(**(fields | changes)), AtaArgument(0, 0, 0, 0x40, 0), b"\x66" * 1024)  # type: ignore[arg-type]
+            header = Header(**(fields | changes))  # type: ignore[arg-type]  # a field by its name
+            lie = encode(header, AtaArgument(0, 0, 0, 0x40, 0), b"\x66" * 1024)
             return [(0.0, lie), (0.001, reply)]
 
         target.answer = forge

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def test_interfaces_can_be_changed_while_mounted() -> None:
         mount = lab.mount(interfaces=["aoe0"])
         assert sorted(os.listdir(mount.here)) == [".aoefs", "by-serial", "e0.0"]
         for bad in ("aoe0 eth9", "aoe1,lo", ""):
-            fails_with(errno.EINVAL, lambda bad=bad: order(mount, "interfaces", f"{bad}\n"))  # type: ignore[misc]
+            fails_with(errno.EINVAL, partial(order, mount, "interfaces", f"{bad}\n"))
             assert control(mount, "interfaces").read_text() == "aoe0\n"
         assert "interface eth9 does not exist" in control(mount, "events").read_text()
         order(mount, "interfaces", "aoe1, aoe0\n")
@@ -223,7 +224,7 @@ def test_a_remount_and_a_hangup_change_what_can_be_changed_and_name_what_cannot(
     says = f"aoefs: shards cannot be changed while {mount.path} is mounted: 'aoefs umount' first\n"
     assert (answer.returncode, answer.stderr) == (1, says)
     for bad in ('{"deadsecs": -1}', '{"shards": 1}', "[]", "no JSON"):
-        fails_with(errno.EINVAL, lambda bad=bad: order(mount, "options", bad))  # type: ignore[misc]
+        fails_with(errno.EINVAL, partial(order, mount, "options", bad))
     config.write_text("deadsecs = 40\nshards = 2\n")
     os.kill(mount.pid, signal.SIGHUP)
     wait_until(lambda: options()["deadsecs"] == 40, what="the file was read again")

@@ -271,7 +271,7 @@ def returns_soon(call: Callable[[], object]) -> None:
     try:
         call()
     except OSError as error:
-        assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENXIO)  # noqa: PT017
+        assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENXIO)  # noqa: PT017 (it may also succeed)
     assert time.monotonic() - began < BACK_SECONDS
 
 

@@ -126,7 +126,8 @@ class Bench:
             "tag": run.tag ^ index,
             "flags": Flag.RESPONSE,
         }
-        return encode(Header(**(fields | changes)), AtaArgument(0x40, 0, 0, status, lba), data)  # type: ignore[arg-type]
+        header = Header(**(fields | changes))  # type: ignore[arg-type]  # a field by its name
+        return encode(header, AtaArgument(0x40, 0, 0, status, lba), data)
 
     def receive(self, frames: list[bytes], *, complete: bool = True) -> list[Entry]:
         """Put frames on the wire and take them off, batch by batch; the entries."""
