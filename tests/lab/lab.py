@@ -278,8 +278,21 @@ class Lab:
     def losetup(self, path: Path | str, *options: Argument, side: str = INITIATOR) -> Path:
         """A loop device on a file as the side sees it; detached when the lab ends."""
         device = Path(self.run(side, ["losetup", "--find", "--show", *options, path]).stdout.strip())
-        self._undo.callback(self.run, side, ["losetup", "--detach", device], check=False)
+        self._undo.callback(self._detach, side, device, _disk_sequence(device))
         return device
+
+    def _detach(self, side: str, device: Path, sequence: str) -> None:
+        """Unless a test has, and the device may be another's now."""
+        if _disk_sequence(device) == sequence:
+            self.run(side, ["losetup", "--detach", device], check=False)
+
+
+def _disk_sequence(device: Path) -> str:
+    """A number that a loop device has until it is detached (Linux 5.15): the next user of the device has another."""
+    try:
+        return Path("/sys/block", device.name, "diskseq").read_text()
+    except OSError:
+        return ""
 
 
 def _mac(side: int, number: int) -> bytes:

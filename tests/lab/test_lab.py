@@ -106,3 +106,12 @@ def test_the_output_of_a_program_that_fails_is_in_the_error(lab: Lab) -> None:
     with pytest.raises(AssertionError, match=r"exit code 3 of: sh -c .*\n.*oh no"):
         lab.run(TARGET, ["sh", "-c", "echo oh no >&2; exit 3"])
     assert lab.run(TARGET, ["sh", "-c", "cat; exit 3"], check=False, stdin="given").stdout == "given"
+
+
+def test_a_lab_leaves_a_loop_device_that_another_one_has_meanwhile() -> None:
+    require("losetup", "/dev/loop-control")
+    with Lab() as other:
+        with Lab() as lab:
+            lab.run(INITIATOR, ["losetup", "--detach", lab.losetup(lab.image("disk", 1 << 20))])
+            device = other.losetup(other.image("disk", 1 << 20))  # the same one, unless a third lab was faster
+        assert (Path("/sys/block") / device.name / "loop").exists()
