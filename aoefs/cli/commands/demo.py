@@ -49,6 +49,7 @@ NEEDED_BYTES = 400 * MIB  # that the tour writes at most, in the directory for t
 
 _TARGET_SECONDS = 10.0  # until the target serves, and until it has stopped
 _CLEANUP_SECONDS = 8.0  # for one command of the clean-up
+_DISCOVER_SECONDS = 2.0  # which discover always takes
 _DISK_SECONDS = 10.0  # for a disk to answer, on a very busy machine
 _MOUNT_STOP_SECONDS = 25.0  # for a mount process after SIGTERM: it serves open files for 10 s, then flushes
 _POLL_SECONDS = 0.05
@@ -346,7 +347,7 @@ class _Demo:
     def tour(self) -> None:
         """All steps that are shown."""
         self._heading("The host looks which disks its network has.")
-        self._show_aoefs("discover", "-i", INTERFACE, "--timeout", f"{_DISK_SECONDS:g}", inside=self._host)
+        self._show_aoefs("discover", "-i", INTERFACE, "--timeout", f"{_DISCOVER_SECONDS:g}", inside=self._host)
 
         self._heading("It mounts them: each disk is a file of the disk's size.")
         self._mount()
