@@ -57,7 +57,11 @@ def copy_sources(path: Path) -> None:
 
 
 def build(path: Path, *arguments: str, **variables: str) -> str:
-    """Build the sources in ``path`` into ``path/dist``; the output."""
+    """Build the sources in ``path`` into ``path/dist``, without optimization: that halves the time; the output."""
+    compiler = path / "cc"  # mypyc puts options of its own behind CFLAGS
+    compiler.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    compiler.chmod(0o755)
+    variables = {"CC": str(compiler), **variables}
     answer = run(sys.executable, "-m", "build", "--no-isolation", *arguments, path, cwd=path, **variables)
     return answer.stdout + answer.stderr
 
