@@ -83,14 +83,14 @@ def test_aoeping_finds_the_target_and_reads_its_identity(lab: Lab) -> None:
 def test_aoecfg_sets_reads_and_tests_the_config_string(lab: Lab) -> None:
     require("aoecfg")
 
-    def aoecfg(*arguments: str | int) -> str:
-        return lab.run(INITIATOR, ["aoecfg", "-t", 10, *arguments, 0, 1, "aoe0"]).stdout.strip()
+    def aoecfg(*arguments: str | int, seconds: int = 10) -> str:
+        return lab.run(INITIATOR, ["aoecfg", "-t", seconds, *arguments, 0, 1, "aoe0"]).stdout.strip()
 
     assert aoecfg() == ""
     assert aoecfg("-c", "set", "-s", "database") == "database"
     assert aoecfg("-c", "set", "-s", "other") == "*badcfg*"
     assert aoecfg("-c", "test", "-s", "database") == "database"
-    assert aoecfg("-c", "test", "-s", "data") == ""
+    assert aoecfg("-c", "test", "-s", "data", seconds=1) == ""  # none answers
     assert aoecfg("-c", "prefix", "-s", "data") == "database"
     assert aoecfg("-c", "fset", "-s", "other") == "other"
     assert aoecfg("-c", "read") == "other"
