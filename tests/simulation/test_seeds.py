@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.plan import draw
 from tests.simulation.run import run
 
-SEEDS = 240
+SEEDS = 160  # each of the mutants is found by some of the first 100; for others: python -m tests.simulation
 CHUNK = 20
 FOUND = (800858, 801076, 1000589, 1000782, 1001126)  # each failed once, by a defect of its own
 
