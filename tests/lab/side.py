@@ -20,6 +20,12 @@ INITIATOR, TARGET = "initiator", "target"
 ATTACKER = "attacker"  # a third host, of tests.hostile
 
 _CLONE_NEWNET = 0x4000_0000
+
+# The new mount namespace has copies of all mounts; one of a mount of another test would keep that alive.
+_HOLD = """
+grep ' fuse[.]aoefs' /proc/mounts | while read -r _ path _; do umount --lazy --no-canonicalize "$path"; done 2>/dev/null
+exec sleep infinity
+"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,7 +73,7 @@ def open_side(name: str, namespace: str) -> Iterator[Side]:
     """A side without interfaces but ``lo``.  In the end all that runs in the network namespace is killed."""
     run_on_host("ip", "netns", "add", namespace)
     try:
-        command = ["ip", "netns", "exec", namespace, "unshare", "-m", "--propagation", "private", "sleep", "infinity"]
+        command = ["ip", "netns", "exec", namespace, "unshare", "-m", "--propagation", "private", "sh", "-c", _HOLD]
         with subprocess.Popen(command, start_new_session=True) as holder:
             try:
                 comm = Path(f"/proc/{holder.pid}/comm")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aoefs.host import mountpoint
+from tests.host import livemount
 from tests.lab import ATTACKER, INITIATOR, TARGET, Lab, is_gone, open_packet_socket, require
 
 
@@ -115,3 +117,12 @@ def test_a_lab_leaves_a_loop_device_that_another_one_has_meanwhile() -> None:
             lab.run(INITIATOR, ["losetup", "--detach", lab.losetup(lab.image("disk", 1 << 20))])
             device = other.losetup(other.image("disk", 1 << 20))  # the same one, unless a third lab was faster
         assert (Path("/sys/block") / device.name / "loop").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("deaf",)])
+def test_a_lab_keeps_no_copy_of_a_mount_of_another_test(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with livemount.standin(tmp_path / "mnt", *words), Lab() as lab:
+        mount = mountpoint.find_mount(str(tmp_path / "mnt"))
+        assert mount is not None
+        holders = {f"sleep (pid {side.holder})" for side in lab.sides.values()}
+        assert holders.isdisjoint(mountpoint.copies(mount))
