@@ -1,4 +1,4 @@
-"""What all tests share: the fixture ``lab``, async tests in trio, and the rule that a test announces its warnings."""
+"""What all tests share: the fixture ``lab``, the order of files, and the rule that a test announces its warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from pytest_trio.enable_trio_mode import *  # type: ignore[import-untyped]  # noqa: F403 (async tests run in trio)
 
 import aoefs
 from tests.lab.fixtures import lab as lab
@@ -25,6 +24,48 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.register_profile("by-hand", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "by-hand")
+
+#: The longest files (15 s and more), longest first.  With several processes they begin before all others, so that none
+#: of them is still running when the others are through.
+LONG_FILES = (
+    "simulation/test_seeds.py",
+    "cli/test_demo.py",
+    "test_package.py",
+    "faults/test_soak.py",
+    "faults/test_stop.py",
+    "faults/test_identity.py",
+    "mount/test_partial.py",
+    "mount/test_workers.py",
+    "faults/test_silence.py",
+    "mount/test_tools.py",
+    "faults/test_loss.py",
+    "mount/test_console.py",
+    "interop/test_target_tools.py",
+    "mount/test_silent_daemon.py",
+    "faults/test_reserve.py",
+    "cli/test_companions.py",
+    "mount/test_service.py",
+    "mount/test_wire.py",
+    "host/test_background.py",
+    "faults/test_host.py",
+    "hostile/test_clone.py",
+    "faults/test_behind.py",
+    "test_examples.py",
+    "cli/test_main.py",
+    "simulation/test_mutants.py",
+    "mount/test_lifecycle.py",
+    "cli/test_umount.py",
+    "mount/test_control.py",
+    "softtarget/test_command.py",
+    "faults/test_slow_flush.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In a part of a run in several processes, the long files come first; the order is the same in each process."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG_FILES)}
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_sessionstart() -> None:

@@ -14,10 +14,26 @@ install_packages $run_packages vblade aoetools user-mode-linux nbdkit libnbd-bin
 install_aoefs '.[test]'
 .venv/bin/ruff check
 .venv/bin/ruff format --check
+# pytest compiles the test modules once, here, beside mypy: else each of its processes would.
+unset PYTHONDONTWRITEBYTECODE
+.venv/bin/python -m pytest --collect-only -q "$@" >/dev/null 2>&1 & # the run below shows what fails
 .venv/bin/mypy
-# Three at a time, since most tests wait for real programs.  A file is never split: its tests share mounts.
-if [ $# = 0 ]; then # some of it once more, with two processes for each mount
-    AOEFS_LAB_WORKERS=2 .venv/bin/python -m pytest -n 3 --dist loadfile \
-        tests/mount/test_death.py tests/mount/test_lifecycle.py tests/mount/test_semantics.py tests/faults/test_loss.py
+wait
+workers=
+if [ $# = 0 ]; then # some of it once more, beside all the others, with two processes for each mount
+    log=$(mktemp)
+    AOEFS_LAB_WORKERS=2 .venv/bin/python -m pytest -q -p no:cacheprovider tests/mount/test_death.py \
+        tests/mount/test_lifecycle.py tests/mount/test_semantics.py tests/faults/test_loss.py >"$log" 2>&1 &
+    workers=$!
 fi
-exec .venv/bin/python -m pytest -n 3 --dist loadfile "$@"
+# Four at a time, since most tests wait for real programs.  A file is never split: its tests share mounts.  The files
+# begin in the order that tests/conftest.py gives them.
+code=0
+.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@" || code=$?
+if [ -n "$workers" ]; then
+    wait "$workers" || code=$?
+    echo "with two processes for each mount:"
+    cat "$log"
+    rm "$log"
+fi
+exit "$code"
