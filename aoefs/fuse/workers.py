@@ -18,6 +18,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import pickle
 import subprocess
@@ -49,11 +50,14 @@ log = logging.getLogger("aoefs")
 
 T = TypeVar("T")
 
-PATIENCE = 2.0  # seconds for an answer of a worker; then a report leaves it out
+PATIENCE = 1.0  # seconds for an answer of a worker; then a report leaves it out.  Who asks the mount waits for two
+ORDER_PATIENCE = 2.0  # ... to an order: one waits for a target, for a second
 PERIOD = 0.5  # seconds between two looks at a worker's directory
 FIRST_PERIOD = 0.1  # ... in its first seconds
 FIRST_SECONDS = 3.0
 END_SECONDS = 23.0  # from a stop by signal: what the worker itself allows open files and the last flush, and some more
+SILENT_SECONDS = 10.0  # from any stop, of one that does not answer: it may have files open for ever
+HURRY_SECONDS = 0.8  # from a second signal: this process has a tenth of a second more
 MAX_THREADS = 8  # that wait for one worker: others must not wait for one that hangs
 
 _HOME = str(Path(aoefs.__file__).resolve().parents[1])
@@ -72,11 +76,17 @@ class Worker:
     serials: dict[bytes, bytes] = field(default_factory=dict)
     report: dict[str, Any] | None = None
     looked: bool = False  # its first files are bound
+    looks_since: float = math.inf  # when the look at its directory began that is not over
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_THREADS))
 
     @property
     def is_ready(self) -> bool:
         return self.keeper.state is State.READY
+
+    @property
+    def answers(self) -> bool:
+        """It is ready and does not hang: nothing else is to be asked, since a thread would wait with it each time."""
+        return self.is_ready and trio.current_time() < self.looks_since + PATIENCE
 
     def say_stop(self) -> None:
         """A byte on its stdin: stop; a second one: at once."""
@@ -192,10 +202,12 @@ class Workers:
         await worker.keeper.become_ready(pipe.receive_some)
         ready_at = trio.current_time()
         while worker.is_ready:
+            worker.looks_since = trio.current_time()
             with contextlib.suppress(OSError):  # it dies, or the mount goes
                 await self._look(worker)
                 worker.looked = True
                 self._changed.wake()
+            worker.looks_since = math.inf
             young = trio.current_time() < ready_at + FIRST_SECONDS
             await trio.sleep(FIRST_PERIOD if young else PERIOD)
 
@@ -300,41 +312,41 @@ class Workers:
                 lambda: all(worker.looked or worker.keeper.state is State.IDLE for worker in workers)
             )
 
-    async def _of_all(self, ask: Callable[[Worker], T]) -> dict[int, T]:
-        """What ``ask`` returns, in a thread, for all workers that are ready and answer."""
+    async def _of_all(
+        self, ask: Callable[[Worker], T], workers: Iterable[Worker] | None = None, patience: float = PATIENCE
+    ) -> dict[int, T]:
+        """What ``ask`` returns, in a thread, for these workers (all of them), of those that answer."""
         answers = {}
 
         async def ask_one(worker: Worker) -> None:
             with contextlib.suppress(OSError):
                 answers[worker.number] = await worker.in_thread(ask, worker)
 
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(patience):
             async with trio.open_nursery() as nursery:
-                for worker in self._all.values():
-                    if worker.is_ready:
+                for worker in self._all.values() if workers is None else workers:
+                    if worker.answers:
                         nursery.start_soon(ask_one, worker)
         return answers
 
     async def _read(self, name: str) -> dict[int, bytes]:
         return await self._of_all(lambda worker: Path(worker.directory, name).read_bytes())
 
-    async def _order(self, name: str, order: bytes, workers: Sequence[Worker] | None = None) -> None:
-        """Write an order to a control file of workers (all of them); FUSEError with the errno of one that refuses."""
-        refusals: list[int] = []
+    async def _order(self, name: str, order: bytes, worker: Worker | None = None) -> None:
+        """Write an order to a control file of a worker, or of all that answer; FUSEError if one refuses."""
 
-        async def write(worker: Worker) -> None:
+        def write(to: Worker) -> int:
             try:
-                await worker.in_thread(_write, f"{worker.directory}/{name}", order)
+                with mountpoint.opened(f"{to.directory}/{name}", os.O_WRONLY) as file:
+                    os.write(file, order)
             except OSError as error:
-                refusals.append(error.errno or errno.EIO)
+                return error.errno or errno.EIO
+            return 0
 
-        with trio.move_on_after(PATIENCE):
-            async with trio.open_nursery() as nursery:
-                for worker in self._all.values() if workers is None else workers:
-                    if worker.is_ready:
-                        nursery.start_soon(write, worker)
-        if refusals:
-            raise FUSEError(refusals[0])
+        codes = await self._of_all(write, None if worker is None else [worker], ORDER_PATIENCE)
+        code = max(codes.values(), default=0) if worker is None else codes.get(worker.number, errno.EIO)
+        if code:
+            raise FUSEError(code)
 
     # ── control files ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -366,7 +378,8 @@ class Workers:
             if worker.number in answers:
                 worker.report = json.loads(answers[worker.number])
             elif worker.report is not None:  # it does not answer, or is gone
-                targets = [{**target, "state": "down"} for target in worker.report["targets"]]
+                unknown = {"state": "down", **({"dirty": True} if worker.is_ready else {})}
+                targets = [{**target, **unknown} for target in worker.report["targets"]]
                 worker.report = {**worker.report, "targets": targets}
             if worker.report is not None:
                 reports[worker.number] = worker.report
@@ -404,7 +417,7 @@ class Workers:
             raise ControlError(str(error)) from None
         for number, words in shares.items():
             part = " ".join(words).encode()
-            await (own(part) if number == 0 else self._order(f".aoefs/{name}", part, [self._all[number]]))
+            await (own(part) if number == 0 else self._order(f".aoefs/{name}", part, self._all[number]))
 
     def _files_of(self, worker: Worker, name: bytes) -> Mapping[str, ControlFile]:
         """The control files of one target of a worker."""
@@ -420,7 +433,7 @@ class Workers:
             "ident": ControlFile(read_later=partial(read, f"{path}/ident")),
             "config": ControlFile(
                 read_later=partial(read, f"{path}/config"),
-                write=lambda order: self._order(f"{path}/config", order, [worker]),
+                write=lambda order: self._order(f"{path}/config", order, worker),
             ),
             "stats": ControlFile(read_later=partial(read, f"{path}/stats")),
         }
@@ -450,6 +463,7 @@ class Workers:
 
     def hurry(self) -> None:
         """By a second signal."""
+        self._deadline.deadline = min(self._deadline.deadline, trio.current_time() + HURRY_SECONDS)
         for worker in self._all.values():
             worker.say_stop()
 
@@ -458,13 +472,12 @@ class Workers:
 
         Without a stop by a signal that takes as long as files are open.
         """
-        ready = [worker for worker in self._all.values() if worker.is_ready]
         self._stop(at_once=False)
-        for worker in ready:
-            with contextlib.suppress(OSError):
-                await worker.in_thread(partial(mountpoint.umount2, worker.directory, lazy=True))
         with self._deadline:
-            await self._changed.until(lambda: not any(worker.keeper.is_running for worker in self._all.values()))
+            async with trio.open_nursery() as nursery:
+                for worker in self._all.values():
+                    if worker.keeper.is_running:
+                        nursery.start_soon(self._end_one, worker)
         late = [worker for worker in self._all.values() if worker.keeper.is_running]
         for worker in late:
             log.error("worker %d does not end: it is killed", worker.number)
@@ -472,6 +485,14 @@ class Workers:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
         return not (late or any(worker.keeper.code for worker in self._all.values()))
+
+    async def _end_one(self, worker: Worker) -> None:
+        """Wait for its end, which comes when its mount was taken away and all files are closed, unless it hangs."""
+        with trio.move_on_after(SILENT_SECONDS) as patience, contextlib.suppress(OSError):
+            await worker.in_thread(os.statvfs, worker.directory)
+            await worker.in_thread(partial(mountpoint.umount2, worker.directory, lazy=True))
+        if not patience.cancelled_caught:
+            await self._changed.until(lambda: not worker.keeper.is_running)
 
 
 def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
@@ -483,8 +504,3 @@ def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
         for entry in entries:
             links[os.fsencode(entry.name)] = os.fsencode(os.path.basename(os.readlink(entry.path)))
     return files, links
-
-
-def _write(path: str, order: bytes) -> None:
-    with mountpoint.opened(path, os.O_WRONLY) as file:
-        os.write(file, order)

@@ -1,0 +1,104 @@
+"""A mount with two workers, one of which does not answer, or that ends by a signal or as a service."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import INITIATOR, Lab, Mount, is_gone, opened, wait_until
+from tests.mount.place import MIB, fails_with, nothing_is_left
+
+TARGETS = 4  # e0.1 and e0.3 are the worker's
+
+
+@pytest.fixture
+def mount(lab: Lab) -> Iterator[Mount]:
+    images = [lab.image(f"image{slot}", (slot + 1) * MIB, seed=slot) for slot in range(TARGETS)]
+    lab.target(*(f"0.{slot}={image}" for slot, image in enumerate(images)))
+    made = lab.mount(workers=2)
+    running = pids(made)
+    yield made
+    for pid in running:
+        if not is_gone(pid):
+            os.kill(pid, signal.SIGCONT)
+    if made.mounted:
+        made.umount("--lazy")
+    wait_until(lambda: all(map(is_gone, running)) and not private_mounts(lab), what="nothing is left", timeout=30)
+
+
+def pids(mount: Mount) -> list[int]:
+    return [worker["pid"] for worker in mount.status()["workers"]]
+
+
+def private_mounts(lab: Lab) -> list[str]:
+    return [line for line in lab.sides[INITIATOR].mounts() if " /run/aoefs-" in line]
+
+
+def is_right(mount: Mount, slot: int) -> bool:
+    return (mount.here / f"e0.{slot}").read_bytes() == (mount.lab.directory / f"image{slot}").read_bytes()
+
+
+def states(mount: Mount) -> list[str]:
+    report = json.loads(mount.lab.aoefs("status", "--json", mount.path).stdout)
+    return [target["state"] for target in report["targets"]]
+
+
+# ── one that hangs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_but_its_files_waits_for_a_worker_that_hangs(lab: Lab, mount: Mount) -> None:
+    main, hung = pids(mount)
+    os.kill(hung, signal.SIGSTOP)
+    assert states(mount) == ["up", "down"] * 2
+    for _ in range(10):  # more than threads that may wait for it
+        mount.status()
+    assert lab.run(INITIATOR, ["ls", mount.path]).stdout.split() == ["by-serial", *(f"e0.{n}" for n in range(TARGETS))]
+    assert os.statvfs(mount.here).f_files == 2
+    assert is_right(mount, 0)
+    assert is_right(mount, 2)
+    (mount.here / ".aoefs/discover").write_text("\n")
+    fails_with(errno.EIO, lambda: (mount.here / ".aoefs/e0.1/config").write_text("never silently lost"))
+    answer = lab.aoefs("umount", "--timeout", 1, mount.path, check=False)
+    assert answer.returncode == 1
+    assert "stays mounted: e0.1, e0.3 did not flush within 1 s" in answer.stderr
+    os.kill(hung, signal.SIGCONT)
+    wait_until(lambda: states(mount) == ["up"] * TARGETS, what="it is back")
+    assert is_right(mount, 1)
+    assert pids(mount) == [main, hung]
+    mount.umount()
+    assert nothing_is_left(lab, mount)
+
+
+def test_a_worker_that_hangs_at_the_end_is_killed(lab: Lab, mount: Mount) -> None:
+    main, hung = pids(mount)
+    os.kill(hung, signal.SIGSTOP)
+    mount.umount("--lazy")
+    wait_until(lambda: is_gone(main) and is_gone(hung), what="all processes end", timeout=30)
+    assert nothing_is_left(lab, mount)
+
+
+def test_a_second_sigterm_ends_also_a_worker_that_hangs(lab: Lab, mount: Mount) -> None:
+    main, hung = pids(mount)
+    os.kill(hung, signal.SIGSTOP)
+    os.kill(main, signal.SIGTERM)
+    wait_until(lambda: not mount.mounted, what="it is unmounted")
+    os.kill(main, signal.SIGTERM)
+    wait_until(lambda: is_gone(main) and is_gone(hung), what="all processes end", timeout=8)
+    assert not private_mounts(lab)
+
+
+def test_a_mount_of_which_the_main_process_hung_ends_as_ever(lab: Lab, mount: Mount) -> None:
+    main, worker = pids(mount)
+    with opened(mount.here / "e0.1", os.O_RDWR) as file:
+        os.kill(main, signal.SIGSTOP)
+        os.pwrite(file, b"meanwhile", 0)
+        os.fsync(file)
+    mount.umount("--lazy")
+    os.kill(main, signal.SIGCONT)
+    wait_until(lambda: is_gone(main) and is_gone(worker), what="all processes end")
+    assert (lab.directory / "image1").read_bytes().startswith(b"meanwhile")
