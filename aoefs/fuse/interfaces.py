@@ -19,11 +19,11 @@ log = logging.getLogger("aoefs")
 
 
 class Interfaces:
-    """``names`` are those that the mounter gave; none means every usable interface."""
+    """``names`` are those that the mounter gave, and later those that are wanted; none: every usable interface."""
 
     def __init__(self, engine: Engine, names: Sequence[str]) -> None:
         self._engine = engine
-        self._given = self._names = tuple(names)
+        self._given = self.names = tuple(names)
         self._listing: Mapping[int, Interface] = {}  # of the host, by index
 
     async def follow(self) -> None:
@@ -74,7 +74,7 @@ class Interfaces:
             log.warning("%s: %s", name, error.strerror)
 
     def _is_wanted(self, interface: Interface) -> bool:
-        named = not self._names or interface.name in self._names
+        named = not self.names or interface.name in self.names
         return named and interfaces.objection(interface, self._listing.values()) is None
 
     def set(self, names: Sequence[str], *, by_root: bool) -> None:
@@ -98,7 +98,7 @@ class Interfaces:
             raise ControlError(str(error)) from None
         for link in [link for name, link in engine.links.items() if name not in chosen]:
             engine.drop_link(link)
-        self._names = tuple(names)
+        self.names = tuple(names)
         if by_root:
-            self._given = self._names
+            self._given = self.names
         log.info("speaking on %s from now on", ", ".join(chosen))

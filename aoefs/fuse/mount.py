@@ -162,7 +162,11 @@ class Mount:
                 from aoefs.fuse.workers import Workers  # a mount of one process needs nothing of it
 
                 workers = self._workers = Workers(
-                    engine, kernel, lambda: self._options, part.share, is_daemon=self._ready.is_daemon
+                    engine,
+                    kernel,
+                    lambda: replace(self._options, interfaces=spoken_on.names),
+                    part.share,
+                    is_daemon=self._ready.is_daemon,
                 )
                 stack.callback(workers.close)
                 workers.take_over(control)
@@ -334,8 +338,6 @@ class Mount:
                     handler.setLevel(level)
             log.setLevel(min(logging.INFO, getattr(logging, level)))
         self._options = replace(before, **{name: getattr(wanted, name) for name in LIVE})
-        if self._workers is not None:
-            self._workers.change_options(changed)
         values = {"deadsecs": f"{wanted.deadsecs:g}", "maxout": str(wanted.maxout), "log_level": level.lower()}
         values["interfaces"] = ",".join(wanted.interfaces) or "any"
         now = ", ".join(f"{name.replace('_', '-')} {values[name]}" for name in LIVE if name in changed)

@@ -72,6 +72,7 @@ class Worker:
     keeper: Keeper = field(init=False)
     process: trio.Process | None = None
     directory: str = ""
+    options: MountOptions | None = None  # that it has
     names: set[bytes] = field(default_factory=set)
     serials: dict[bytes, bytes] = field(default_factory=dict)
     report: dict[str, Any] | None = None
@@ -110,7 +111,7 @@ class Worker:
 
 
 class Workers:
-    """See the module.  ``options()`` gives those of the mount as they are now."""
+    """See the module.  ``options()`` gives those of the mount as they are now, with the interfaces it speaks on."""
 
     def __init__(
         self, engine: Engine, kernel: Kernel, options: Callable[[], MountOptions], share: Share, *, is_daemon: bool
@@ -123,7 +124,6 @@ class Workers:
         self._private = binds.PrivateDirectory()
         self._changed = Signal()
         self._all = {number: self._make(number) for number in range(1, share.of)}
-        self._interfaces: tuple[str, ...] = ()  # of the last order
         self._own_status: Callable[[], bytes] | None = None
         self._device = ""
         self._tree: WholeTree | None = None
@@ -167,9 +167,7 @@ class Workers:
         """One process from its start to its end; its exit code."""
         worker.directory = await worker.in_thread(self._private.room, str(worker.number))
         options = self._options()
-        given = replace(options, mountpoint=worker.directory, pid_file=None, metrics=None)
-        if self._interfaces:
-            given = replace(given, interfaces=() if self._interfaces == ("any",) else self._interfaces)
+        worker.options = given = replace(options, mountpoint=worker.directory, pid_file=None, metrics=None)
         part = Part(Share(worker.number, self._share.of), options.mountpoint, worker.keeper.restarts, os.getpid())
         command = own_command()[:-2]
         home = "/" if "-P" in command else _HOME
@@ -204,12 +202,29 @@ class Workers:
         while worker.is_ready:
             worker.looks_since = trio.current_time()
             with contextlib.suppress(OSError):  # it dies, or the mount goes
+                await self._pass_options(worker)
                 await self._look(worker)
                 worker.looked = True
                 self._changed.wake()
             worker.looks_since = math.inf
             young = trio.current_time() < ready_at + FIRST_SECONDS
             await trio.sleep(FIRST_PERIOD if young else PERIOD)
+
+    async def _pass_options(self, worker: Worker) -> None:
+        """Let it have what has changed since it was started, or since the last look."""
+        assert worker.options is not None  # noqa: S101 (for mypy)
+        before, now = worker.options, self._options()
+        worker.options = now
+        changed = {name: getattr(now, name) for name in LIVE if getattr(now, name) != getattr(before, name)}
+        names = changed.pop("interfaces", None)
+        orders = {"options": json.dumps(changed)} if changed else {}
+        if names is not None:  # as root: the main process knows who may name which
+            orders["interfaces"] = " ".join(names) or "any"
+        for file, order in orders.items():
+            try:
+                await worker.in_thread(_write, f"{worker.directory}/.aoefs/{file}", order.encode())
+            except OSError as error:
+                log.error("worker %d does not take over %s: %s", worker.number, order, error.strerror)
 
     async def _look(self, worker: Worker) -> None:
         """See which files a worker has now, and bind them."""
@@ -337,8 +352,7 @@ class Workers:
 
         def write(to: Worker) -> int:
             try:
-                with mountpoint.opened(f"{to.directory}/{name}", os.O_WRONLY) as file:
-                    os.write(file, order)
+                _write(f"{to.directory}/{name}", order)
             except OSError as error:
                 return error.errno or errno.EIO
             return 0
@@ -357,14 +371,11 @@ class Workers:
         self._own_status = files["status.json"].read
         files["status.json"] = ControlFile(read_later=self._read_status)
         files["events"] = ControlFile(read_later=partial(self._read_events, own_events))
-        for name in ("discover", "revalidate", "flush", "interfaces"):
-            files[name] = self._for_all(name, files[name])
+        for name in ("discover", "revalidate", "flush"):
+            own = files[name].write
+            assert own is not None  # noqa: S101 (for mypy)
+            files[name] = ControlFile(write=partial(self._order_all, name, own))
         control.files = files
-
-    def _for_all(self, name: str, file: ControlFile) -> ControlFile:
-        assert file.write is not None  # noqa: S101 (for mypy)
-        as_root = None if file.as_root is None else self._for_all(name, file.as_root)
-        return replace(file, write=partial(self._order_all, name, file.write), as_root=as_root)
 
     async def _read_status(self) -> bytes:
         return json.dumps(await self._status()).encode() + b"\n"
@@ -398,10 +409,8 @@ class Workers:
 
     async def _order_all(self, name: str, own: Callable[[bytes], Awaitable[None]], order: bytes) -> None:
         """An order to the main process, and to each worker that it is about."""
-        if name not in ("revalidate", "flush") or order.split() in ([], [b"all"]):
+        if name == "discover" or order.split() in ([], [b"all"]):
             await own(order)
-            if name == "interfaces":
-                self._interfaces = tuple(order.decode().replace(",", " ").split())
             await self._order(f".aoefs/{name}", order)
             return
         shares: dict[int, list[str]] = {}
@@ -437,12 +446,6 @@ class Workers:
             ),
             "stats": ControlFile(read_later=partial(read, f"{path}/stats")),
         }
-
-    def change_options(self, changed: Iterable[str]) -> None:
-        """These options of the mount have changed: workers take them over in the background."""
-        options = self._options()
-        order = json.dumps({name: getattr(options, name) for name in LIVE if name in changed}).encode()
-        self._engine.supervisor.start("options of workers", partial(self._order, ".aoefs/options", order))
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -504,3 +507,8 @@ def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
         for entry in entries:
             links[os.fsencode(entry.name)] = os.fsencode(os.path.basename(os.readlink(entry.path)))
     return files, links
+
+
+def _write(path: str, order: bytes) -> None:
+    with mountpoint.opened(path, os.O_WRONLY) as file:
+        os.write(file, order)

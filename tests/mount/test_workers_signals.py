@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +104,53 @@ def test_a_mount_of_which_the_main_process_hung_ends_as_ever(lab: Lab, mount: Mo
     os.kill(main, signal.SIGCONT)
     wait_until(lambda: is_gone(main) and is_gone(worker), what="all processes end")
     assert (lab.directory / "image1").read_bytes().startswith(b"meanwhile")
+
+
+# ── options ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def options_of(lab: Lab, mount: Mount) -> list[tuple[float, int, list[str]]]:
+    """What each process has: deadsecs, maxout, interfaces."""
+    directories = [mount.path, *(Path(line.split()[1]) for line in private_mounts(lab))]
+    found = []
+    for path in directories:
+        here = lab.sides[INITIATOR].root / path.relative_to("/") / ".aoefs"
+        with contextlib.suppress(OSError):  # it is not there yet
+            options = json.loads((here / "options").read_text())
+            found.append((options["deadsecs"], options["maxout"], (here / "interfaces").read_text().split()))
+    return found
+
+
+def all_have(lab: Lab, mount: Mount, deadsecs: float, maxout: int, *interfaces: str) -> None:
+    wanted = [(deadsecs, maxout, list(interfaces))] * 2
+    wait_until(lambda: options_of(lab, mount) == wanted, what=f"all have {wanted[0]}")
+
+
+def test_options_reach_a_worker_that_starts_meanwhile_starts_again_or_hung() -> None:
+    with Lab(pairs=2) as lab:
+        config = lab.directory / "aoefs.toml"
+        config.write_text("deadsecs = 20\n")
+        lab.vblade(0, 0, lab.image("image0", MIB))
+        mount = lab.mount("--config", config, workers=2)
+        main = mount.pid
+        lab.vblade(0, 1, lab.image("image1", MIB))
+        wait_until(lambda: len(pids(mount)) == 2, what="the worker starts")
+        config.write_text("deadsecs = 21\nmaxout = 7\n")
+        os.kill(main, signal.SIGHUP)
+        wait_until((mount.here / "e0.1").exists, what="its file is there")
+        all_have(lab, mount, 21, 7, "aoe0", "aoe1")
+        (mount.here / ".aoefs/interfaces").write_text("aoe0")
+        all_have(lab, mount, 21, 7, "aoe0")
+        os.kill(pids(mount)[1], signal.SIGKILL)
+        wait_until(lambda: mount.status()["workers"][1]["restarts"] == 1, what="it starts again")
+        all_have(lab, mount, 21, 7, "aoe0")
+        (mount.here / ".aoefs/interfaces").write_text("aoe0 aoe1")
+        all_have(lab, mount, 21, 7, "aoe0", "aoe1")
+        hung = pids(mount)[1]
+        os.kill(hung, signal.SIGSTOP)
+        for deadsecs in range(30, 36):
+            lab.aoefs(mount.path, "-o", f"remount,deadsecs={deadsecs},maxout=8")
+        os.kill(hung, signal.SIGCONT)
+        all_have(lab, mount, 35, 8, "aoe0", "aoe1")
+        mount.umount()
+        assert nothing_is_left(lab, mount)
