@@ -71,6 +71,15 @@ class Reservation:
             if not self.writers and self._target.life.state is not State.REPLACED:  # its list went with it
                 await self._put(())
 
+    async def give_back_left(self) -> None:
+        """Give back what a process before this one held when it was killed: no writer of its time lives on."""
+        async with self._lock:
+            try:
+                if not self.is_due and (macs := await self._commands.holders()) and {*macs} <= {*self._driver.macs()}:
+                    await self._put(())
+            except RequestError as error:
+                log.error("%s: a reservation of before is not given back: %s", self._target.name, error)
+
     async def end(self) -> None:
         """No writers any more; RequestError as above."""
         self.writers = 0

@@ -291,8 +291,10 @@ class Mount:
 
     # ── while it runs ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _on_change(self, engine: Engine, _disk: Disk, _change: Change) -> None:
-        """systemd shows how many targets there are."""
+    def _on_change(self, engine: Engine, disk: Disk, change: Change) -> None:
+        """systemd shows how many there are.  A worker that started again gives back what the one before held."""
+        if change is Change.APPEARED and self._options.reserve and self._part.incarnation:
+            engine.supervisor.start("reservation", disk.reservation.give_back_left)
         self._tell_systemd(_summary(engine))
 
     async def _make_room(self, engine: Engine, background: tuning.Background) -> None:
