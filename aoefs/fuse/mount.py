@@ -24,7 +24,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
 from functools import partial
@@ -49,7 +49,7 @@ from aoefs.fuse.operations import AoeOperations
 from aoefs.fuse.options import LIVE, MountOptions, Part
 from aoefs.host import interfaces, mountpoint
 from aoefs.host.background import Ready
-from aoefs.host.service import PidFile, notify
+from aoefs.host.service import NOTIFY_VARIABLE, PidFile, notify
 from aoefs.host.systemlog import LogLimit
 from aoefs.protocol.wire import ALL, Share
 from aoefs.status.events import EventRing
@@ -66,6 +66,7 @@ TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they ta
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
 MAX_WORKERS = tuning.MOST_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
 ROOM_PERIOD = 0.5  # seconds
+SUMMARY_PERIOD = 5.0  # seconds between two looks at the targets of workers, for systemd
 KERNEL_GRACE = 0.5  # seconds that the kernel may take to let go of our threads: it takes a few milliseconds
 WORKER_PATIENCE = 3.0  # seconds that "ready" waits for workers: half a second, but for a busy machine
 MOST_WORKERS = 8  # of --workers auto
@@ -117,7 +118,7 @@ class Mount:
         self._mount: mountpoint.Mount | None = None
         self._unmounted = False
         self._terminated = False
-        self._stopping = trio.Event()
+        self._stopping, self._hurrying = trio.Event(), trio.Event()
         self._flushing = False
         self._workers: Workers | None = None
         self._last_flush = trio.CancelScope(shield=True)
@@ -183,7 +184,8 @@ class Mount:
                 hangups = stack.enter_context(trio.open_signal_receiver(signal.SIGHUP))
                 engine.supervisor.start("options", partial(self._reread_on_hangup, hangups, change))
             nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(self._stop_on_signal, engine, kernel, signals, name="signals")
+            nursery.start_soon(self._stop_on_signal, signals, name="signals")
+            nursery.start_soon(self._stop, engine, kernel, name="stop")
             nursery.start_soon(self._become_ready, engine, operations, pid_file, name="ready")
             if workers is not None:
                 nursery.start_soon(workers.run, operations.tree, name="workers")
@@ -268,7 +270,9 @@ class Mount:
         self._ready.ok(text if surprising else None)
         if not surprising or self._ready.is_daemon:
             log.info("%s", text)
-        self._tell_systemd("READY=1", _summary(engine))
+        self._tell_systemd("READY=1", _summary(_states(engine)))
+        if self._workers is not None and NOTIFY_VARIABLE in os.environ and not self._ready.is_daemon:
+            engine.supervisor.start("summary", partial(self._tell_of_all, self._workers))
 
     def _tell_systemd(self, *assignments: str) -> None:
         """Not from the background, where the socket would be that of a service which only started us."""
@@ -295,7 +299,13 @@ class Mount:
         """systemd shows how many there are.  A worker that started again gives back what the one before held."""
         if change is Change.APPEARED and self._options.reserve and self._part.incarnation:
             engine.supervisor.start("reservation", disk.reservation.give_back_left)
-        self._tell_systemd(_summary(engine))
+        if self._workers is None:
+            self._tell_systemd(_summary(_states(engine)))
+
+    async def _tell_of_all(self, workers: Workers) -> None:
+        while True:
+            self._tell_systemd(_summary([target.state for target in (await workers.statistics()).targets]))
+            await trio.sleep(SUMMARY_PERIOD)
 
     async def _make_room(self, engine: Engine, background: tuning.Background) -> None:
         """Only requests that cost memory and will end soon count against the kernel's bound: so a deep queue of a slow
@@ -356,47 +366,53 @@ class Mount:
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _stop_on_signal(self, engine: Engine, kernel: Kernel, signals: AsyncIterator[int]) -> None:
+    async def _stop_on_signal(self, signals: AsyncIterator[int]) -> None:
         number = await anext(signals)
+        if not self._stopping.is_set():
+            log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
         self._stopping.set()
+        await anext(signals)
+        self._hurrying.set()
+        async for _ in signals:  # one that is never taken would end this process by its number, when trio lets go
+            pass
+
+    async def _stop(self, engine: Engine, kernel: Kernel) -> None:
+        await self._stopping.wait()
         if self._workers is not None:
             self._workers.stop()
         self._tell_systemd("STOPPING=1")
-        log.info("%s: unmounting; open files are served for %g s", signal.Signals(number).name, GRACE)
-        hurry = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hurry_on_signal, signals, hurry)
+            nursery.start_soon(self._hurry)
             nursery.start_soon(partial(trio.to_thread.run_sync, self._unmount_lazily, abandon_on_cancel=True))
             with trio.move_on_after(GRACE):
-                await hurry.wait()
+                await self._hurrying.wait()
             if not self._flushing:  # which is for users that are gone, and has a bound of its own
                 engine.close()
                 await kernel.end(KERNEL_GRACE)
                 self._terminated = True
                 pyfuse3.terminate()
 
-    async def _hurry_on_signal(self, signals: AsyncIterator[int], hurry: trio.Event) -> None:
+    async def _hurry(self) -> None:
         """A second signal: nothing is waited for any more, and this process is gone within ``LAST_SECOND``."""
-        await anext(signals)
+        await self._hurrying.wait()
         log.warning("a second signal: ending at once")
         if self._workers is not None:
             self._workers.hurry()
         self._last_flush.deadline = min(self._last_flush.deadline, trio.current_time() + LAST_FLUSH)
         signal.setitimer(signal.ITIMER_REAL, LAST_SECOND)  # SIGALRM ends what cannot be cancelled: nothing handles it
-        hurry.set()
-        async for _ in signals:  # one that is never taken would end this process by its number, when trio lets go
-            pass
 
     async def _follow_main_process(self) -> None:
-        """Of a worker: stop when the main process wants it (a byte on stdin; a second one: at once), or is gone."""
-        word, wanted = b"-", 0
-        while word:
+        """Of a worker: stop when the main process wants it (a byte on stdin; a second one: at once), or is gone.
+
+        What a terminal or systemd sends to all processes counts for itself, or it would be the second signal.
+        """
+        wanted = iter((self._stopping, self._hurrying))
+        while True:
             await trio.lowlevel.wait_readable(0)
-            word = os.read(0, 1)
-            if wanted == 0 if not self._stopping.is_set() else wanted == 1 and word:
-                os.kill(os.getpid(), signal.SIGTERM)
-            wanted += 1
-            await self._stopping.wait()
+            if not os.read(0, 1):
+                break
+            next(wanted, self._hurrying).set()
+        self._stopping.set()
         await trio.sleep(PARENT_SECONDS)
         if os.getppid() != self._part.main_process:
             from aoefs.host import binds  # a mount of one process needs nothing of it
@@ -431,10 +447,11 @@ def _complain(*complaints: str | None) -> None:
         log.info("%s", complaint)
 
 
-def _summary(engine: Engine) -> str:
+def _states(engine: Engine) -> list[str]:
+    return [disk.target.life.state.value for disk in engine.disks.values()]
+
+
+def _summary(states: Sequence[str]) -> str:
     """The line that ``systemctl status`` shows."""
-    targets = [disk.target for disk in engine.disks.values()]
-    down = sum(target.life.state in (State.DOWN, State.REPLACED) for target in targets)
-    return f"STATUS={len(targets)} target{'' if len(targets) == 1 else 's'}" + (
-        f", {down} of them down" if down else ""
-    )
+    down = sum(state in (State.DOWN.value, State.REPLACED.value) for state in states)
+    return f"STATUS={len(states)} target{'' if len(states) == 1 else 's'}" + (f", {down} of them down" if down else "")

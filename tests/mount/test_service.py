@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aoefs.cli.commands.install import HELPERS
-from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, Process, is_gone, require, wait_until
+from tests.lab import COMMANDS, INITIATOR, TARGET, Lab, Process, is_gone, opened, require, wait_until
 from tests.mount.place import MIB, fails_with, random_bytes
 
 AOEFS = COMMANDS / "aoefs"
@@ -472,7 +472,7 @@ def test_the_unit_may_do_no_more_than_a_mount_needs(host: Lab, point: Path, syst
         process = system.root / "proc" / system.property(unit, "MainPID")
         limits = (process / "limits").read_text().splitlines()
         assert [line.split()[4:6] for line in limits if line.startswith("Max core file size")] == [["0", "0"]]
-        assert 0 < int(system.property(unit, "TasksMax")) <= 256
+        assert 0 < int(system.property(unit, "TasksMax")) <= 768
         allowed = set(system.property(unit, "SystemCallFilter").split())
         assert {"mount", "umount2", "prctl", "setitimer", "pipe2"} <= allowed
         forbidden = """io_uring_setup chown shmget add_key mlockall sched_setaffinity setuid chroot pivot_root
@@ -498,3 +498,39 @@ def test_the_unit_may_do_no_more_than_a_mount_needs(host: Lab, point: Path, syst
         drop_in.parent.rmdir()
         for side in (INITIATOR, TARGET):
             host.ip(side, "address", "flush", "dev", "aoe0")
+
+
+def test_a_unit_with_workers_is_one_service(host: Lab, point: Path, system: System) -> None:
+    unit = "aoefs@" + subprocess.check_output(["systemd-escape", "--path", point], text=True).strip()
+    config = host.directory / "workers.toml"
+    config.write_text("deadsecs = 20\n")
+    drop_in = host.directory / "units" / "aoefs@.service.d" / "workers.conf"
+    drop_in.parent.mkdir()
+    inside = system.root / point.relative_to("/")
+    try:
+        drop_in.write_text(
+            f"[Service]\nExecStart=\nExecStart={AOEFS} -f --workers 2 --config {config} %f\nRestartSec=0.1\n"
+        )
+        system.systemctl("daemon-reload")
+        system.systemctl("start", unit)
+        target = host.vblade(1, 2, host.image("e1.2", MIB))  # the share of the worker
+        wait_until(lambda: system.property(unit, "StatusText") == "3 targets", what="the status is that of all")
+        config.write_text("deadsecs = 40\n")
+        system.systemctl("reload", unit)
+        wait_until(lambda: "options: deadsecs 40" in (inside / ".aoefs/events").read_text(), what="reloaded")
+        before = system.property(unit, "MainPID")
+        with opened(inside / "e1.2", os.O_RDWR) as file:
+            system.systemctl("kill", "--kill-whom=main", "--signal=KILL", unit)
+            wait_until(lambda: system.property(unit, "ActiveState") != "active", what="it is dead")
+            os.pwrite(file, b"late", 0)
+        wait_until(lambda: system.property(unit, "MainPID") not in ("0", before), what="it is started again")
+        wait_until(lambda: system.property(unit, "ActiveState") == "active", what="it is active again")
+        wait_until((inside / "e1.2").exists, what="the file of the worker is back")
+        assert (host.directory / "e1.2").read_bytes().startswith(b"late"), "the worker served and flushed"
+        system.systemctl("stop", unit)
+        assert system.property(unit, "Result") == "success"
+        assert os.listdir(inside) == []
+        target.stop()
+    finally:
+        drop_in.unlink()
+        drop_in.parent.rmdir()

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,23 @@ def test_a_mount_of_which_the_main_process_hung_ends_as_ever(lab: Lab, mount: Mo
     os.kill(main, signal.SIGCONT)
     wait_until(lambda: is_gone(main) and is_gone(worker), what="all processes end")
     assert (lab.directory / "image1").read_bytes().startswith(b"meanwhile")
+
+
+# ── signals to all ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_signal_to_all_processes_counts_once_and_a_second_one_hurries_all(lab: Lab, mount: Mount) -> None:
+    """As Ctrl-C in a terminal, or systemd."""
+    main, worker = pids(mount)
+    with opened(mount.here / "e0.1", os.O_RDWR) as file:
+        os.kill(main, signal.SIGTERM)
+        wait_until(lambda: not private_mounts(lab), what="the worker stops, too")
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(1.5)  # if that were the second signal, it would be gone by now
+        os.pwrite(file, b"late", 0)
+        os.kill(main, signal.SIGTERM)
+        wait_until(lambda: is_gone(main) and is_gone(worker), what="all processes end", timeout=8)
+    assert (lab.directory / "image1").read_bytes()[:4] == b"late"
 
 
 # ── options ───────────────────────────────────────────────────────────────────────────────────────────────────────
