@@ -1,6 +1,6 @@
 """All faults at random, for as long as you like, while two targets are in full use: what was written must be there.
 
-    python -m tests.soak [--minutes 10] [--seed N]
+    python -m tests.soak [--minutes 10] [--seed N] [--workers N]
 
 Two targets (vblade on one cable, ours on two) are written by fio with checksums, by writers whose ranges overlap, in
 streams that are read back past the page cache, and with fsync.  Meanwhile the wires lose, duplicate, reorder, hold back
@@ -305,12 +305,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=secrets.randbits(30))
     parser.add_argument("--mtu", type=int, default=9000)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--writer", nargs=3, metavar=("PATH", "SECONDS", "SEED"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.writer:
         path, seconds, seed = given.writer
         return write_all(Path(path), float(seconds), int(seed))
     with Lab(mtu=given.mtu, pairs=0) as lab:
+        lab.workers = given.workers
         soak(lab, given.minutes * 60, given.seed)
     print("all bytes are right")
     return 0

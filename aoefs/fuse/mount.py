@@ -433,10 +433,13 @@ def _share(options: MountOptions) -> Share:
     count = options.workers
     if count == 1:
         return ALL
-    if os.geteuid() != 0:
+    from aoefs.host import binds  # a mount of one process needs nothing of it
+
+    if os.geteuid() != 0 or binds.place() is None:
+        why = "only root can bind-mount the files of others, and needs a place in /run or XDG_RUNTIME_DIR"
         if isinstance(count, int):
-            raise UserError("--workers needs root, to bind-mount the files of workers", exit_code=2)
-        log.info("one process serves all targets: only root can bind-mount the files of others")
+            raise UserError(f"--workers {count} is not possible: {why}", exit_code=2)
+        log.info("one process serves all targets: %s", why)
         return ALL
     return Share(0, count if isinstance(count, int) else min(MOST_WORKERS, len(os.sched_getaffinity(0))))
 

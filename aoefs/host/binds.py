@@ -1,7 +1,7 @@
 """Bind mounts of the workers' files in the mount point, and the private directories in which the workers mount.
 
 A worker is a process that serves a share of the targets of a mount (``fuse.workers``).  Its own FUSE mount is in a
-directory below ``/run`` that only root may enter; each of its files is bound over a placeholder in the mount point.
+directory in :func:`place` that only root may enter; each of its files is bound over a placeholder in the mount point.
 
 What always holds: an unmount that fails changes nothing.  The owner of a private directory has a lock on it, so that
 the next process which needs one can remove those of processes that were killed.
@@ -23,7 +23,6 @@ from aoefs.host import mountpoint
 from aoefs.host.mountpoint import WORKER_TYPE, Mount
 from aoefs.host.mountreader import Liveness
 
-PLACE = "/run"
 _PREFIX = "aoefs-"
 
 _AT_FDCWD = -100
@@ -91,14 +90,21 @@ def leave_dead(path: str) -> None:
 # ── private directories ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+def place() -> str | None:
+    """``/run``, or for root of a user namespace what the user has; None if there is neither."""
+    places = ("/run", os.environ.get("XDG_RUNTIME_DIR", ""))
+    return next((path for path in places if path.startswith("/") and os.access(path, os.W_OK | os.X_OK)), None)
+
+
 class PrivateDirectory:
     """A directory for the mounts of the workers of this process; removed by :meth:`close`.  OSError as mkdir(2)."""
 
     def __init__(self) -> None:
-        for path in glob.iglob(f"{PLACE}/{_PREFIX}*/"):
+        where = place()
+        for path in glob.iglob(f"{where}/{_PREFIX}*/"):
             with contextlib.suppress(OSError):
                 _remove_if_left(path.rstrip("/"))
-        self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=PLACE)
+        self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=where)
         self._lock = _locked(self.path)
 
     def room(self, name: str) -> str:
