@@ -81,11 +81,14 @@ def flushes(capture: Capture) -> int:
 
 
 def stuck_threads(process: Process) -> int:
-    """How many threads of a process sleep in the kernel and cannot be woken by a signal."""
+    """How many threads of a process and its children sleep in the kernel and cannot be woken by a signal."""
     states = []
-    for task in Path(f"/proc/{process.pid}/task").iterdir():
+    tasks = list(Path(f"/proc/{process.pid}/task").iterdir())
+    for task in tasks:
         with contextlib.suppress(OSError):
             states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+            for child in (task / "children").read_text().split():
+                tasks += Path(f"/proc/{child}/task").iterdir()
     return states.count("D")
 
 
