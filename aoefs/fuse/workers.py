@@ -432,10 +432,10 @@ class Workers:
         """The control files of one target of a worker."""
 
         async def read(file: str) -> bytes:
-            try:
-                return await worker.in_thread(Path(worker.directory, file).read_bytes)
-            except OSError as error:
-                raise FUSEError(error.errno or errno.EIO) from None
+            answers = await self._of_all(lambda to: Path(to.directory, file).read_bytes(), [worker])
+            if worker.number not in answers:
+                raise FUSEError(errno.EIO)
+            return answers[worker.number]
 
         path = f".aoefs/{name.decode()}"
         return {

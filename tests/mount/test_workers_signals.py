@@ -66,6 +66,8 @@ def test_nothing_but_its_files_waits_for_a_worker_that_hangs(lab: Lab, mount: Mo
     assert is_right(mount, 2)
     (mount.here / ".aoefs/discover").write_text("\n")
     fails_with(errno.EIO, lambda: (mount.here / ".aoefs/e0.1/config").write_text("never silently lost"))
+    for name in ("ident", "config", "stats"):
+        fails_with(errno.EIO, (mount.here / ".aoefs/e0.1" / name).read_bytes)
     answer = lab.aoefs("umount", "--timeout", 1, mount.path, check=False)
     assert answer.returncode == 1
     assert "stays mounted: e0.1, e0.3 did not flush within 1 s" in answer.stderr
