@@ -54,7 +54,7 @@ def states(mount: Mount) -> list[str]:
 # ── one that hangs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_nothing_but_its_files_waits_for_a_worker_that_hangs(lab: Lab, mount: Mount) -> None:
+def test_nothing_but_its_own_files_waits_for_a_process_that_hangs(lab: Lab, mount: Mount) -> None:
     main, hung = pids(mount)
     os.kill(hung, signal.SIGSTOP)
     assert states(mount) == ["up", "down"] * 2
@@ -75,8 +75,14 @@ def test_nothing_but_its_files_waits_for_a_worker_that_hangs(lab: Lab, mount: Mo
     wait_until(lambda: states(mount) == ["up"] * TARGETS, what="it is back")
     assert is_right(mount, 1)
     assert pids(mount) == [main, hung]
-    mount.umount()
-    assert nothing_is_left(lab, mount)
+    with opened(mount.here / "e0.1", os.O_RDWR) as file:
+        os.kill(main, signal.SIGSTOP)
+        os.pwrite(file, b"meanwhile", 0)
+        os.fsync(file)
+    mount.umount("--lazy")
+    os.kill(main, signal.SIGCONT)
+    wait_until(lambda: is_gone(main) and is_gone(hung), what="all processes end")
+    assert (lab.directory / "image1").read_bytes().startswith(b"meanwhile")
 
 
 def test_a_worker_that_hangs_at_the_end_is_killed(lab: Lab, mount: Mount) -> None:
@@ -95,18 +101,6 @@ def test_a_second_sigterm_ends_also_a_worker_that_hangs(lab: Lab, mount: Mount) 
     os.kill(main, signal.SIGTERM)
     wait_until(lambda: is_gone(main) and is_gone(hung), what="all processes end", timeout=8)
     assert not private_mounts(lab)
-
-
-def test_a_mount_of_which_the_main_process_hung_ends_as_ever(lab: Lab, mount: Mount) -> None:
-    main, worker = pids(mount)
-    with opened(mount.here / "e0.1", os.O_RDWR) as file:
-        os.kill(main, signal.SIGSTOP)
-        os.pwrite(file, b"meanwhile", 0)
-        os.fsync(file)
-    mount.umount("--lazy")
-    os.kill(main, signal.SIGCONT)
-    wait_until(lambda: is_gone(main) and is_gone(worker), what="all processes end")
-    assert (lab.directory / "image1").read_bytes().startswith(b"meanwhile")
 
 
 # ── signals to all ────────────────────────────────────────────────────────────────────────────────────────────────
