@@ -75,7 +75,8 @@ class Reservation:
         """Give back what a process before this one held when it was killed: no writer of its time lives on."""
         async with self._lock:
             try:
-                if not self.is_due and (macs := await self._commands.holders()) and {*macs} <= {*self._driver.macs()}:
+                macs = () if self.is_due else await self._commands.holders()
+                if macs and set(macs) <= set(self._driver.macs()):
                     await self._put(())
             except RequestError as error:
                 log.error("%s: a reservation of before is not given back: %s", self._target.name, error)

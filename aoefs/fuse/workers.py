@@ -201,11 +201,14 @@ class Workers:
         ready_at = trio.current_time()
         while worker.is_ready:
             worker.looks_since = trio.current_time()
-            with contextlib.suppress(OSError):  # it dies, or the mount goes
-                await self._pass_options(worker)
-                await self._look(worker)
-                worker.looked = True
-                self._changed.wake()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_report_silence, worker)
+                with contextlib.suppress(OSError):  # it dies, or the mount goes
+                    await self._pass_options(worker)
+                    await self._look(worker)
+                    worker.looked = True
+                    self._changed.wake()
+                nursery.cancel_scope.cancel()
             worker.looks_since = math.inf
             young = trio.current_time() < ready_at + FIRST_SECONDS
             await trio.sleep(FIRST_PERIOD if young else PERIOD)
@@ -496,6 +499,16 @@ class Workers:
             await worker.in_thread(partial(mountpoint.umount2, worker.directory, lazy=True))
         if not patience.cancelled_caught:
             await self._changed.until(lambda: not worker.keeper.is_running)
+
+
+async def _report_silence(worker: Worker) -> None:
+    """While it is looked at."""
+    await trio.sleep(PATIENCE)
+    log.warning("worker %d does not answer: its targets wait for it", worker.number)
+    try:
+        await trio.sleep_forever()
+    finally:
+        log.info("worker %d answers again, or has ended", worker.number)
 
 
 def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes]]:

@@ -71,6 +71,7 @@ def test_nothing_but_its_own_files_waits_for_a_process_that_hangs(lab: Lab, moun
     answer = lab.aoefs("umount", "--timeout", 1, mount.path, check=False)
     assert answer.returncode == 1
     assert "stays mounted: e0.1, e0.3 did not flush within 1 s" in answer.stderr
+    assert "worker 1 does not answer" in (mount.here / ".aoefs/events").read_text()
     os.kill(hung, signal.SIGCONT)
     wait_until(lambda: states(mount) == ["up"] * TARGETS, what="it is back")
     assert is_right(mount, 1)
