@@ -185,7 +185,7 @@ class Soak:
     wires: list[Wire]
     images: list[Path]
     dice: random.Random
-    daemon: Process
+    processes: list[int]  # of the mount
     targets: list[Process]
     jobs: list[Process] = field(default_factory=list)
     made: dict[str, int] = field(default_factory=dict)
@@ -234,9 +234,10 @@ class Soak:
             time.sleep(self.dice.uniform(0.1, 3.0))
             wire.misbehave(NOTHING_WRONG)
         elif kind == "stopped":
-            self.daemon.send_signal(signal.SIGSTOP)
+            process = self.dice.choice(self.processes)
+            os.kill(process, signal.SIGSTOP)
             time.sleep(self.dice.uniform(0.0, 3.0))
-            self.daemon.send_signal(signal.SIGCONT)
+            os.kill(process, signal.SIGCONT)
         elif kind == "interface off":
             self._set_link(wire.left, up=False)
             time.sleep(self.dice.uniform(0.0, 1.0))
@@ -268,8 +269,8 @@ def soak(lab: Lab, seconds: float, seed: int, say: Callable[[str], object] = pri
         images = [lab.image(f"disk{number}", SIZE, seed=number) for number in range(2)]
         targets = [start_target(lab, images, number) for number in range(2)]
         mount = mount_until(lab, "e0.0", "e0.1")
-        assert mount.process is not None
-        run = Soak(lab, wires, images, dice, mount.process, targets)
+        processes = [worker["pid"] for worker in mount.status().get("workers", [{"pid": mount.pid}])]
+        run = Soak(lab, wires, images, dice, processes, targets)
         run.start_jobs(mount, seconds)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
