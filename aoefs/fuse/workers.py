@@ -378,7 +378,22 @@ class Workers:
             own = files[name].write
             assert own is not None  # noqa: S101 (for mypy)
             files[name] = ControlFile(write=partial(self._order_all, name, own))
+        files["interfaces"] = self._passed_at_once(files["interfaces"])
         control.files = files
+
+    def _passed_at_once(self, file: ControlFile) -> ControlFile:
+        own, as_root = file.write, file.as_root
+        assert own is not None  # noqa: S101 (for mypy)
+
+        async def write(order: bytes) -> None:
+            await own(order)
+            with trio.move_on_after(ORDER_PATIENCE):
+                async with trio.open_nursery() as nursery:
+                    for worker in self._all.values():
+                        if worker.answers:
+                            nursery.start_soon(self._pass_options, worker)
+
+        return replace(file, write=write, as_root=None if as_root is None else self._passed_at_once(as_root))
 
     async def _read_status(self) -> bytes:
         return json.dumps(await self._status()).encode() + b"\n"
