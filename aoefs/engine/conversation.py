@@ -19,7 +19,7 @@ import trio
 from aoefs.core.link import Endpoint
 from aoefs.core.lonecommand import Answer, LoneCommand
 from aoefs.engine.driver import Driver
-from aoefs.engine.waits import Sleepers, Wait
+from aoefs.engine.waits import Callers, Wait
 from aoefs.protocol.wire import BROADCAST_ADDRESS, BROADCAST_MAC, Address, Argument, ConfigArgument, command_of
 
 FIRST_PAUSE = 0.1  # seconds until a command is sent again, then doubling
@@ -42,7 +42,7 @@ async def converse(
     ``wait`` is for a caller that may end this early: woken with an error, it ends; woken without one, the command is
     sent again at once.
     """
-    wait = wait or Wait(Sleepers())
+    wait = wait or Wait(Callers())
     command.on_answer = wait.wake
     driver.tags.open(command)
     try:

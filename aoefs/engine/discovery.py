@@ -188,7 +188,7 @@ class Discovery:
             self._begin(endpoint, second=second)
 
     def _begin(self, endpoint: Endpoint, *, second: bool) -> None:
-        examination = self._examinations[endpoint] = _Examination(Wait(self._driver.sleepers), second)
+        examination = self._examinations[endpoint] = _Examination(Wait(self._driver.callers), second)
         self._supervisor.start(f"examination of {endpoint.address}", partial(self._examine, endpoint, examination))
 
     def candidates(self) -> list[Stranger]:

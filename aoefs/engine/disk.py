@@ -31,7 +31,6 @@ from aoefs.core.target import Target
 from aoefs.engine.changes import Change, Changes
 from aoefs.engine.commands import Commands
 from aoefs.engine.driver import Driver
-from aoefs.engine.inplace import InPlace
 from aoefs.engine.reservation import Reservation
 from aoefs.engine.waits import Wait, WaitGroup
 from aoefs.engine.writebehind import WriteBehind
@@ -52,16 +51,15 @@ class Disk:
     moves when what was read before may no longer be what is there.
     """
 
-    def __init__(self, target: Target, driver: Driver, in_place: InPlace, changes: Changes) -> None:
+    def __init__(self, target: Target, driver: Driver, changes: Changes) -> None:
         self.target = target
         self.opened = 0
         self.generation = 0
-        self._waits = WaitGroup(driver.sleepers, target.life)
+        self._waits = WaitGroup(driver.callers, target.life)
         self.write_behind = WriteBehind(self._waits)
         self.commands = Commands(driver, target, self._waits)
         self.reservation = Reservation(driver, target, self.commands, self.write_behind)
         self._driver = driver
-        self._in_place = in_place
         self._changes = changes
 
     @property
@@ -99,13 +97,12 @@ class Disk:
             await self.write_behind.wait_acknowledged(first, end)
         pieces: list[memoryview] = []
         for lba in range(first, end, MAX_REQUEST_SECTORS):
-            wait = Wait(self._driver.sleepers)
+            wait = Wait(self._driver.callers)
             request = Request(lba, min(end - lba, MAX_REQUEST_SECTORS), None, write=False, on_end=wait.wake)
-            self._begin(request, wait)
+            self._driver.submit(self.target, request)
             try:
-                if not wait.woken:
-                    await wait.wait()
-            except trio.Cancelled:
+                await wait.wait()
+            except BaseException:
                 self._abandon(request)
                 raise
             self._end(request)
@@ -127,7 +124,7 @@ class Disk:
             raise AddressConflict(self.target.conflict)
         claim = Claim(first, end)
         if not self.target.order.acquire(claim):
-            await self._wait_for_claim(claim)
+            await self._driver.callers.in_task(self._wait_for_claim, claim)
         self.generation += 1
         requests: list[Request] = []
         left_behind = False
@@ -139,12 +136,12 @@ class Disk:
             for lba in range(first, end, MAX_REQUEST_SECTORS):
                 start = (lba - first) * SECTOR_BYTES
                 piece = buffer[start : start + MAX_REQUEST_SECTORS * SECTOR_BYTES]
-                wait = Wait(self._driver.sleepers)
+                wait = Wait(self._driver.callers)
                 request = Request(lba, len(piece) // SECTOR_BYTES, piece, write=True, on_end=wait.wake)
                 requests.append(request)
                 if behind and len(piece) == len(buffer):
                     request.on_sent = wait.wake
-                self._begin(request, wait)
+                self._driver.submit(self.target, request)
                 while not (request.ended or (request.on_sent is not None and self.target.is_on_the_wire(request))):
                     wait.woken = False
                     await wait.wait()
@@ -215,12 +212,6 @@ class Disk:
     def _check_range(self, first: int, end: int) -> None:
         if not 0 <= first < end <= self.target.identity.sectors:
             raise ValueError(f"sectors {first} to {end} are not within {self.target.name}")
-
-    def _begin(self, request: Request, wait: Wait) -> None:
-        """Send what the windows allow, and wait in place while the answer can be expected soon."""
-        self._driver.submit(self.target, request)
-        if not wait.woken:
-            self._in_place.wait(self.target, wait)
 
     def _end(self, request: Request) -> None:
         """It has ended: its error is raised."""

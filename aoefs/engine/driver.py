@@ -22,7 +22,7 @@ from aoefs.core.tags import TagTable
 from aoefs.core.target import Target
 from aoefs.engine.clock import RunningClock
 from aoefs.engine.timer import Timer
-from aoefs.engine.waits import Sleepers
+from aoefs.engine.waits import Callers
 from aoefs.protocol.wire import Address
 
 ROOM_PAUSE: Final = 0.0005  # seconds until a full device queue is tried again, doubling ...
@@ -30,17 +30,18 @@ MAX_ROOM_PAUSE: Final = 0.008  # ... up to this
 
 
 class Driver:
-    """See the module.  ``links`` are the open ones by interface; ``sleepers`` counts the tasks that wait."""
+    """See the module.  ``links`` are the open ones by interface; ``callers`` counts the tasks that wait."""
 
     def __init__(self, nursery: trio.Nursery, clock: RunningClock, tags: TagTable[Run | LoneCommand]) -> None:
         self.links: dict[str, Link] = {}
         self.tags = tags
         self.clock = clock
         self.now = clock.now
-        self.sleepers = Sleepers()
+        self.callers = Callers()
         self.timer = Timer(clock)
         self.reserved: dict[tuple[Address, str], tuple[bytes, ...]] = {}  # of engine.reservation
         self._nursery = nursery
+        self._latest: Target | None = None
         self._blocked: dict[Link, dict[Target, None]] = {}
 
     def macs(self) -> tuple[bytes, ...]:
@@ -50,8 +51,13 @@ class Driver:
     def submit(self, target: Target, request: Request) -> None:
         """A new request: queue it, and send what the windows allow."""
         now = self.now()
+        self._latest = target
         target.submit(request, now)
         self.pump(target, now)
+
+    def in_flight(self) -> int:
+        """Commands under way of the target that got the last request."""
+        return 0 if self._latest is None else self._latest.in_flight
 
     def pump(self, target: Target, now: float) -> None:
         """Send all that the windows allow, and arm the timer."""

@@ -83,12 +83,13 @@ class Engine:
         self.in_place = InPlace(
             self.receiver.receive_batch,
             self.receiver.attended,
-            self.driver.sleepers,
+            self.driver.callers,
+            self.driver.in_flight,
             self.driver.now,
             settings.busy_poll,
             self._run_delay.seconds,
         )
-        self.roster = Roster(self.driver, self.in_place, self.changes, settings, self.supervisor)
+        self.roster = Roster(self.driver, self.changes, settings, self.supervisor)
         self._share = settings.share
         self.discovery = Discovery(
             self.driver, self.roster, self.supervisor, allow_mac=settings.allow_mac, share=settings.share

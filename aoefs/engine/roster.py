@@ -39,7 +39,6 @@ from aoefs.engine.candidates import Need
 from aoefs.engine.changes import Change, Changes
 from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
-from aoefs.engine.inplace import InPlace
 from aoefs.engine.settings import Settings
 from aoefs.engine.slowlog import TimedDisk
 from aoefs.engine.strangers import REFUSED, Stranger, Strangers
@@ -77,16 +76,13 @@ class Sighting:
 class Roster:
     """See the module."""
 
-    def __init__(
-        self, driver: Driver, in_place: InPlace, changes: Changes, settings: Settings, supervisor: Supervisor
-    ) -> None:
+    def __init__(self, driver: Driver, changes: Changes, settings: Settings, supervisor: Supervisor) -> None:
         self.disks: dict[Address, Disk] = {}
         self.refused_identities = 0
         self.dirty_lost = False  # a disk went whose last acknowledged writes were never flushed
         self.last_appeared_at = 0.0
         self.first_appeared = trio.Event()
         self._driver = driver
-        self._in_place = in_place
         self._changes = changes
         self._settings = settings
         self._supervisor = supervisor
@@ -274,7 +270,7 @@ class Roster:
             memory=self._memory,
         )
         target.conflict = self._contested.get(address, "")  # since the disk that was here before
-        parts = target, self._driver, self._in_place, self._changes
+        parts = target, self._driver, self._changes
         disk = self.disks[address] = Disk(*parts) if settings.slow is None else TimedDisk(*parts, settings.slow)
         self.last_appeared_at = self._appeared_at[target] = self._driver.now()
         self.first_appeared.set()

@@ -14,8 +14,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-import trio
-
 from aoefs.core.overlap import Claim
 from aoefs.core.path import Path
 from aoefs.core.request import Request
@@ -23,7 +21,6 @@ from aoefs.core.target import Target
 from aoefs.engine.changes import Changes
 from aoefs.engine.disk import Disk
 from aoefs.engine.driver import Driver
-from aoefs.engine.inplace import InPlace
 from aoefs.protocol.wire import SECTOR_BYTES, format_mac
 
 log = logging.getLogger("aoefs")
@@ -49,10 +46,10 @@ class Trace:
 class TimedDisk(Disk):
     """A call of more than ``slow`` seconds is logged."""
 
-    def __init__(self, target: Target, driver: Driver, in_place: InPlace, changes: Changes, slow: float) -> None:
-        super().__init__(target, driver, in_place, changes)
+    def __init__(self, target: Target, driver: Driver, changes: Changes, slow: float) -> None:
+        super().__init__(target, driver, changes)
         self._slow = slow
-        self._traces: dict[trio.lowlevel.Task, Trace] = {}
+        self._traces: dict[object, Trace] = {}
 
     async def read(self, offset: int, size: int) -> memoryview:
         with self._timed(f"read{_place(offset, size)}"):
@@ -69,7 +66,7 @@ class TimedDisk(Disk):
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:
         """The block is a call; it is logged at its end if it was slow."""
-        task = trio.lowlevel.current_task()
+        task = self._driver.callers.current()
         trace = self._traces[task] = Trace(self._driver.now())
         try:
             yield
@@ -97,11 +94,11 @@ class TimedDisk(Disk):
     # ── the steps of a call ───────────────────────────────────────────────────────────────────────────────────────
 
     def _end(self, request: Request) -> None:
-        self._traces[trio.lowlevel.current_task()].add(request, self._driver.now())
+        self._traces[self._driver.callers.current()].add(request, self._driver.now())
         Disk._end(self, request)
 
     def _leave_behind(self, claim: Claim, request: Request) -> None:
-        self._traces[trio.lowlevel.current_task()].add(request, self._driver.now())
+        self._traces[self._driver.callers.current()].add(request, self._driver.now())
         Disk._leave_behind(self, claim, request)
 
     async def _flush_target(self) -> None:
@@ -109,7 +106,7 @@ class TimedDisk(Disk):
         try:
             await Disk._flush_target(self)
         finally:
-            self._traces[trio.lowlevel.current_task()].flush += self._driver.now() - began
+            self._traces[self._driver.callers.current()].flush += self._driver.now() - began
 
     def _end_write_behind(self, claim: Claim, request: Request) -> None:
         Disk._end_write_behind(self, claim, request)

@@ -25,7 +25,7 @@ import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 import trio
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aoefs")
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 CONTROL_BYTES_PER_SECOND = 2.5e6  # of control files: a loop that reads a status of 1 MB must not take the disks' time
@@ -64,13 +63,16 @@ TABLE_SECONDS = 1.0  # for which a close waits until the partition table was rea
 _NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDATED)
 
 
-def guarded(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Let only FUSEError out, since anything else would end the mount: the rest is logged and answered EIO."""
+def guarded(handler: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutine[Any, Any, T]]:
+    """Let only FUSEError out, since anything else would end the mount: the rest is logged and answered EIO.
+
+    The handler runs in a task, whoever steps its worker.
+    """
 
     @wraps(handler)
-    async def guarded(*arguments: P.args, **named: P.kwargs) -> T:
+    async def guarded(self: AoeOperations, *arguments: Any, **named: Any) -> T:
         try:
-            return await handler(*arguments, **named)
+            return await self.callers.in_task(partial(handler, self, *arguments, **named))
         except (FUSEError, trio.Cancelled):
             raise
         except Exception:
@@ -106,7 +108,8 @@ class AoeOperations(pyfuse3.Operations):
         self._engine = engine
         self._kernel = kernel
         self._options = options
-        transfers = Transfers(self._write_control)
+        self.callers = engine.driver.callers
+        transfers = Transfers(self.callers, self._write_control)
         self._handles = transfers.handles
         self.read = transfers.read  # type: ignore[method-assign]
         self.write = transfers.write  # type: ignore[method-assign]

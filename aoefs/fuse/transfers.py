@@ -15,6 +15,7 @@ from typing import Any
 import trio
 from pyfuse3 import FUSEError
 
+from aoefs.engine.waits import Callers
 from aoefs.errors import RequestError
 from aoefs.fuse.errnos import errno_of
 from aoefs.fuse.handles import ControlHandle, Handle
@@ -38,8 +39,9 @@ def failed_unexpectedly(handler: str) -> FUSEError:
 class Transfers:
     """See the module.  ``write_control(handle, order)`` carries out an order to a control file; bytes taken."""
 
-    def __init__(self, write_control: Callable[[ControlHandle, bytes], Awaitable[int]]) -> None:
+    def __init__(self, callers: Callers, write_control: Callable[[ControlHandle, bytes], Awaitable[int]]) -> None:
         self.handles: dict[int, Handle] = {}
+        self._callers = callers
         self._write_control = write_control
 
     async def read(self, fh: int, off: int, size: int) -> Any:  # bytes, says pyfuse3; it takes any buffer
@@ -54,7 +56,7 @@ class Transfers:
                 return b""
             start = node.start + off
             if handle.ahead is not None:
-                return await handle.ahead.read(start, size, start + room)
+                return await self._callers.in_task(handle.ahead.read, start, size, start + room)
             return await node.disk.read(start, size)
         except RequestError as error:
             raise failed(node, "read", error) from None
@@ -67,7 +69,7 @@ class Transfers:
         try:
             handle = self.handles[fh]
             if isinstance(handle, ControlHandle):
-                return await self._write_control(handle, buf)
+                return await self._callers.in_task(self._write_control, handle, buf)
             node, stream = handle.node, handle.stream
             room = node.room(off)
             if room <= 0:
@@ -77,7 +79,7 @@ class Transfers:
                 stream.report_to_writer()
                 await node.disk.write(node.start + off, data, behind=stream.goes_on(off, len(data)))
             if handle.flush_each_write:
-                await node.disk.flush()
+                await self._callers.in_task(node.disk.flush)
             if len(data) < len(buf) and handle.whole_writes:
                 raise FUSEError(errno.ENOSPC)  # all that fits is written, as dd expects of a disk
             return len(data)

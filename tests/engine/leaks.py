@@ -59,7 +59,7 @@ async def held(scene: Scene, disk: Disk) -> Held:
         tasks=trio.lowlevel.current_statistics().tasks_living,
         tags=len(scene.engine.driver.tags),
         descriptors=len(os.listdir("/proc/self/fd")),
-        waiters=disk.exempt_calls() + disk.target.waiting + scene.engine.driver.sleepers.asleep,
+        waiters=disk.exempt_calls() + disk.target.waiting + scene.engine.driver.callers.asleep,
         blocks=sys.getallocatedblocks(),
         resident=_resident_bytes(),
     )

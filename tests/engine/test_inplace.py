@@ -26,7 +26,7 @@ from aoefs.engine.busypoll import FIRST_PAUSE, PERIOD
 from aoefs.engine.disk import Disk
 from aoefs.engine.inplace import AWAY, FEW_COMMANDS, PATIENCE, InPlace
 from aoefs.engine.settings import Settings
-from aoefs.engine.waits import Sleepers, Wait
+from aoefs.engine.waits import Callers, Wait
 from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import (
     Address,
@@ -72,12 +72,12 @@ class Bench:
         self.frames_at = math.inf
         self.delay = 0.0  # seconds for which others had the processor
         self.looks = 0
-        self.sleepers = Sleepers()
+        self.callers = Callers()
         self.requests, self.frames = Pipe(cleanup), Pipe(cleanup)
         self.batches = 0
         self.on_frames: Callable[[], object] = lambda: None
         self.in_place = InPlace(
-            self.receive_batch, self.attended, self.sleepers, self.look, busy_poll, lambda: self.delay
+            self.receive_batch, self.attended, self.callers, self.look, busy_poll, lambda: self.delay
         )
         cleanup.callback(self.in_place.close)
         self.in_place.add_link(cast(Link, self.frames))
@@ -87,7 +87,7 @@ class Bench:
         self.in_place.loop_turned()
 
     def wait(self, **target: Any) -> Wait:
-        wait = Wait(self.sleepers)
+        wait = Wait(self.callers)
         if self.on_frames.__name__ == "<lambda>":
             self.on_frames = wait.wake
         self.in_place.wait(make_target(**target), wait)
@@ -155,7 +155,7 @@ def test_another_request_ends_the_waiting_for_an_answer(bench: Bench) -> None:
 
 def test_with_a_second_request_under_way_all_tasks_sleep(bench: Bench) -> None:
     bench.attend()
-    bench.sleepers.asleep = 1
+    bench.callers.asleep = 1
     bench.frames.fill()
     assert not bench.wait().woken
 
@@ -172,7 +172,7 @@ def test_a_task_that_was_woken_gets_its_turn_at_once(bench: Bench) -> None:
     bench.attend()
 
     def wake() -> None:
-        bench.sleepers.ready = 1
+        bench.callers.ready = 1
         bench.frames.fill()
         bench.requests.fill()
 
@@ -221,7 +221,7 @@ def test_a_link_that_was_dropped_is_not_looked_at(bench: Bench) -> None:
 
 def test_more_workers_are_wanted_the_more_are_busy_up_to_a_bound(bench: Bench) -> None:
     wanted = []
-    for bench.sleepers.asleep in (0, 1, 2, 8, 1000):
+    for bench.callers.asleep in (0, 1, 2, 8, 1000):
         wanted.append(bench.in_place.workers_wanted())
     assert wanted == [1, 1, 2, 5, 8]
 

@@ -8,84 +8,84 @@ import trio.testing
 from trio.testing import MockClock
 
 from aoefs.core.life import Life
-from aoefs.engine.waits import Sleepers, Wait, WaitGroup
+from aoefs.engine.waits import Callers, Wait, WaitGroup
 from aoefs.errors import TargetLost
 
 
-def count(sleepers: Sleepers) -> tuple[int, int]:
-    return sleepers.asleep, sleepers.ready
+def count(callers: Callers) -> tuple[int, int]:
+    return callers.asleep, callers.ready
 
 
 async def test_a_wait_that_was_woken_before_does_not_sleep(autojump_clock: MockClock) -> None:
-    sleepers = Sleepers()
-    wait = Wait(sleepers)
+    callers = Callers()
+    wait = Wait(callers)
     wait.wake()
     with trio.fail_after(1), trio.testing.assert_no_checkpoints():
         await wait.wait()
     assert wait.woken
-    assert count(sleepers) == (0, 0)
+    assert count(callers) == (0, 0)
 
 
 async def test_a_task_is_asleep_until_it_is_woken_and_ready_until_it_has_its_turn() -> None:
-    sleepers = Sleepers()
-    waits = [Wait(sleepers) for _ in range(3)]
+    callers = Callers()
+    waits = [Wait(callers) for _ in range(3)]
     async with trio.open_nursery() as nursery:
         for wait in waits:
             nursery.start_soon(wait.wait)
         await trio.testing.wait_all_tasks_blocked()
-        assert count(sleepers) == (3, 0)
+        assert count(callers) == (3, 0)
         waits[1].wake("what a callback is given is ignored")
-        assert count(sleepers) == (3, 1)
+        assert count(callers) == (3, 1)
         await trio.testing.wait_all_tasks_blocked()
-        assert count(sleepers) == (2, 0)
+        assert count(callers) == (2, 0)
         assert [wait.woken for wait in waits] == [False, True, False]
         waits[0].wake()
         waits[2].wake()
-    assert count(sleepers) == (0, 0)
+    assert count(callers) == (0, 0)
 
 
 async def test_to_wake_twice_counts_once() -> None:
-    sleepers = Sleepers()
-    wait = Wait(sleepers)
+    callers = Callers()
+    wait = Wait(callers)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait.wait)
         await trio.testing.wait_all_tasks_blocked()
         wait.wake()
         wait.wake()
-        assert count(sleepers) == (1, 1)
-    assert count(sleepers) == (0, 0)
+        assert count(callers) == (1, 1)
+    assert count(callers) == (0, 0)
 
 
 async def test_a_wait_may_be_used_again() -> None:
-    sleepers = Sleepers()
-    wait = Wait(sleepers)
+    callers = Callers()
+    wait = Wait(callers)
     for _ in range(2):
         wait.woken = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait.wait)
             await trio.testing.wait_all_tasks_blocked()
-            assert count(sleepers) == (1, 0)
+            assert count(callers) == (1, 0)
             wait.wake()
-    assert count(sleepers) == (0, 0)
+    assert count(callers) == (0, 0)
 
 
 async def test_a_cancelled_wait_is_counted_no_longer_and_may_still_be_woken() -> None:
-    sleepers = Sleepers()
-    wait = Wait(sleepers)
+    callers = Callers()
+    wait = Wait(callers)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait.wait)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert count(sleepers) == (0, 0)
+    assert count(callers) == (0, 0)
     wait.wake()
-    assert count(sleepers) == (0, 0)
+    assert count(callers) == (0, 0)
 
 
 async def test_a_group_wakes_all_of_its_waits_and_no_other() -> None:
-    sleepers = Sleepers()
-    group = WaitGroup(sleepers, Life())
+    callers = Callers()
+    group = WaitGroup(callers, Life())
     waits = [group.begin() for _ in range(2)]
-    other = Wait(sleepers)
+    other = Wait(callers)
     async with trio.open_nursery() as nursery:
         for wait in (*waits, other):
             nursery.start_soon(wait.wait)
@@ -98,7 +98,7 @@ async def test_a_group_wakes_all_of_its_waits_and_no_other() -> None:
 
 
 def test_a_group_counts_its_waits_and_keeps_the_first_error() -> None:
-    group = WaitGroup(Sleepers(), Life())
+    group = WaitGroup(Callers(), Life())
     ended, kept = group.begin(), group.begin()
     assert len(group) == 2
     group.end(ended)
@@ -111,7 +111,7 @@ def test_a_group_counts_its_waits_and_keeps_the_first_error() -> None:
 
 def test_a_group_takes_no_new_wait_when_the_mount_ends_but_for_what_the_mount_itself_still_does() -> None:
     life = Life()
-    group = WaitGroup(Sleepers(), life)
+    group = WaitGroup(Callers(), life)
     life.close()
     with pytest.raises(TargetLost):
         group.begin()

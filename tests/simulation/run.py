@@ -254,8 +254,8 @@ class Simulation:
             return f"something of {', '.join(left)}"
         if tags := [owner for owner in driver.tags.live if not _is_query(owner)]:
             return f"{len(tags)} tags"
-        if driver.sleepers.asleep or driver.sleepers.ready or self._engine.exempt_calls():
-            return f"{driver.sleepers.asleep} waits, {driver.sleepers.ready} of them woken"
+        if driver.callers.asleep or driver.callers.ready or self._engine.exempt_calls():
+            return f"{driver.callers.asleep} waits, {driver.callers.ready} of them woken"
         if queued := sum(shard.queued for shard in self._engine.statistics().shards):
             return f"{queued} answers in shards"
         return ""
