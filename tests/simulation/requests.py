@@ -17,7 +17,7 @@ import outcome
 import trio
 
 from aoefs.engine.inplace import InPlace
-from aoefs.fuse.workerloop import LowLevel
+from aoefs.fuse.workerloop import WorkerLoop
 from tests.simulation.world import Link, World
 
 WORKERS = 400  # more than there are calls at any time
@@ -33,7 +33,8 @@ class Requests:
         self._queue: deque[tuple[Callable[[], Awaitable[Any]], list[outcome.Outcome[Any]], trio.Event]] = deque()
         self._served = False
         self._links: Callable[[], list[Link]] = list
-        self._closed = False
+        self._loop: WorkerLoop | None = None
+        self._heeded = False
         self._changed = trio.lowlevel.ParkingLot()
 
     async def carry_out(self, handler: Callable[[], Awaitable[Any]]) -> Any:
@@ -55,19 +56,23 @@ class Requests:
         """From now on workers take the requests, as in a mount."""
         self._served = True
         self._links = links
-        low_level = LowLevel(in_place)
-        for number in range(WORKERS):
-            nursery.start_soon(self._work, low_level, name=f"worker {number}")
+        self._loop = WorkerLoop(in_place)
+        nursery.start_soon(self._run_workers, self._loop, name="worker loop")
+
+    async def _run_workers(self, loop: WorkerLoop) -> None:
+        async with loop.open_nursery() as workers:
+            for number in range(WORKERS):
+                workers.start_soon(self._work, loop, name=f"worker {number}")
 
     def end(self) -> None:
         """No request is taken any more."""
-        self._closed = True
-        self.wake()
+        if self._loop is not None:
+            self._loop.close()
 
-    async def _work(self, low_level: LowLevel) -> None:
+    async def _work(self, loop: WorkerLoop) -> None:
         while True:
             try:
-                await low_level.wait_readable(QUEUE)
+                await loop.lowlevel.wait_readable(QUEUE)
             except trio.ClosedResourceError:
                 return
             if self._queue:
@@ -85,10 +90,10 @@ class Requests:
         return EPOLL
 
     def register(self, descriptor: int, _events: int) -> None:
-        pass
+        self._heeded |= descriptor == QUEUE
 
     def unregister(self, descriptor: int) -> None:
-        pass
+        self._heeded &= descriptor != QUEUE
 
     def close(self) -> None:
         pass
@@ -101,18 +106,14 @@ class Requests:
     @property
     def _ready(self) -> list[int]:
         links = [link.descriptor for link in self._links() if link.inbox]
-        return [QUEUE, *links] if self._queue else links
+        return [QUEUE, *links] if self._queue and self._heeded else links
 
     async def wait_readable(self, descriptor: int) -> None:
         """What ``trio.lowlevel.wait_readable`` does with the epoll set."""
         await trio.lowlevel.checkpoint()
-        if self._closed:
-            raise trio.ClosedResourceError
         assert descriptor == EPOLL
-        while not self._ready and not self._closed:
+        while not self._ready:
             await self._changed.park()
-        if self._closed:
-            raise trio.ClosedResourceError
 
 
 def _copy(result: Any) -> Any:

@@ -398,20 +398,23 @@ class Users:
             return
         register = self._registers[disk.target.identity.serial]
         text = f"disk {name} {call} {offset}+{size}"
+        in_task = self._engine.driver.callers.in_task
         if call == "read":
             started = register.begin_read()
-            found, code = await self.call(text, lambda: _patiently(disk.read(offset, size), patience), self._bound(2))
+            found, code = await self.call(
+                text, lambda: in_task(_patiently, disk.read(offset, size), patience), self._bound(2)
+            )
             self._world.complain(register.end_read(started, offset, b"" if code else found))
         elif call == "write":
             write = register.begin_write(offset, size)
             write.via = disk
             _, code = await self.call(
-                text, lambda: _patiently(disk.write(offset, write.data), patience), self._bound(5)
+                text, lambda: in_task(_patiently, disk.write(offset, write.data), patience), self._bound(5)
             )
             register.end_write(write, ok=not code)
         else:
             started = register.now()
-            _, code = await self.call(text, lambda: _patiently(disk.flush(), patience), self._bound(4))
+            _, code = await self.call(text, lambda: in_task(_patiently, disk.flush(), patience), self._bound(4))
             if not code and not any(
                 write.ended_before(started) and write.request is not None and write.request.error
                 for write in self.early.get(disk, ())
