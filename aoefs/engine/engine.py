@@ -77,7 +77,7 @@ class Engine:
         self.supervisor = Supervisor(nursery)
         self.driver = Driver(nursery, self._clock, tags)
         shards = settings.shards or len(os.sched_getaffinity(0))
-        self._shards = Shards(shards, nursery, self.driver.pump, self.driver.now)
+        self._shards = Shards(shards, nursery, self.driver.pump, self.driver.now, settings.share.of)
         self.receiver = Receiver(self.driver, self._shards, self._on_hint)
         self._run_delay = RunDelay()
         self.in_place = InPlace(

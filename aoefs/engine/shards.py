@@ -1,9 +1,11 @@
 """Completion shards: where answers become finished requests, a bounded batch at a time.
 
 From the Linux driver's change "perform I/O completions in parallel" (its ``ktcomplete`` and ``ktio``), in trio terms.
-A target's shard is ``(shelf + slot) % shards``.  Shard 0 starts with the engine; an answer for a shard that does not
-run goes to shard 0's queue, and shard 0, after completing it, starts the task it belongs to.  A shard completes at
-most ``MAX_COMPLETIONS`` commands before it yields, so a flood from one target cannot starve the others.
+A target's shard is ``(shelf + slot) % shards``; in one of N processes that share the targets (``protocol.wire.Share``)
+``(shelf + slot) // N % shards``, since all of its targets leave the same rest.  Shard 0 starts with the engine; an
+answer for a shard that does not run goes to shard 0's queue, and shard 0, after completing it, starts the task it
+belongs to.  A shard completes at most ``MAX_COMPLETIONS`` commands before it yields, so a flood from one target cannot
+starve the others.
 
 On one interpreter the shards bring isolation, order and batches, not parallel processors: 4 KiB reads of 36 targets at
 once, the case of that change, are as many with one shard as with two or 36.  While a task waits in place
@@ -130,7 +132,7 @@ class Shard:
 
 class Shards:
     """All shards of an engine.  ``nursery`` hosts their tasks; ``pump(target, now)`` sends what an answer freed, and
-    ``now()`` is the engine's clock (seconds).
+    ``now()`` is the engine's clock (seconds).  ``processes`` share the targets.
     """
 
     def __init__(
@@ -139,7 +141,9 @@ class Shards:
         nursery: trio.Nursery,
         pump: Callable[[Target, float], object],
         now: Callable[[], float],
+        processes: int = 1,
     ) -> None:
+        self._processes = processes
         self._shards = [Shard(number, pump, now) for number in range(max(1, count))]
         self._nursery = nursery
         self._start(self._shards[0])
@@ -167,7 +171,7 @@ class Shards:
             self._start(own)
 
     def _shard_of(self, address: Address) -> Shard:
-        return self._shards[(address.shelf + address.slot) % len(self._shards)]
+        return self._shards[(address.shelf + address.slot) // self._processes % len(self._shards)]
 
     def _start(self, shard: Shard) -> None:
         shard.active = True

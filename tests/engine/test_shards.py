@@ -24,6 +24,7 @@ from aoefs.protocol.ata import Identity
 from aoefs.protocol.wire import (
     SECTOR_BYTES,
     Address,
+    Share,
 )
 from tests.scene import (
     DELAY,
@@ -128,6 +129,26 @@ async def test_one_batch_of_shard_0_starts_every_shard_that_it_met(machines: Mac
         assert [shard.completed for shard in shards.statistics()] == [6, 0, 0]
         assert [address for address, _ in machines.ended] == [target.address for target in targets], "in order"
         assert len(nursery.child_tasks) == 3, "no shard is started twice"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("processes", "shards"), [(2, 2), (2, 4), (4, 2), (3, 4)])
+async def test_the_targets_of_one_of_several_processes_are_spread_over_all_its_shards(
+    machines: Machines, processes: int, shards: int
+) -> None:
+    share = Share(1, processes)
+    targets = [target for slot in range(48) if share.number_of((target := machines.make(0, slot)).address) == 1]
+    async with trio.open_nursery() as nursery:
+        made = Shards(shards, nursery, machines.pump, machines.now, processes)
+        for turn in (0, 1):  # shard 0 completes what comes before the others run
+            for target in targets:
+                made.put(machines.answer(target))
+            await settle()
+            counts = [shard.completed for shard in made.statistics()]
+            assert turn == 0 or counts == [
+                len(targets) + len(targets) // shards,
+                *[len(targets) // shards] * (shards - 1),
+            ]
         nursery.cancel_scope.cancel()
 
 
