@@ -217,7 +217,8 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("-f", "--foreground", action=flag, help="stay in the foreground, log to stderr")
     add("--console", action=flag, help="stay in the foreground with the live console; leaving it unmounts")
     add("-r", "--read-only", action=flag, help="never write to a target (also -o ro)")
-    add("--shards", type=whole(1, 1024), metavar="N", help="completion shards (default: one for each usable CPU)")
+    what = "completion shards, shared out among --workers (default: one for each usable CPU)"
+    add("--shards", type=whole(1, 1024), metavar="N", help=what)
     what = "experimental: so many processes share the targets (auto: one per usable CPU; default 1)"
     add("--workers", type=_workers, metavar="N|auto", help=what)
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")
@@ -229,7 +230,8 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("--allow-mac", action="append", type=mac_type, metavar="MAC", help="talk to this target MAC only (repeatable)")
     what = "where several disks answer for eX.Y, show this one (repeatable)"
     add("--disk", action="append", type=_disk, metavar="eX.Y=SERIAL", help=what)
-    add("--max-targets", type=whole(1, MAX_TARGETS), metavar="N", help="show at most N targets (default 1024)")
+    what = "show at most N targets (default 1024); with --workers W, N/W of each share"
+    add("--max-targets", type=whole(1, MAX_TARGETS), metavar="N", help=what)
     add("--fixed-paths", action=flag, help="a target has the paths found in its first second, and no others later")
     add("--reserve", action=flag, help="reserve a target while it is open for writing")
     add("--slow", type=seconds, metavar="SECONDS", help="log each request that takes longer, and where it waited")

@@ -86,7 +86,7 @@ class Roster:
         self._changes = changes
         self._settings = settings
         self._supervisor = supervisor
-        self._memory = Memory(make_buffer)
+        self._memory = Memory(make_buffer, settings.read_sectors)
         self._strangers = Strangers()
         self._contested: dict[Address, str] = {}  # by two disks from the beginning: what to decide
         self._mixed: dict[Endpoint, tuple[int, str]] = {}  # where two answered: how often one was alone since, and why
@@ -130,7 +130,8 @@ class Roster:
             if len(self.disks) < self._settings.max_targets or self._make_room(sighting.endpoint.mac):
                 self._admit(sighting)
             else:
-                self._reject(sighting, f"{self._settings.max_targets} targets are the most (--max-targets)")
+                of_share = " of its worker" if self._settings.share.of > 1 else ""
+                self._reject(sighting, f"{self._settings.max_targets} targets{of_share} are the most (--max-targets)")
             return
         target = disk.target
         path = self.find_path(sighting.endpoint)

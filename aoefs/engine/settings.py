@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from aoefs.core.memory import DEFAULT_SECTORS
 from aoefs.core.target import DEFAULT_DEADSECS, DEFAULT_MAXOUT
 from aoefs.protocol.wire import ALL, Address, Share
 
@@ -16,7 +17,7 @@ class Settings:
     ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address;
     ``fixed_paths``: a target has those found in its first second; ``busy_poll`` seconds for which a task that waits in
     place polls before it sleeps (0: never, None: adapts); ``slow`` seconds after which a call is logged when it ends
-    (None: never); ``share``: the only targets that there are.
+    (None: never); ``share``: the only targets that there are; ``read_sectors`` of all reads under way together.
     """
 
     shards: int | None = None
@@ -29,3 +30,4 @@ class Settings:
     busy_poll: float | None = None
     slow: float | None = None
     share: Share = ALL
+    read_sectors: int = DEFAULT_SECTORS

@@ -42,6 +42,7 @@ from aoefs.engine.lastflush import last_flush
 from aoefs.engine.settings import Settings
 from aoefs.errors import ControlError, UserError
 from aoefs.fuse import tuning, workerloop
+from aoefs.fuse.bounds import bounds
 from aoefs.fuse.control import Control, ControlFile
 from aoefs.fuse.interfaces import Interfaces
 from aoefs.fuse.kernel import Kernel
@@ -64,7 +65,7 @@ GRACE = 10.0  # seconds for which open files are served after a signal
 FLUSH_GRACE = 10.0  # seconds that the last flush of all targets may take
 TABLE_PATIENCE = 0.1  # seconds that "ready" waits for partition tables: they take less, or long
 MIN_WORKERS = 32  # FUSE tasks that stay; each one more is made and ended on demand
-MAX_WORKERS = tuning.MOST_BACKGROUND + 32  # above max_background, or the kernel's queue would be ours
+MORE_WORKERS = 32  # than max_background, or the kernel's queue would be ours
 ROOM_PERIOD = 0.5  # seconds
 SUMMARY_PERIOD = 5.0  # seconds between two looks at the targets of workers, for systemd
 KERNEL_GRACE = 0.5  # seconds that the kernel may take to let go of our threads: it takes a few milliseconds
@@ -90,12 +91,12 @@ def run(
     return trio.run(Mount(options, ready, reread, part).run)
 
 
-async def serve() -> None:
-    """Until the connection ends.  A read of ours that is under way then fails with ENODEV, which libfuse takes for the
-    end, or by chance with ECONNABORTED, which it does not.
+async def serve(most_tasks: int) -> None:
+    """Until the connection ends, in so many tasks at most.  A read of ours that is under way then fails with ENODEV,
+    which libfuse takes for the end, or by chance with ECONNABORTED, which it does not.
     """
     try:
-        await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=MAX_WORKERS)
+        await pyfuse3.main(min_tasks=MIN_WORKERS, max_tasks=most_tasks)
     except* ConnectionAbortedError:
         log.debug("the kernel aborted the connection")
 
@@ -114,7 +115,8 @@ class Mount:
         self._part = part or Part(_share(options))
         self._reread = reread or (lambda: options)
         self._ready = ready
-        self._events = EventRing()
+        self._bounds = bounds(options, self._part.share)
+        self._events = EventRing(self._bounds.events)
         self._mount: mountpoint.Mount | None = None
         self._unmounted = False
         self._terminated = False
@@ -136,12 +138,13 @@ class Mount:
                 maxout=options.maxout,
                 allow_mac=frozenset(options.allow_mac),
                 serials=dict(reversed(options.disk)),
-                max_targets=options.max_targets,
+                max_targets=self._bounds.max_targets,
                 fixed_paths=options.fixed_paths,
                 busy_poll=None if isinstance(options.busy_poll, str) else options.busy_poll / 1e6,
                 slow=options.slow,
-                shards=options.shards,
+                shards=self._bounds.shards,
                 share=part.share,
+                read_sectors=self._bounds.read_sectors,
             )
             try:
                 engine = await stack.enter_async_context(open_engine(names, settings))
@@ -171,7 +174,9 @@ class Mount:
                 )
                 stack.callback(workers.close)
                 workers.take_over(control)
-            operations = AoeOperations(engine, control, kernel, options, workers, part.number)
+            operations = AoeOperations(
+                engine, control, kernel, options, workers, part.number, self._bounds.read_ahead_chunks
+            )
             engine.changes.subscribe(partial(self._on_change, engine))
             if not options.plain_loop:
                 workerloop.install(engine.in_place)
@@ -193,7 +198,7 @@ class Mount:
                 nursery.start_soon(self._follow_main_process, name="main process")
             clean = False
             try:
-                await serve()
+                await serve(self._bounds.most_background + MORE_WORKERS)
                 self._unmounted = self._unmounted or not self._terminated
             finally:
                 self._tell_systemd("STOPPING=1")
@@ -234,7 +239,7 @@ class Mount:
         """Ask the kernel for what makes a mount fast and safe; and whether it reads ahead far enough now."""
         device = os.stat(self._options.mountpoint).st_dev
         small = tuning.set_read_ahead(device)
-        background = tuning.Background(device)
+        background = tuning.Background(device, self._bounds.background)
         _complain(small, background.complaint)
         return background, small is None
 
@@ -252,7 +257,7 @@ class Mount:
                 for disk in engine.disks.values():
                     nursery.start_soon(partial(operations.read_table, again=False), disk, name="partition table")
         tuning.collect_garbage_rarely()
-        tuning.keep_freed_memory()
+        tuning.keep_freed_memory(self._bounds.kept_bytes)
         if pid_file is not None:
             try:
                 pid_file.write()
@@ -311,11 +316,12 @@ class Mount:
         """Only requests that cost memory and will end soon count against the kernel's bound: so a deep queue of a slow
         or silent target leaves room for the requests of the others.  As many again may be waiting in the kernel.
         """
-        allowed = tuning.MAX_BACKGROUND
+        least, most = self._bounds.background, self._bounds.most_background
+        allowed = least
         with contextlib.closing(background):
             while True:
                 await trio.sleep(ROOM_PERIOD)
-                wanted = min(tuning.MAX_BACKGROUND + 2 * engine.exempt_calls(), tuning.MOST_BACKGROUND)
+                wanted = min(least + 2 * engine.exempt_calls(), most)
                 if wanted != allowed:
                     log.debug("max_background is %d", wanted)
                     background.allow(wanted)
@@ -441,7 +447,9 @@ def _share(options: MountOptions) -> Share:
             raise UserError(f"--workers {count} is not possible: {why}", exit_code=2)
         log.info("one process serves all targets: %s", why)
         return ALL
-    return Share(0, count if isinstance(count, int) else min(MOST_WORKERS, len(os.sched_getaffinity(0))))
+    if not isinstance(count, int):
+        count = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return Share(0, min(count, options.max_targets))  # one without a target would be for nothing
 
 
 def _complain(*complaints: str | None) -> None:

@@ -42,7 +42,7 @@ from aoefs.fuse.handles import ControlHandle, DiskHandle, Handle
 from aoefs.fuse.kernel import Kernel, Notice
 from aoefs.fuse.nodes import Node
 from aoefs.fuse.options import MountOptions
-from aoefs.fuse.readahead import ReadAhead, ReadAheads
+from aoefs.fuse.readahead import MAX_CHUNKS, ReadAhead, ReadAheads
 from aoefs.fuse.transfers import Transfers, failed, failed_unexpectedly
 from aoefs.fuse.tree import CONTROL, ROOT, ControlNode, Tree
 from aoefs.fuse.wholetree import WholeTree
@@ -100,11 +100,12 @@ class AoeOperations(pyfuse3.Operations):
         options: MountOptions,
         workers: Workers | None = None,
         process: int = 0,
+        read_ahead_chunks: int = MAX_CHUNKS,
     ) -> None:
         super().__init__()
         self.tree = (Tree if workers is None else WholeTree)(engine.disks, control, options, process)
         self._workers = workers
-        self.read_aheads = ReadAheads(engine.supervisor)
+        self.read_aheads = ReadAheads(engine.supervisor, read_ahead_chunks)
         self._engine = engine
         self._kernel = kernel
         self._options = options

@@ -9,7 +9,7 @@ What always holds:
 - A chunk is used only if nothing of this mount wrote to its disk since before it was asked for (``Disk.generation``),
   and the target was not away: no program reads what was there before its own write.
 - An error of a read ahead is dropped: the read that wants the bytes asks for them again.
-- At most ``MAX_CHUNKS`` are held, all of them by registered handles; beyond that the handle that was read longest ago
+- At most ``most`` chunks are held, all of them by registered handles; beyond that the handle that was read longest ago
   loses its own.
 
 Rejected: doing so always (two read-aheads of which the kernel's is the better one), and a cache (that is the
@@ -49,10 +49,13 @@ class _Chunk:
 
 
 class ReadAheads:
-    """What all open handles together read ahead.  ``wanted`` is set when the kernel's own read-ahead stays small."""
+    """What all open handles together read ahead: ``most`` chunks.  ``wanted`` is set when the kernel's own read-ahead
+    stays small.
+    """
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, most: int = MAX_CHUNKS) -> None:
         self.wanted = False
+        self._most = most
         self.supervisor = supervisor
         self._handles: OrderedDict[ReadAhead, None] = OrderedDict()  # those that read, the last one last
 
@@ -66,7 +69,7 @@ class ReadAheads:
 
     def make_room(self, handle: ReadAhead) -> bool:
         """Room for one more chunk of ``handle``; False if it holds all there is."""
-        while self.chunks >= MAX_CHUNKS:
+        while self.chunks >= self._most:
             oldest = next((other for other in self._handles if other.chunks and other is not handle), None)
             if oldest is None:
                 return False

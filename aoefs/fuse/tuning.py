@@ -44,12 +44,13 @@ def set_read_ahead(device: int) -> str | None:
 
 
 class Background:
-    """How many requests of direct I/O and read-ahead the kernel sends a mount at once.  ``device`` is its ``st_dev``.
+    """How many requests of direct I/O and read-ahead the kernel sends a mount at once.  ``device`` is its ``st_dev``,
+    ``requests`` the limit to begin with.
 
     All others wait in one queue, whichever file they are for.  ``complaint`` says why the limit cannot be changed.
     """
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, requests: int = MAX_BACKGROUND) -> None:
         self.complaint: str | None = None
         self._files: dict[str, int] = {}
         try:
@@ -57,7 +58,7 @@ class Background:
                 connections = FUSECTL if any(FUSECTL.iterdir()) else _mounted_fusectl(cleanup)
                 for name in ("max_background", "congestion_threshold"):
                     self._files[name] = os.open(connections / str(os.minor(device)) / name, os.O_WRONLY)
-            self._set(MAX_BACKGROUND)
+            self._set(requests)
         except (OSError, subprocess.SubprocessError) as error:
             self.close()
             reason = error.strerror if isinstance(error, OSError) else "fusectl cannot be mounted"
@@ -121,8 +122,8 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc's malloc reuse the buffer of one write for the next, instead of returning it to the kernel.
+def keep_freed_memory(size_bytes: int = KEPT_BYTES) -> None:
+    """Let glibc's malloc keep so much of what is freed, and reuse the buffer of one write for the next.
 
     Fresh memory costs a page fault for each 4 KiB: 100 to 180 of them for a write of 1 MiB, a tenth of its time.
     The buffers in which libfuse receives requests are a page larger and live as long as a worker.  They keep their own
@@ -130,7 +131,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, size_bytes)
         mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
 
 

@@ -17,10 +17,10 @@ async def end(error: OSError) -> None:
 
 async def test_a_connection_that_is_aborted_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyfuse3, "main", lambda **_: end(OSError(errno.ECONNABORTED, "fuse_session_receive_buf")))
-    await serve()
+    await serve(300)
 
 
 async def test_any_other_error_of_a_connection_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyfuse3, "main", lambda **_: end(OSError(errno.EIO, "fuse_session_receive_buf")))
     with pytest.raises(ExceptionGroup):
-        await serve()
+        await serve(300)

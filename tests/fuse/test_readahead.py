@@ -117,6 +117,15 @@ async def test_an_error_ahead_reaches_no_reader(autojump_clock: MockClock) -> No
         await in_order(ahead, disk, target, 3, 7)
 
 
+async def test_one_process_of_several_holds_its_part_of_the_chunks(autojump_clock: MockClock) -> None:
+    async with open_disk() as (scene, target, disk, _):
+        few = ReadAheads(Supervisor(scene.nursery), DEPTH)
+        for ahead in [ReadAhead(disk, few) for _ in range(3)]:
+            await in_order(ahead, disk, target, 0, 3)
+            assert few.chunks == DEPTH
+            assert len(ahead.chunks) == DEPTH, "of the one that reads now"
+
+
 async def test_all_handles_together_hold_a_bounded_number_of_chunks(autojump_clock: MockClock) -> None:
     async with open_disk() as (_, target, disk, all_handles):
         handles = [ReadAhead(disk, all_handles) for _ in range(MAX_CHUNKS // DEPTH + 5)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from aoefs.fuse import tuning
 from tests.lab import INITIATOR, Lab, Mount, Process, is_gone, opened, wait_until
 from tests.mount.place import MIB, fails_as_dead, fails_with, nothing_is_left
 
@@ -136,6 +137,29 @@ def test_a_worker_starts_when_the_first_target_of_its_share_is_found(lab: Lab) -
     assert [worker["id"] for worker in workers(mount)] == [0, 1]
     mount.umount()
     assert nothing_is_left(lab, mount)
+
+
+@pytest.mark.parametrize(("most", "processes"), [(1, 1), (3, 2)])
+def test_all_processes_together_keep_the_bounds_of_the_mount(lab: Lab, most: int, processes: int) -> None:
+    images = [lab.image(f"image{slot}", MIB, seed=slot) for slot in range(TARGETS)]
+    lab.target(*(f"0.{slot}={image}" for slot, image in enumerate(images)))
+    mount = lab.mount(workers=2, max_targets=most)
+    status = mount.status()
+    assert len(status["targets"]) == most
+    assert len(status.get("workers", [status])) == processes
+    assert any(
+        "targets" in stranger["reason"] and "--max-targets" in stranger["reason"] for stranger in status["strangers"]
+    )
+    devices = {os.stat(mount.here / name).st_dev for name in os.listdir(mount.here)}
+    assert {limit_of(lab, device) for device in devices} == {tuning.MAX_BACKGROUND // processes}
+    mount.umount()
+    assert nothing_is_left(lab, mount)
+
+
+def limit_of(lab: Lab, device: int) -> int:
+    """``max_background`` of a FUSE mount."""
+    script = f"mount -t fusectl none {tuning.FUSECTL}; cat {tuning.FUSECTL}/{os.minor(device)}/max_background"
+    return int(lab.run(INITIATOR, ["unshare", "-m", "sh", "-c", script]).stdout)
 
 
 def test_what_is_written_to_any_target_is_on_its_disk(lab: Lab, mount: Mount) -> None:
