@@ -105,6 +105,7 @@ class AoeOperations(pyfuse3.Operations):
         super().__init__()
         self.tree = (Tree if workers is None else WholeTree)(engine.disks, control, options, process)
         self._workers = workers
+        self._is_worker = process != 0
         self.read_aheads = ReadAheads(engine.supervisor, read_ahead_chunks)
         self._engine = engine
         self._kernel = kernel
@@ -363,10 +364,8 @@ class AoeOperations(pyfuse3.Operations):
         self._engine.supervisor.start("partition table", partial(self.read_table, disk, again=again))
 
     def _on_change(self, disk: Disk, change: Change) -> None:
-        serial = disk.target.identity.serial
-        if change is Change.APPEARED and len(claimants := self.tree.claimants(serial)) > 1:
-            names = ", ".join(other.target.name for other in claimants)
-            log.warning("%s have the same serial %s: by-serial leads to none of them", names, serial)
+        if change is Change.APPEARED and not self._is_worker:  # else the main process does, which knows all disks
+            self.tree.report_rivals(disk.target.identity.serial)
         nodes = self.tree.known_nodes_of(disk)
         if nodes is None:
             pass

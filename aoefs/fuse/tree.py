@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError
@@ -29,6 +32,8 @@ from aoefs.fuse.control import Control, ControlFile
 from aoefs.fuse.nodes import DiskNodes, Node
 from aoefs.fuse.options import MountOptions
 from aoefs.protocol.wire import SECTOR_BYTES, Address
+
+log = logging.getLogger("aoefs")
 
 BLOCK_BYTES = 1 << 20  # st_blksize: what cat and cp then ask for
 CACHE_SECONDS = 3600.0  # how long the kernel may keep attributes, and names of ours; changes are pushed to it
@@ -49,8 +54,25 @@ class ControlNode:
     children: dict[bytes, ControlNode] = field(default_factory=dict)
 
 
+class Named(Protocol):
+    """What a link leads to: ``e0.0``, or ``e0.0p1``."""
+
+    @property
+    def name(self) -> bytes: ...
+
+
+class Claim(NamedTuple):
+    """The disk ``name`` has the links of this ``serial`` number (as links are named) to its ``files()``, unless another
+    disk claims them too.
+    """
+
+    name: str
+    serial: str
+    files: Callable[[], Iterable[Named]]
+
+
 @functools.lru_cache(2048)
-def _serial_name(serial: str) -> str:
+def serial_name(serial: str) -> str:
     """The serial number as udev writes it in a name: blanks and what is special as ``_``."""
     name = re.sub(r"[^A-Za-z0-9#+.:=@_-]", "_", "_".join(serial.split()))
     return "" if name in (".", "..") else name
@@ -67,7 +89,7 @@ class Tree:
     ) -> None:
         self.nodes: dict[int, Node] = {}  # by inode number
         self.control_nodes: dict[int, ControlNode] = {}
-        self.links: dict[int, Node] = {}  # by the inode number of the link
+        self.links: dict[int, Named] = {}  # by the inode number of the link
         self._disks = disks
         self._control = control
         self._owner = (options.uid, options.gid)
@@ -76,7 +98,7 @@ class Tree:
         self._mounted_ns = time.time_ns()
         self._of_disk: dict[Disk, DiskNodes] = {}
         self._directories: dict[Disk, ControlNode] = {}
-        self._link_to: dict[Node, int] = {}
+        self._link_to: dict[Named, int] = {}
         self._next_inode = CONTROL
         self._control_root = self._make_directory(_CONTROL_NAME.decode(), control.files)
         self._next_inode = _FIRST_DISK + (process << 32)
@@ -176,23 +198,31 @@ class Tree:
                 return node.inode
         raise FUSEError(errno.ENOENT)
 
-    def claimants(self, serial: str) -> list[Disk]:
-        """The disks whose links have the name of this serial number, which none of them gets if there are several."""
-        name = _serial_name(serial)
-        return [disk for disk in self._disks.values() if name and _serial_name(disk.target.identity.serial) == name]
+    def claims(self) -> list[Claim]:
+        """Of all disks that have a serial number."""
+        named = [(disk, serial_name(disk.target.identity.serial)) for disk in self._disks.values()]
+        return [Claim(disk.target.name, serial, partial(self.nodes_of, disk)) for disk, serial in named if serial]
 
-    def _by_serial(self) -> dict[bytes, Node]:
+    def report_rivals(self, serial: str) -> None:
+        """A disk with this serial number has appeared: a warning if others have it, or one that makes the same name."""
+        names = [claim.name for claim in self.claims() if claim.serial == serial_name(serial)]
+        if len(names) > 1:
+            listed = ", ".join(sorted(names, key=Address.parse))
+            log.warning("%s have the same serial %s: by-serial leads to none of them", listed, serial)
+
+    def _by_serial(self) -> dict[bytes, Named]:
         """The links in ``by-serial``, each with what it leads to."""
-        count = Counter(_serial_name(disk.target.identity.serial) for disk in self._disks.values())
-        found: dict[bytes, list[Node]] = {}
-        for disk in self._disks.values():
-            serial = _serial_name(disk.target.identity.serial)
-            for node in self.nodes_of(disk) if serial and count[serial] == 1 else ():
-                part = f"-part{node.partition.number}" if node.partition else ""
-                found.setdefault(f"{serial}{part}".encode(), []).append(node)
-        return {name: nodes[0] for name, nodes in found.items() if len(nodes) == 1}
+        claims = self.claims()
+        count = Counter(claim.serial for claim in claims)
+        found: dict[bytes, list[Named]] = {}
+        for claim in claims:
+            for file in claim.files() if count[claim.serial] == 1 else ():
+                _, is_partition, number = file.name.partition(b"p")
+                suffix = b"-part" + number if is_partition else b""
+                found.setdefault(claim.serial.encode() + suffix, []).append(file)
+        return {name: files[0] for name, files in found.items() if len(files) == 1}
 
-    def _link(self, node: Node) -> int:
+    def _link(self, node: Named) -> int:
         """The inode of the link to a node."""
         if node not in self._link_to:
             self._link_to[node] = inode = self._new_inode()

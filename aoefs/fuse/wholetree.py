@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 from pyfuse3 import EntryAttributes, FUSEError
 
 from aoefs.fuse.control import ControlFile
-from aoefs.fuse.nodes import Node
-from aoefs.fuse.tree import CONTROL, ROOT, ControlNode, Tree
+from aoefs.fuse.tree import CONTROL, ROOT, Claim, ControlNode, Tree, serial_name
 
 BIND_SECONDS = 1.0  # that a lookup waits for a bind: it takes milliseconds, unless the worker hangs
 FOREVER = 1e9  # seconds: the kernel goes through a placeholder to its bind, also when this process is dead
@@ -29,23 +29,23 @@ FOREVER = 1e9  # seconds: the kernel goes through a placeholder to its bind, als
 @dataclass(slots=True, eq=False)
 class Placeholder:
     """``bound``: the inode number of the worker's file that is bound over it, 0 while there is none.  ``directory`` has
-    the control files of a target, unless this is a partition.
+    the control files of a target, unless this is a partition; ``serial`` is that of the target.
     """
 
     inode: int
     name: bytes
     directory: ControlNode | None
     bound: int = 0
+    serial: str = ""
     binding: trio.Event | None = None  # set when a bind is there, or failed
 
 
 class WholeTree(Tree):
-    """See the module.  ``by_serial`` are the links of workers: by name, the name of the file that each leads to."""
+    """See the module."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]  # as they are
         self.placeholders: dict[bytes, Placeholder] = {}
-        self.by_serial: Callable[[], Mapping[bytes, bytes]] = dict
         self.binders: set[int] = set()  # threads
         self._by_inode: dict[int, Placeholder] = {}
 
@@ -81,15 +81,16 @@ class WholeTree(Tree):
             raise FUSEError(errno.ENOENT)
         return found.directory.inode
 
-    def _by_serial(self) -> dict[bytes, Node]:
-        own = super()._by_serial()
-        claimed = {name.partition(b"-part")[0] for name in own}
-        for name, target in self.by_serial().items():
-            if name.partition(b"-part")[0] in claimed:
-                own = {other: node for other, node in own.items() if not (other + b"-part").startswith(name + b"-part")}
-            elif target in self.placeholders:
-                own[name] = self.placeholders[target]  # type: ignore[assignment]  # it has a name, like a Node
-        return own
+    def claims(self) -> list[Claim]:
+        """Those of the disks of workers too."""
+        whole = [found for found in self.placeholders.values() if found.bound and found.directory]
+        claims = [Claim(found.name.decode(), serial_name(found.serial), partial(self._files, found)) for found in whole]
+        return [*super().claims(), *(claim for claim in claims if claim.serial)]
+
+    def _files(self, whole: Placeholder) -> Iterable[Placeholder]:
+        """A disk and its partitions."""
+        found = self.placeholders.values()
+        return [one for one in found if one.bound and one.name.partition(b"p")[0] == whole.name]
 
     def entries(self, directory: int) -> list[tuple[int, bytes]]:
         entries = super().entries(directory)

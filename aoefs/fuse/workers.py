@@ -66,7 +66,7 @@ _START = "from aoefs.fuse.worker import main; main()"
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One of them.  ``names`` are its files that are bound, ``serials`` its links; ``report`` is its last status."""
+    """One of them.  ``names`` are its files that are bound; ``report`` is its last status."""
 
     number: int
     keeper: Keeper = field(init=False)
@@ -74,7 +74,6 @@ class Worker:
     directory: str = ""
     options: MountOptions | None = None  # that it has
     names: set[bytes] = field(default_factory=set)
-    serials: dict[bytes, bytes] = field(default_factory=dict)
     report: dict[str, Any] | None = None
     looked: bool = False  # its first files are bound
     looks_since: float = math.inf  # when the look at its directory began that is not over
@@ -134,7 +133,6 @@ class Workers:
     async def run(self, tree: Tree) -> None:
         """Start workers as they are wanted, until :meth:`end`."""
         assert isinstance(tree, WholeTree)  # noqa: S101 (for mypy)
-        tree.by_serial = self._serials
         mount = mountpoint.find_mount(self._options().mountpoint)
         self._device = "" if mount is None else mount.device
         async with trio.open_nursery() as nursery:
@@ -233,7 +231,7 @@ class Workers:
         """See which files a worker has now, and bind them."""
         tree = self._tree
         assert tree is not None  # noqa: S101 (for mypy)
-        files, worker.serials = await worker.in_thread(_list, worker.directory)
+        files = await worker.in_thread(_list, worker.directory)
         for name in await worker.in_thread(self._find_missing, set(worker.names)):
             tree.placeholders[name].bound = 0
         wanted = {}
@@ -250,6 +248,9 @@ class Workers:
                 tree.placeholders[name].bound = 0
                 self._kernel.notify(worker, [Notice(ROOT, name)])
             worker.names -= gone
+        for placeholder in wanted:
+            if placeholder.directory is not None:
+                placeholder.serial = await worker.in_thread(_serial, worker.directory, placeholder.name.decode())
         binding = trio.Event()
         for placeholder in wanted:
             placeholder.binding = binding
@@ -257,6 +258,8 @@ class Workers:
             for placeholder in await worker.in_thread(self._bind, tree, worker.directory, list(wanted)):
                 placeholder.bound = wanted[placeholder]
                 worker.names.add(placeholder.name)
+                if placeholder.serial:
+                    tree.report_rivals(placeholder.serial)
         finally:
             binding.set()
             for placeholder in wanted:
@@ -313,14 +316,6 @@ class Workers:
             sum(room.f_blocks * room.f_frsize // SECTOR_BYTES for room in found.values()),
             sum(room.f_files for room in found.values()),
         )
-
-    def _serials(self) -> dict[bytes, bytes]:
-        """The links that exactly one worker has."""
-        found: dict[bytes, list[bytes]] = {}
-        for worker in self._all.values():
-            for name, target in worker.serials.items():
-                found.setdefault(name, []).append(target)
-        return {name: targets[0] for name, targets in found.items() if len(targets) == 1}
 
     async def settled(self, seconds: float) -> None:
         """Wait until those that are wanted have bound their first files, ``seconds`` at most."""
@@ -526,15 +521,15 @@ async def _report_silence(worker: Worker) -> None:
         log.info("worker %d answers again, or has ended", worker.number)
 
 
-def _list(directory: str) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
-    """The files of a worker and their inode numbers, and its links by serial."""
+def _list(directory: str) -> dict[bytes, int]:
+    """The files of a worker and their inode numbers."""
     with os.scandir(directory) as entries:
-        files = {os.fsencode(entry.name): entry.inode() for entry in entries if entry.name[0] == "e"}
-    links = {}
-    with os.scandir(f"{directory}/by-serial") as entries:
-        for entry in entries:
-            links[os.fsencode(entry.name)] = os.fsencode(os.path.basename(os.readlink(entry.path)))
-    return files, links
+        return {os.fsencode(entry.name): entry.inode() for entry in entries if entry.name[0] == "e"}
+
+
+def _serial(directory: str, name: str) -> str:
+    """The serial number of a target of a worker, which stays the same as long as its inode number."""
+    return str(json.loads(Path(directory, f".aoefs/{name}/stats").read_bytes())["serial"])
 
 
 def _write(path: str, order: bytes) -> None:

@@ -162,6 +162,22 @@ def limit_of(lab: Lab, device: int) -> int:
     return int(lab.run(INITIATOR, ["unshare", "-m", "sh", "-c", script]).stdout)
 
 
+def test_a_serial_that_disks_of_two_processes_have_leads_to_none_of_them_and_an_event_says_so(lab: Lab) -> None:
+    """Among them two of one worker, which has no link for them itself."""
+    same, other = lab.image("same", MIB), lab.image("other", MIB)
+    lab.target("--read-only", f"0.0={same}", f"0.1={same}", f"0.2={other}", f"0.3={same}")
+    mount = lab.mount(workers=2)
+    status = {target["name"]: target["serial"] for target in mount.status()["targets"]}
+    assert len({status[name] for name in ("e0.0", "e0.1", "e0.3")}) == 1
+    links = {path.name: os.readlink(path) for path in (mount.here / "by-serial").iterdir()}
+    assert links == {status["e0.2"]: "../e0.2"}
+    lines = [line for line in lab.aoefs("events", mount.path).stdout.splitlines() if "have the same serial" in line]
+    assert len(lines) == 2
+    assert re.search("e0.0, e0.1, e0.3 have the same serial .*: by-serial leads to none of them", lines[-1])
+    mount.umount()
+    assert nothing_is_left(lab, mount)
+
+
 def test_what_is_written_to_any_target_is_on_its_disk(lab: Lab, mount: Mount) -> None:
     for slot, name in enumerate(NAMES):
         data = os.urandom(MIB // 2)
