@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import pickle
+import resource
 import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -405,10 +406,14 @@ class Workers:
                 unknown = {"state": "down", **({"dirty": True} if worker.is_ready else {})}
                 targets = [{**target, **unknown} for target in worker.report["targets"]]
                 worker.report = {**worker.report, "targets": targets}
+                if worker.process is None or worker.process.returncode is not None:
+                    worker.report["cpu_seconds"] = 0.0  # counted as that of a process that ended
             if worker.report is not None:
                 reports[worker.number] = worker.report
         restarts = {worker.number: worker.keeper.restarts for worker in self._all.values() if worker.keeper.starts}
-        merged_status(status, reports, restarts)
+        merged_status(status, reports, restarts, self._share.of)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        status["cpu_seconds"] += ended.ru_utime + ended.ru_stime
         return status
 
     async def statistics(self) -> EngineStatistics:

@@ -47,7 +47,11 @@ MEANINGS = {
     "FULL": "how often the interface took no more frames for a moment",
     "UNKNOWN": "frames that answer nothing of ours",
     "SHARD": "a task that completes requests; DONE/s, COMPLETED: answers, BATCHES: turns, LONGEST: its longest queue",
-    "cpu": "in the title: how much of one processor the daemon used",
+    "WORKER": "a process that serves a share of the targets (--workers); 0 is the main process",
+    "PID, CPU": "of a worker; CPU: of one processor in the last second, or seconds since its start",
+    "TARGETS": "how many a worker serves, and which",
+    "RESTARTS": "how often a worker ended by itself and was started again",
+    "cpu": "in the title: how much of one processor the daemon used, with all its workers",
 }
 
 READ, WRITE = "color(31)", "color(133)"
@@ -335,9 +339,31 @@ def latencies() -> Sequence[Column[Octave]]:
 # ── shards, links, events ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def shards(live: bool) -> Sequence[Column[Trend]]:
+def workers(live: bool) -> Sequence[Column[Trend]]:
+    """Of more than one process."""
+    seconds = _show("cpu_seconds", lambda value: f"{value:.1f}s")
+
+    def names(trend: Trend, _width: int) -> Cell:
+        return " ".join(trend.record["targets"]), ""
+
+    return [
+        Column("WORKER", _show("id", str, "bold"), width=6, rank=0, left=True),
+        Column("PID", _show("pid", lambda pid: str(pid or "-")), width=7, rank=4),
+        Column(
+            "CPU", _rate("cpu_seconds", form=lambda share: f"{100 * share:.0f}%") if live else seconds, width=8, rank=1
+        ),
+        Column("RESTARTS", _counter("restarts", NOTE), width=8, rank=2),
+        Column("TARGETS", lambda trend, _: (str(len(trend.record["targets"])), ""), width=7, rank=3),
+        Column("", names, width=10, most=1000, rank=5, left=True),
+    ]
+
+
+def shards(live: bool, workers: bool = False) -> Sequence[Column[Trend]]:
+    """With the process that each belongs to, if there are ``workers``."""
+    of: list[Column[Trend]] = [Column("WORKER", _show("worker", str), width=6, rank=1)] if workers else []
     return [
         Column("SHARD", lambda trend, _: (str(trend.record["id"]), "bold"), width=6, rank=0, left=True),
+        *of,
         Column("STATE", _flag("active", ("active", GOOD), ("idle", QUIET)), width=6, most=8, rank=1, left=True),
         *([Column("DONE/s", _rate("completed"), width=6, rank=3)] if live else []),
         Column("COMPLETED", _counter("completed"), width=9, rank=2),

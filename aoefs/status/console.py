@@ -174,11 +174,14 @@ def _sections(history: History, trends: Sequence[Trend], view: View, *, live: bo
     paths = [lane for trend in shown_first for lane in columns.lanes(history, trend)]
     paths.sort(key=lambda path: path.ok)
     shards, links = list(history.shards.values()), list(history.links.values())
+    workers = list(history.workers.values()) if len(history.workers) > 1 else []
+    processes = [Section(columns.workers(live), workers, least=3, rank=4)] if workers else []
     none = "no target answers yet"
     return [
         Section(columns.targets(history, live), trends, least=6, rank=0, none=none, offset=view.offset),
         Section(columns.paths(live), paths, least=2, rank=2),
-        Section(columns.shards(live), shards, least=0 if live else 2, rank=4),
+        *processes,
+        Section(columns.shards(live, bool(workers)), shards, least=0 if live else 2, rank=5),
         Section(columns.links(live), links, least=2, rank=3),
         Section(columns.events(), events, least=3, rank=1),
     ]

@@ -86,7 +86,7 @@ def _plus(one: Sequence[int], other: Sequence[int]) -> list[int]:
 
 def _is_same(one: Record, other: Record) -> bool:
     """Whether the second record continues the counters of the first."""
-    same = all(one.get(name) == other.get(name) for name in ("serial", "model", "mac"))
+    same = all(one.get(name) == other.get(name) for name in ("serial", "model", "mac", "pid"))
     return same and all(one.get(name, 0) <= other.get(name, 0) for name in _COUNTERS)
 
 
@@ -98,6 +98,7 @@ class History:
         self.targets: dict[str, Trend] = {}
         self.shards: dict[int, Trend] = {}
         self.links: dict[str, Trend] = {}
+        self.workers: dict[int, Trend] = {}
         self.paths: dict[tuple[str, str, str], Trend] = {}  # by target, interface and MAC
         self.read_rates: deque[float] = deque(maxlen=LENGTH)  # of all targets
         self.write_rates: deque[float] = deque(maxlen=LENGTH)
@@ -113,6 +114,7 @@ class History:
         self.paths = _follow(self.paths, paths, seconds)
         self.shards = _follow(self.shards, {shard["id"]: shard for shard in status.get("shards", ())}, seconds)
         self.links = _follow(self.links, {link["interface"]: link for link in status.get("links", ())}, seconds)
+        self.workers = _follow(self.workers, {one["id"]: one for one in status.get("workers", ())}, seconds)
         if seconds > 0:
             self.read_rates.append(sum(trend.per_second("read_bytes") or 0.0 for trend in self.targets.values()))
             self.write_rates.append(sum(trend.per_second("write_bytes") or 0.0 for trend in self.targets.values()))

@@ -25,8 +25,12 @@ _SUMS = ("hints", "hints_dropped", "candidates_dropped", "refused_identities", "
 _LINK_SUMS = ("rx_frames", "rx_dropped", "rx_unknown", "tx_frames", "tx_full")
 
 
-def merged_status(main: dict[str, Any], workers: Mapping[int, Mapping[str, Any]], restarts: Mapping[int, int]) -> None:
-    """Add the reports of workers, by number, to that of the main process.
+def merged_status(
+    main: dict[str, Any], workers: Mapping[int, Mapping[str, Any]], restarts: Mapping[int, int], processes: int
+) -> None:
+    """Add the reports of workers, by number, to that of the main process; there are ``processes`` at most.
+
+    The number of a shard is the same whichever of them run.
 
     ``restarts`` says how often each one was started again, also those without a report.
     """
@@ -41,11 +45,13 @@ def merged_status(main: dict[str, Any], workers: Mapping[int, Mapping[str, Any]]
         }
         for number, count in sorted({0: 0, **restarts}.items())
     ]
-    main["shards"] = [{**shard, "worker": 0} for shard in main["shards"]]
-    for number, report in sorted(workers.items()):
+    main["shards"] = [
+        {**shard, "id": shard["id"] * processes + number, "worker": number}
+        for number, report in sorted(reports.items())
+        for shard in report["shards"]
+    ]
+    for _, report in sorted(workers.items()):
         main["targets"] = [*main["targets"], *report["targets"]]
-        first = len(main["shards"])
-        main["shards"] += [{**shard, "id": first + shard["id"], "worker": number} for shard in report["shards"]]
         main["strangers"] = [*main["strangers"], *report["strangers"]]
         main["events"] = [*main["events"], *report["events"]]
         for name in _SUMS:

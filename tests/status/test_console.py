@@ -298,7 +298,10 @@ def test_the_help_explains_every_column_and_key_at_any_size(width: int, height: 
 def test_every_column_of_every_table_has_its_meaning() -> None:
     history, live = history_of(), [True, False]
     tables: list[Any] = [columns.intervals(), *(table for each in live for table in (columns.targets(history, each),))]
-    tables += [table for each in live for table in (columns.paths(each), columns.shards(each), columns.links(each))]
+    tables += [
+        table for each in live for table in (columns.paths(each), columns.shards(each, True), columns.links(each))
+    ]
+    tables += [columns.workers(each) for each in live]
     known = {word.removesuffix("/s") for key in MEANINGS for word in key.split(", ")}
     known |= {"DONE", "COMPLETED", "BATCHES", "LONGEST", "MAC", "MTU", "READ", "WRITE", ""}
     titles = {
@@ -333,6 +336,39 @@ def test_the_title_has_the_use_of_the_processor_uptime_and_the_clock() -> None:
     ]
     title = drawn(history_of(snapshots), 120, 40)[0]
     assert re.search(r"cpu  25 %  up 3 d 2 h  \d\d:\d\d:\d\d", title)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_workers_are_shown_with_their_use_of_the_processor(count: int, width: int, height: int) -> None:
+    history = History()
+    for second, status in enumerate(statuses()):
+        targets = [{**status["targets"][0], "name": f"e0.{number}"} for number in range(count)]
+        workers = [
+            {"id": number, "pid": 100 + number, "targets": [each["name"] for each in targets[number::3]]}
+            | {"cpu_seconds": second * 0.25 * number, "restarts": number}
+            for number in range(3)
+        ]
+        shards = [{**shard, "worker": 2} for shard in status["shards"]]
+        history.add({**status, "targets": targets, "workers": workers, "shards": shards}, float(second))
+    lines = drawn(history, width, height)
+    assert max(map(cell_len, lines)) <= width
+    assert len(lines) == height
+    start = next(number for number, line in enumerate(lines) if line.startswith("WORKER"))
+    assert words(lines[start])[:5] == ["WORKER", "PID", "CPU", "RESTARTS", "TARGETS"]
+    for number, line in enumerate(lines[start + 1 : start + 4]):
+        names = [f"e0.{each}" for each in range(number, count, 3)]
+        assert words(line)[:5] == [str(number), str(100 + number), f"{25 * number}%", str(number), str(len(names))]
+        assert words(line)[5:6] == names[:1]
+    printed = {titles[0]: (titles, rows) for titles, rows in plain(history)}
+    assert printed["worker"][1][2][:5] == ["2", "102", "5.0s", "2", str(len(range(2, count, 3)))]
+    titles, rows = printed["shard"]
+    assert {row[titles.index("worker")] for row in rows} == {"2"}
+
+
+def test_one_process_has_no_table_of_workers() -> None:
+    alone = [{**status, "workers": [{"id": 0, "pid": 1, "targets": [], "cpu_seconds": 1.0}]} for status in statuses()]
+    assert drawn(history_of(alone), 120, 40) == drawn(history_of(), 120, 40)
 
 
 def test_shards_are_shown_only_where_nothing_else_needs_the_room() -> None:
