@@ -154,7 +154,9 @@ class Mount:
                 from aoefs.status import metrics  # prometheus_client is needed for nothing else
 
                 listeners = await metrics.listen(*options.metrics)
-                server = metrics.Server(listeners, partial(self._statistics, engine), version=__version__)
+                server = metrics.Server(
+                    listeners, partial(self._statistics, engine), self._processes, version=__version__
+                )
                 engine.supervisor.start("metrics", server.run)
             spoken_on = Interfaces(engine, options.interfaces)
             change = partial(self._change, engine, spoken_on)
@@ -287,6 +289,9 @@ class Mount:
     async def _statistics(self, engine: Engine) -> EngineStatistics:
         """Of all processes of the mount."""
         return engine.statistics() if self._workers is None else await self._workers.statistics()
+
+    def _processes(self) -> list[str]:
+        return ["self", *(map(str, self._workers.pids) if self._workers is not None else ())]
 
     def _status(self, engine: Engine) -> StatusText:
         return StatusText(

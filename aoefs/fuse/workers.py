@@ -310,6 +310,11 @@ class Workers:
         """How many targets the workers serve."""
         return sum(b"p" not in name for worker in self._all.values() for name in worker.names)
 
+    @property
+    def pids(self) -> list[int]:
+        processes = [worker.process for worker in self._all.values()]
+        return [process.pid for process in processes if process is not None and process.returncode is None]
+
     async def room(self) -> tuple[int, int]:
         """Sectors and files of those that answer, for df(1)."""
         found = await self._of_all(lambda worker: os.statvfs(worker.directory))

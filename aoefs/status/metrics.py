@@ -1,7 +1,8 @@
 """The counters of a mount as Prometheus metrics, over HTTP.
 
 Owns the names of the metrics, their text and the server.  Tasks: one that accepts connections and one for each of
-them, all in trio's thread; the process metrics are those of ``prometheus_client``.
+them, all in trio's thread; the process metrics are those of ``prometheus_client``, of all processes
+of the mount together.
 
 What always holds:
 
@@ -25,11 +26,14 @@ import contextlib
 import errno
 import itertools
 import math
+import resource
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import trio
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
 
 from aoefs.core.latency import BUCKETS, lower_bound_us
 from aoefs.core.statistics import TargetStatistics
@@ -60,6 +64,9 @@ _EDGES = [bucket for bucket in range(BUCKETS) if (1 << 6) <= lower_bound_us(buck
 _BOUNDS = [str(lower_bound_us(edge) / 1e6) for edge in _EDGES]
 
 
+Processes = Callable[[], Sequence[str]]  # the pids of those that run, the main process first
+
+
 # ── the server ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -79,12 +86,13 @@ class Server:
         self,
         listeners: Sequence[trio.abc.Listener[trio.SocketStream]],
         statistics: Callable[[], EngineStatistics | Awaitable[EngineStatistics]],
+        processes: Processes = lambda: ("self",),
         *,
         version: str,
     ) -> None:
         self._listeners = listeners
         self._statistics = statistics
-        self._exposition = Exposition(version)
+        self._exposition = Exposition(version, processes)
         self._text = b""
         self._stale_at = self._next_answer = -math.inf
         self._making = trio.Lock()
@@ -269,14 +277,34 @@ def _target_samples(target: TargetStatistics) -> Sequence[str]:
     )
 
 
+class _AllProcesses(Collector):
+    """The metrics of the main process, in which counts of processes, and what those that ended used, are added up."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def collect(self) -> Iterable[Metric]:
+        first, *others = [
+            list(ProcessCollector(pid=partial(str, pid), registry=None).collect()) for pid in self._processes()
+        ]
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        for metric in first:
+            if metric.name not in ("process_start_time_seconds", "process_max_fds"):
+                more = sum(each.samples[0].value for other in others for each in other if each.name == metric.name)
+                if metric.name == "process_cpu_seconds":
+                    more += ended.ru_utime + ended.ru_stime
+                metric.samples = [sample._replace(value=sample.value + more) for sample in metric.samples]
+            yield metric
+
+
 class Exposition:
     """Makes the text of snapshots, in base units (bytes, seconds), with the labels named as in ``status --json``."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, processes: Processes = lambda: ("self",)) -> None:
         self._program = f"aoefs_info{_labels(version=version)} 1\n"
         self._targets = PerTarget(_target_samples)
         self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
+        self._process.register(_AllProcesses(processes))
 
     async def text(self, statistics: EngineStatistics) -> bytes:
         of_targets = []

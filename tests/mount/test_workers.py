@@ -202,13 +202,24 @@ def test_a_placeholder_takes_no_open_and_no_write(lab: Lab, mount: Mount) -> Non
     assert reads_right(mount, 1)
 
 
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 def test_metrics_are_those_of_all_targets(lab: Lab, mount: Mount) -> None:
     point = lab.directory / "with metrics"
     point.mkdir()
     lab.aoefs("-i", "aoe0", "--workers", 2, "--metrics", 9955, point)
     script = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9955').read().decode())"
     text = lab.run(INITIATOR, [sys.executable, "-c", script]).stdout
+    status = json.loads(lab.aoefs("status", "--json", point).stdout)
+    memory = [resident_bytes(worker["pid"]) for worker in status["workers"]]
     lab.aoefs("umount", point)
+    shown = dict(re.findall(r"^(process_\w+) (\S+)$", text, re.M))
+    assert max(memory) * 1.3 < float(shown["process_resident_memory_bytes"]) < sum(memory) * 1.3, "of both processes"
+    assert (
+        status["workers"][0]["cpu_seconds"] < float(shown["process_cpu_seconds_total"]) <= status["cpu_seconds"] + 0.1
+    )
     sizes = dict(re.findall(r'^aoefs_target_size_bytes{target="(e0\.\d)"} (\d+)$', text, re.M))
     assert sizes == {name: str((slot + 1) * MIB) for slot, name in enumerate(NAMES)}
     assert text.count("# TYPE aoefs_target_up ") == 1
