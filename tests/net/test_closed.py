@@ -59,7 +59,7 @@ def test_a_closed_disk_of_the_software_target_writes_and_closes_nothing(tmp_path
 
 
 def test_nothing_waits_for_the_number_of_a_closed_poll() -> None:
-    in_place = InPlace(print, print, Callers(), lambda: 0.0)
+    in_place = InPlace(print, print, Callers(), int, lambda: 0.0)
     assert in_place.descriptor >= 0
     in_place.close()
     assert in_place.descriptor == -1
