@@ -108,7 +108,8 @@ class _Visit:
                 self.result = await self._function(*self._arguments)
             except Exception as error:  # it is the caller's
                 self.error = error
-            self._callers.resume(self._stepped)
+            if not self.scope.cancel_called:  # else the caller was closed
+                self._callers.resume(self._stepped)
 
 
 class Wait:
