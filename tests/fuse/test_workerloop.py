@@ -1,234 +1,483 @@
-"""The stand-in for pyfuse3's trio: which worker takes a request, watches or sleeps, and when the loop gets its turn."""
+"""The stand-in for pyfuse3's trio: which worker goes on, when the loop waits and where, and how it ends."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
-from typing import cast
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
+from pyfuse3 import FUSEError
+from trio.testing import MockClock
 
 from aoefs.engine.inplace import InPlace
+from aoefs.engine.waits import Callers, Wait
+from aoefs.errors import RequestError
+from tests.scene import nothing_is_left, open_scene
 from tests.source import from_source
 
-LowLevel, Trio = from_source("fuse.workerloop").LowLevel, from_source("fuse.workerloop").Trio
+WorkerLoop = from_source("fuse.workerloop").WorkerLoop
+
+REQUESTS = 7  # the descriptor of the requests; nothing is done with it
 
 
 class FakePlace:
-    """An InPlace with ``requests`` more requests, of which other tasks want the next ``ready`` turns."""
+    """An InPlace: what there is to see is in ``requests`` and ``frames``.
 
-    def __init__(self, requests: int = 0, *, ready: int = 0, wanted: int = 1, descriptor: int = -1) -> None:
-        self.requests = requests
-        self.ready = ready
-        self.wanted = wanted
+    ``descriptor`` is readable when one of them came while the loop was away.  ``log`` has what is done in which order.
+    """
+
+    def __init__(self, descriptor: int, callers: Callers) -> None:
         self.descriptor = descriptor
+        self.callers = callers
+        self.requests = 0
+        self.frames: deque[Callable[[], object]] = deque()
+        self.due = False  # the loop had no turn for long
+        self.heeded = False
         self.attending: list[int] = []
         self.attended_by_other: list[bool] = []
-        self.turns = 0
+        self.log: list[str] = []
 
     def attend_to(self, descriptor: int) -> None:
         self.attending.append(descriptor)
+        self.heeded = True
+
+    def heed_requests(self, heeded: bool) -> None:
+        self.heeded = heeded
 
     def attended(self, by_other: bool) -> None:
         self.attended_by_other.append(by_other)
 
-    def next_request(self) -> bool:
-        if self.ready:
-            return False
-        self.requests -= 1
-        return self.requests >= 0
-
     def others_are_ready(self) -> bool:
-        return self.ready > 0
-
-    def workers_wanted(self) -> int:
-        return self.wanted
+        return self.due or self.callers.ready > 0
 
     def loop_turned(self) -> None:
-        self.turns += 1
-        self.ready = max(0, self.ready - 1)
+        self.due = False
+        self.log.append("turn")
+
+    def without_turns(self) -> list[str]:
+        """The log but for turns: trio may give the loop more than one of them before the other task has its own."""
+        return [entry for entry in self.log if entry != "turn"]
+
+    def look(self) -> bool | None:
+        self.log.append("look")
+        with suppress(BlockingIOError):
+            os.read(self.descriptor, 100)
+        if self.heeded and self.requests:
+            self.requests -= 1
+            return True
+        if self.frames:
+            self.frames.popleft()()
+            return False
+        return None
+
+
+class Bench:
+    """A loop with numbered workers.
+
+    ``handle(number)`` is what a worker does with a request, ``took`` which ones got one, ``ended`` which have ended.
+    """
+
+    def __init__(self, ends: tuple[int, int], callers: Callers | None = None) -> None:
+        self.callers = callers or Callers()
+        self.place = FakePlace(ends[0], self.callers)
+        self.loop = WorkerLoop(cast(InPlace, self.place))
+        self._end = ends[1]
+        self.took: list[int] = []
+        self.ended: list[int] = []
+        self.handle: Callable[[int], Awaitable[object]] = self.nothing
+        self.scope = trio.CancelScope()
+
+    async def nothing(self, _number: int) -> None:
+        """A request that is over at once."""
+
+    async def work(self, number: int, most: int = 1000) -> None:
+        """As pyfuse3's ``_session_loop`` does it."""
+        try:
+            for _ in range(most):
+                try:
+                    async with self.loop.Lock():
+                        await self.loop.lowlevel.wait_readable(REQUESTS)
+                except trio.ClosedResourceError:
+                    return
+                self.took.append(number)
+                await self.handle(number)
+        finally:
+            self.ended.append(number)
+
+    def start(self, *functions: Callable[[], Any]) -> None:
+        for function in functions:
+            self.loop.start_soon(function, name="worker")
+
+    async def run(self, workers: int = 0, most: int = 1000) -> None:
+        """As pyfuse3's ``main`` does it, with so many workers of up to ``most`` requests."""
+        with trio.CancelScope() as self.scope:
+            async with self.loop.open_nursery() as nursery:
+                for number in range(workers):
+                    nursery.start_soon(self.work, number, most, name="worker")
+
+    @asynccontextmanager
+    async def running(self, workers: int) -> AsyncIterator[None]:
+        """They are idle and the loop is away.  In the end it is closed, and has to end by itself."""
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.run, workers)
+                await trio.testing.wait_all_tasks_blocked()
+                yield
+                self.loop.lowlevel.notify_closing(REQUESTS)
+
+    async def arrive(self, requests: int = 0, *frames: Callable[[], object]) -> None:
+        """They come while the loop is away, and what follows from them is done."""
+        self.place.requests += requests
+        self.place.frames.extend(frames)
+        os.write(self._end, b"x")
+        await trio.testing.wait_all_tasks_blocked()
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
+def ends() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
 
 
-class Workers:
-    """Workers that wait for requests, numbered as they come; ``took`` has those that got one, in order."""
-
-    def __init__(self, place: FakePlace) -> None:
-        self.place = place
-        self.low_level = LowLevel(cast(InPlace, place))
-        self.took: list[int] = []
-        self.candidates: list[int] = []  # at that moment: how many were about to try
-        self.scopes: list[trio.CancelScope] = []
-
-    async def wait(self, number: int) -> None:
-        with trio.CancelScope() as scope:
-            self.scopes.append(scope)
-            await self.low_level.wait_readable(7)
-            self.took.append(number)
-            self.candidates.append(self.low_level.candidates)
-
-    async def come(self, nursery: trio.Nursery, count: int) -> None:
-        for number in range(len(self.scopes), len(self.scopes) + count):
-            nursery.start_soon(self.wait, number)
-            await trio.testing.wait_all_tasks_blocked()
-
-
-def arrive(pipe: tuple[int, int], place: FakePlace, requests: int) -> None:
-    """So many requests come; the worker that watches sees that."""
-    place.requests = requests
-    os.write(pipe[1], b"x")
-
-
-async def settle(pipe: tuple[int, int]) -> None:
-    """Let all tasks run that can; then the descriptor is no longer readable."""
-    for _ in range(10):
-        await trio.lowlevel.checkpoint()
-    os.read(pipe[0], 100)
+@pytest.fixture
+def bench(ends: tuple[int, int]) -> Bench:
+    return Bench(ends)
 
 
 # ── which worker gets a request ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_request_that_is_there_costs_no_turn_of_the_loop(pipe: tuple[int, int]) -> None:
-    place = FakePlace(3, descriptor=pipe[0])
-    low_level = LowLevel(cast(InPlace, place))
-    for _ in range(3):
-        await low_level.wait_readable(7)
-    assert (place.attending, place.turns) == ([7], 0)
+async def test_requests_that_are_there_cost_no_turn_of_the_loop(autojump_clock: MockClock, bench: Bench) -> None:
+    bench.place.requests = 3
+    await bench.run(1, most=3)
+    assert bench.took == [0, 0, 0]
+    assert bench.place.log == ["look"] * 3
+    assert bench.place.attending == [REQUESTS]
 
 
-async def test_one_worker_watches_and_the_others_sleep_until_it_found_a_request(pipe: tuple[int, int]) -> None:
-    workers = Workers(FakePlace(descriptor=pipe[0]))
-    async with trio.open_nursery() as nursery:
-        await workers.come(nursery, 4)
-        assert workers.place.turns == 0, "all are in the loop"
-        arrive(pipe, workers.place, 1)
-        await settle(pipe)
-        assert workers.took == [0], "the one that watched"
-        arrive(pipe, workers.place, 1)
-        await settle(pipe)
-        assert workers.took == [0, 3], "the one that slept last watches next"
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_worker_may_take_a_request_before_the_one_that_watches_runs(pipe: tuple[int, int]) -> None:
-    workers = Workers(FakePlace(descriptor=pipe[0]))
-    async with trio.open_nursery() as nursery:
-        await workers.come(nursery, 2)
-        arrive(pipe, workers.place, 1)
-        await workers.low_level.wait_readable(7)
-        await settle(pipe)
-        assert workers.took == []
-        assert [len(workers.low_level.asleep), workers.low_level.candidates] == [1, 0], "the other goes on watching"
-        arrive(pipe, workers.place, 2)
-        await settle(pipe)
-        assert workers.took == [0, 1]
-
-
-async def test_in_one_turn_as_many_workers_try_as_are_wanted(pipe: tuple[int, int]) -> None:
-    workers = Workers(FakePlace(wanted=3, descriptor=pipe[0]))
-    async with trio.open_nursery() as nursery:
-        await workers.come(nursery, 6)
-        workers.place.requests = 4
-        await workers.low_level.wait_readable(7)
-        assert workers.low_level.candidates == 0, "one watches already"
-        os.write(pipe[1], b"x")
-        await settle(pipe)
-        assert workers.candidates[0] == 3
-        assert len(workers.took) == 3
-        assert set(workers.took[1:]) <= {3, 4, 5}, "those that came last"
-        assert len(workers.low_level.asleep) == 2, "one of those that found nothing watches"
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_worker_cancelled_while_it_sleeps_is_passed_over(pipe: tuple[int, int]) -> None:
-    workers = Workers(FakePlace(descriptor=pipe[0]))
-    async with trio.open_nursery() as nursery:
-        await workers.come(nursery, 3)
-        workers.scopes[2].cancel()
+async def test_the_last_idle_worker_gets_the_next_request(autojump_clock: MockClock, bench: Bench) -> None:
+    waits = [Wait(bench.callers) for _ in range(3)]
+    bench.handle = lambda number: waits[number].wait()
+    async with bench.running(3):
+        await bench.arrive(2)
+        assert bench.took == [2, 1]
+        waits[2].wake()
         await trio.testing.wait_all_tasks_blocked()
-        for _ in range(2):
-            arrive(pipe, workers.place, 1)
-            await settle(pipe)
-        assert workers.took == [0, 1]
+        await bench.arrive(1)
+        assert bench.took == [2, 1, 2]
+        waits[1].wake()
+    assert bench.callers.asleep == 0
 
 
-async def test_when_the_worker_that_watches_is_cancelled_another_one_watches(pipe: tuple[int, int]) -> None:
-    workers = Workers(FakePlace(descriptor=pipe[0]))
-    async with trio.open_nursery() as nursery:
-        await workers.come(nursery, 2)
-        workers.scopes[0].cancel()
-        await trio.testing.wait_all_tasks_blocked()
-        arrive(pipe, workers.place, 1)
-        await settle(pipe)
-        assert workers.took == [1]
+async def test_requests_are_not_looked_for_while_all_workers_are_busy(autojump_clock: MockClock, bench: Bench) -> None:
+    waits = [Wait(bench.callers), Wait(bench.callers)]
+    bench.handle = lambda number: waits[number].wait()
+    async with bench.running(2):
+        await bench.arrive(3)
+        assert (bench.took, bench.place.requests, bench.place.heeded) == ([1, 0], 1, False)
+        await bench.arrive(0, waits[0].wake)
+        assert (bench.took, bench.place.requests) == ([1, 0, 0], 0), "the one that is idle again takes it"
+        waits[1].wake()
 
 
-async def test_the_receivers_go_on_when_no_worker_waits_for_requests(pipe: tuple[int, int]) -> None:
-    workers = Workers(FakePlace(descriptor=pipe[0]))
-    attended = workers.place.attended_by_other
-    async with trio.open_nursery() as nursery:
-        await workers.come(nursery, 2)
-        assert attended == [True]
-        arrive(pipe, workers.place, 1)
-        await settle(pipe)
-        assert (workers.took, attended[-1]) == ([0], True), "the next one watches"
-        workers.scopes[1].cancel()
-        await trio.testing.wait_all_tasks_blocked()
-        assert attended[-1] is False
+async def test_a_worker_may_start_another_before_it_carries_out_its_request(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    wait = Wait(bench.callers)
+
+    async def handle(number: int) -> None:
+        if number == 0:
+            bench.start(lambda: bench.work(1))
+            await wait.wait()
+
+    bench.handle = handle
+    async with bench.running(1):
+        await bench.arrive(2)
+        assert bench.took == [0, 1]
+        wait.wake()
 
 
 # ── turns ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_loop_is_asked_only_when_waiting_in_place_brought_nothing(pipe: tuple[int, int]) -> None:
-    place = FakePlace(descriptor=pipe[0])
-    low_level = LowLevel(cast(InPlace, place))
+async def test_frames_resume_workers_without_a_turn_of_the_loop(autojump_clock: MockClock, bench: Bench) -> None:
+    wait = Wait(bench.callers)
+    bench.handle = lambda _number: wait.wait()
+    bench.place.requests = 1
+    bench.place.frames.append(wait.wake)
+    await bench.run(1, most=1)
+    assert bench.place.log == ["look"] * 2
+    assert (bench.ended, bench.callers.asleep) == ([0], 0)
+
+
+async def test_trios_loop_is_waited_in_only_when_waiting_in_place_brought_nothing(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    async with bench.running(1):
+        assert bench.place.log == ["look"]
+        await bench.arrive(1)
+        assert bench.took == [0]
+        assert bench.place.log == ["look", "turn", "look", "look"]
+
+
+async def test_tasks_that_are_ready_get_a_turn_before_the_loop_waits(autojump_clock: MockClock, bench: Bench) -> None:
+    wait = Wait(bench.callers)
+
+    async def other() -> None:
+        await wait.wait()
+        bench.place.log.append("other")
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(low_level.wait_readable, 7)
+        nursery.start_soon(other)
         await trio.testing.wait_all_tasks_blocked()
-        assert nursery.child_tasks, "it waits for the descriptor"
-        arrive(pipe, place, 1)
-    assert place.turns == 1
+        bench.place.requests = 1
+        bench.place.frames.append(wait.wake)
+        async with bench.running(1):
+            assert bench.place.without_turns() == ["look", "look", "other", "look"]
 
 
-async def test_tasks_that_are_ready_get_a_turn_before_a_worker_waits(pipe: tuple[int, int]) -> None:
-    place = FakePlace(1, ready=2, descriptor=pipe[0])
-    await LowLevel(cast(InPlace, place)).wait_readable(7)
-    assert place.turns == 2
+async def test_the_loop_gets_its_turn_however_many_requests_there_are(autojump_clock: MockClock, bench: Bench) -> None:
+    async def handle(_number: int) -> None:
+        bench.place.due = len(bench.took) == 2
+
+    bench.handle = handle
+    bench.place.requests = 4
+    await bench.run(1, most=4)
+    assert bench.place.log == ["look", "look", "turn", "look", "look"]
 
 
-async def test_closing_ends_the_waiting_of_all_and_whatever_would_begin_later(pipe: tuple[int, int]) -> None:
-    place = FakePlace(descriptor=pipe[0])
-    low_level = LowLevel(cast(InPlace, place))
-    ended: list[bool] = []
-
-    async def wait() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await low_level.wait_readable(pipe[0])
-        ended.append(True)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(wait)
+async def test_a_resume_brings_the_loop_back_that_is_away(autojump_clock: MockClock, bench: Bench) -> None:
+    wait = Wait(bench.callers)
+    bench.handle = lambda _number: wait.wait()
+    async with bench.running(1):
+        await bench.arrive(1)
+        wait.wake()  # by a task: no descriptor says so
         await trio.testing.wait_all_tasks_blocked()
-        low_level.notify_closing(pipe[0])
-    await wait()
-    assert ended == [True] * 4
-    assert place.attended_by_other[-1] is False
+        assert bench.callers.asleep == 0
+        await bench.arrive(1)
+        assert bench.took == [0, 0]
 
 
-def test_everything_else_is_that_of_trio() -> None:
-    stand_in = Trio(cast(InPlace, FakePlace()))
-    assert stand_in.open_nursery is trio.open_nursery
-    assert stand_in.lowlevel.current_task is trio.lowlevel.current_task
+# ── tasks of handlers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_handler_in_a_task_gets_its_turn_at_once_and_others_go_on_meanwhile(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    results: list[object] = []
+
+    async def sleep() -> str:
+        bench.place.log.append("task")
+        await trio.sleep(1)
+        return "slept"
+
+    async def handle(number: int) -> None:
+        if number == 1:
+            results.append(await bench.callers.in_task(sleep))
+
+    bench.handle = handle
+    async with bench.running(2):
+        bench.place.log.clear()
+        await bench.arrive(2)
+        assert bench.place.without_turns()[:3] == ["look", "task", "look"]
+        assert (bench.took, results) == ([1, 0], [])
+        await trio.sleep(2)
+        assert results == ["slept"]
+
+
+async def test_an_error_of_a_handler_in_a_task_ends_neither_its_worker_nor_the_loop(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    caught: list[FUSEError] = []
+
+    async def fail() -> None:
+        await trio.sleep(1)
+        raise FUSEError(errno.ENOSPC)
+
+    async def handle(_number: int) -> None:
+        try:
+            await bench.callers.in_task(fail)
+        except FUSEError as error:
+            caught.append(error)
+
+    bench.handle = handle
+    async with bench.running(1):
+        for _ in range(2):
+            await bench.arrive(1)
+            await trio.sleep(2)
+    assert [error.errno for error in caught] == [errno.ENOSPC] * 2
+
+
+# ── its end ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_closing_ends_idle_workers_at_once_and_the_others_after_their_request(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    wait = Wait(bench.callers)
+    bench.handle = lambda _number: wait.wait()
+    async with bench.running(3):
+        await bench.arrive(1)
+        bench.loop.lowlevel.notify_closing(REQUESTS)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(bench.ended) == [0, 1]
+        wait.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(bench.ended) == [0, 1, 2]
+    with pytest.raises(trio.ClosedResourceError):
+        await bench.loop.lowlevel.wait_readable(REQUESTS)
+
+
+async def test_closing_by_a_worker_ends_the_idle_ones(autojump_clock: MockClock, bench: Bench) -> None:
+    async def handle(_number: int) -> None:
+        bench.loop.lowlevel.notify_closing(REQUESTS)
+
+    bench.handle = handle
+    bench.place.requests = 1
+    with trio.fail_after(60):
+        await bench.run(3)
+    assert sorted(bench.ended) == [0, 1, 2]
+
+
+async def test_the_loop_ends_with_its_last_worker_though_several_were_resumed_at_once(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    waits = [Wait(bench.callers) for _ in range(3)]
+    bench.start(*(wait.wait for wait in waits))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.run)
+            await trio.testing.wait_all_tasks_blocked()
+            looks = len(bench.place.log)
+            for wait in waits:
+                wait.wake()
+    assert bench.place.log[looks:] == ["turn"]
+    assert (bench.callers.asleep, bench.callers.ready) == (0, 0)
+
+
+async def test_an_exception_of_a_worker_ends_the_loop_and_closes_all_others(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    wait = Wait(bench.callers)
+
+    async def handle(number: int) -> None:
+        await (bench.callers.in_task(trio.sleep_forever) if number == 2 else wait.wait())
+        raise OSError(errno.EIO, "of the FUSE descriptor")
+
+    bench.handle = handle
+    bench.place.requests = 2
+    bench.place.frames.append(wait.wake)
+    with trio.fail_after(60), pytest.raises(ExceptionGroup) as group:
+        await bench.run(4)
+    # Worker 3 got the first request; 2, whose task never ends, the second one.
+    assert [type(error) for error in group.value.exceptions] == [OSError]
+    assert (sorted(bench.took), sorted(bench.ended)) == ([2, 3], [0, 1, 2, 3])
+    assert bench.place.attended_by_other == [True, False]
+    assert (bench.callers.asleep, bench.callers.ready) == (0, 0)
+
+
+async def test_a_cancelled_loop_closes_its_workers_and_none_is_resumed_later(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    wait = Wait(bench.callers)
+    ends: list[str] = []
+
+    async def sleep() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ends.append("task")
+
+    async def handle(number: int) -> None:
+        await (bench.callers.in_task(sleep) if number == 0 else wait.wait())
+
+    bench.handle = handle
+    async with bench.running(3):
+        await bench.arrive(2)
+        bench.handle = lambda _number: bench.callers.in_task(sleep)
+        await bench.arrive(1)
+        bench.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(bench.ended) == [0, 1, 2]
+        assert ends == ["task"]
+        wait.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(bench.ended) == [0, 1, 2]
+    assert (bench.callers.asleep, bench.callers.ready, len(bench.callers.resumed)) == (0, 0, 0)
+
+
+async def test_the_receivers_sleep_while_the_loop_runs(autojump_clock: MockClock, bench: Bench) -> None:
+    async with bench.running(1):
+        await bench.arrive(1)
+        assert bench.place.attended_by_other == [True]
+    assert bench.place.attended_by_other == [True, False]
+
+
+@pytest.mark.parametrize("write", [False, True])
+async def test_what_workers_of_a_cancelled_loop_wait_for_is_abandoned(
+    autojump_clock: MockClock, ends: tuple[int, int], write: bool
+) -> None:
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        bench = Bench(ends, scene.engine.driver.callers)
+        target.silent = True
+        tags = len(scene.engine.driver.tags)
+        calls: list[Callable[[], Any]] = [lambda: disk.read(0, 4096), lambda: disk.read(512, 100)]
+        if write:  # the second one waits for the first one, in a task
+            calls = [lambda: disk.write(0, bytes(4096)), lambda: disk.write(512, bytes(512))]
+        bench.start(*calls)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(disk.target.requests()) == 2 - write
+            bench.scope.cancel()
+        assert not disk.target.requests()
+        assert (bench.callers.asleep, bench.callers.ready) == (0, 0)
+        await trio.sleep(200)  # no copy of a write can travel by then
+        assert nothing_is_left(disk.target)
+        assert len(scene.engine.driver.tags) <= tags
+
+
+async def test_calls_of_a_disk_end_in_workers_as_in_tasks(
+    autojump_clock: MockClock, ends: tuple[int, int], announce: Callable[[str], None]
+) -> None:
+    announce("e0.0 does not answer|e0.0 is down")
+    async with open_scene() as scene:
+        target = scene.add_target()
+        disk = await scene.disk()
+        bench = Bench(ends, scene.engine.driver.callers)
+        bench.start(lambda: disk.write(100, b"a" * 600), lambda: disk.write(300, b"b" * 600))  # one waits for the other
+        await bench.run()
+        assert target.data[100:900] == b"a" * 200 + b"b" * 600
+        target.silent = True
+        caught: list[RequestError] = []
+
+        async def fail() -> None:
+            try:
+                await disk.read(0, 512)
+            except RequestError as error:
+                caught.append(error)
+
+        bench.start(fail)
+        await bench.run()
+        assert len(caught) == 1
+        assert nothing_is_left(disk.target)
+
+
+# ── trio ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_everything_else_is_that_of_trio(ends: tuple[int, int]) -> None:
+    stand_in = Bench(ends).loop
+    assert stand_in.lowlevel.current_trio_token is trio.lowlevel.current_trio_token
     assert stand_in.ClosedResourceError is trio.ClosedResourceError
+    assert isinstance(stand_in.lowlevel.current_task().name, str), "pyfuse3 logs it"
