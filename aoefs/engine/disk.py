@@ -124,7 +124,11 @@ class Disk:
             raise AddressConflict(self.target.conflict)
         claim = Claim(first, end)
         if not self.target.order.acquire(claim):
-            await self._driver.callers.in_task(self._wait_for_claim, claim)
+            try:
+                await self._driver.callers.in_task(self._wait_for_claim, claim)
+            except BaseException:
+                self.target.order.release(claim)
+                raise
         self.generation += 1
         requests: list[Request] = []
         left_behind = False
@@ -227,24 +231,20 @@ class Disk:
         """Wait until ``claim`` is granted; RequestError when the target goes, or keeps it longer than deadsecs."""
         target = self.target
         until = self._driver.now() + (target.deadsecs or math.inf)
+        wait = self._waits.begin()
+        claim.granted = wait.wake
         try:
-            wait = self._waits.begin()
-            claim.granted = wait.wake
-            try:
-                while target.life.is_served and wait.error is None and not claim.is_granted:
-                    left = until - self._driver.now()
-                    if left <= 0:
-                        break
-                    wait.woken = False
-                    with trio.move_on_after(left):
-                        await wait.wait()
-            finally:
-                self._waits.end(wait)
-            if not claim.is_granted:
-                raise wait.error or TargetLost(f"{target.name}: an earlier write to the same sectors is not over")
-        except BaseException:
-            target.order.release(claim)
-            raise
+            while target.life.is_served and wait.error is None and not claim.is_granted:
+                left = until - self._driver.now()
+                if left <= 0:
+                    break
+                wait.woken = False
+                with trio.move_on_after(left):
+                    await wait.wait()
+        finally:
+            self._waits.end(wait)
+        if not claim.is_granted:
+            raise wait.error or TargetLost(f"{target.name}: an earlier write to the same sectors is not over")
 
     async def _fill_edges(self, first: int, end: int, offset: int, data: bytes | memoryview) -> memoryview:
         """``data`` widened to whole sectors, with what the disk holds around it; the range must be claimed."""

@@ -160,10 +160,9 @@ class WorkerLoop:
         callers = self._callers
         callers.stepping = worker
         try:
-            if error is None:
-                worker.coroutine.send(None)
-            else:
-                worker.coroutine.throw(error)
+            trap = worker.coroutine.send(None) if error is None else worker.coroutine.throw(error)
+            if trap is not None:
+                worker.coroutine.throw(RuntimeError("a handler waits for trio outside of a task"))
         except StopIteration:
             self._workers.discard(worker)
         except BaseException:

@@ -16,7 +16,7 @@ from pyfuse3 import FUSEError
 from trio.testing import MockClock
 
 from aoefs.engine.inplace import InPlace
-from aoefs.engine.waits import Callers, Wait
+from aoefs.engine.waits import Callers, Stepped, Wait
 from aoefs.errors import RequestError
 from tests.scene import nothing_is_left, open_scene
 from tests.source import from_source
@@ -316,6 +316,24 @@ async def test_an_error_of_a_handler_in_a_task_ends_neither_its_worker_nor_the_l
     assert [error.errno for error in caught] == [errno.ENOSPC] * 2
 
 
+async def test_a_handler_that_waits_for_trio_outside_of_a_task_fails_and_its_worker_goes_on(
+    autojump_clock: MockClock, bench: Bench
+) -> None:
+    caught: list[str] = []
+
+    async def handle(_number: int) -> None:
+        try:
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
+        except RuntimeError as error:
+            caught.append(str(error))
+
+    bench.handle = handle
+    async with bench.running(1):
+        await bench.arrive(1)
+        await bench.arrive(1)
+    assert caught == ["a handler waits for trio outside of a task"] * 2
+
+
 # ── its end ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -445,6 +463,31 @@ async def test_what_workers_of_a_cancelled_loop_wait_for_is_abandoned(
         await trio.sleep(200)  # no copy of a write can travel by then
         assert nothing_is_left(disk.target)
         assert len(scene.engine.driver.tags) <= tags
+
+
+async def test_a_writer_that_is_closed_in_the_moment_in_which_it_gets_its_claim_keeps_none(
+    autojump_clock: MockClock, ends: tuple[int, int]
+) -> None:
+    async with open_scene() as scene:
+        scene.add_target()
+        disk = await scene.disk()
+        callers = scene.engine.driver.callers
+        first, second = (Stepped(disk.write(0, bytes(512))) for _ in range(2))
+        async with trio.open_nursery() as nursery:
+            resumed = trio.Event()
+            callers.start, callers.on_resume = nursery.start_soon, resumed.set
+            for stepped in (first, second):
+                callers.stepping = stepped
+                stepped.coroutine.send(None)
+            callers.stepping = None
+            await resumed.wait()
+            callers.stepping = callers.resumed.popleft()
+            with suppress(StopIteration):
+                first.coroutine.send(None)
+            callers.stepping = None
+            second.coroutine.close()
+        await trio.sleep(200)
+        assert nothing_is_left(disk.target)
 
 
 async def test_calls_of_a_disk_end_in_workers_as_in_tasks(
