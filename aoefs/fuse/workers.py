@@ -75,6 +75,7 @@ class Worker:
     directory: str = ""
     options: MountOptions | None = None  # that it has
     names: set[bytes] = field(default_factory=set)
+    missing: set[bytes] = field(default_factory=set)  # of these, those without a bind at the last look
     report: dict[str, Any] | None = None
     looked: bool = False  # its first files are bound
     looks_since: float = math.inf  # when the look at its directory began that is not over
@@ -233,8 +234,10 @@ class Workers:
         tree = self._tree
         assert tree is not None  # noqa: S101 (for mypy)
         files = await worker.in_thread(_list, worker.directory)
-        for name in await worker.in_thread(self._find_missing, set(worker.names)):
+        missing = await worker.in_thread(self._find_missing, set(worker.names))
+        for name in missing & worker.missing:  # not those that a umount -R takes away right now: it would fail
             tree.placeholders[name].bound = 0
+        worker.missing = missing
         wanted = {}
         for name, inode in files.items():
             placeholder = tree.placeholder(name, self._files_of(worker, name) if b"p" not in name else {})
