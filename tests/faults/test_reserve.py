@@ -7,9 +7,11 @@ import contextlib
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -55,16 +57,22 @@ def raw(lab: Lab, wire: Wire) -> Iterator[socket.socket]:
 
 
 def reserve(lab: Lab, raw: socket.socket, argument: ReserveArgument) -> tuple[bytes, ...]:
-    """The MACs in the answer of the target."""
+    """The MACs in the answer of the target, which is asked again every second."""
     tag = os.getpid()
     header = Header(lab.mac(TARGET), lab.mac(INITIATOR), Address(0, 0), AoeCommand.RESERVE, tag)
-    raw.send(encode(header, argument))
-    while True:
+    ask_at = 0.0
+    for _ in range(30 * 1000):  # the stream of others is seen, too
+        if time.monotonic() >= ask_at:
+            raw.send(encode(header, argument))
+            ask_at = time.monotonic() + 1
+        if not select.select([raw], [], [], 1)[0]:
+            continue
         frame = raw.recv(1 << 16)
         answer = decode_header_untrusted(frame)
         if answer.tag == tag and answer.is_response:
             assert not answer.is_error, answer
             return decode_reserve_untrusted(frame).macs
+    raise AssertionError("the target does not answer")
 
 
 def holders(lab: Lab, raw: socket.socket) -> tuple[bytes, ...]:
