@@ -290,8 +290,9 @@ class Mount:
         """Of all processes of the mount."""
         return engine.statistics() if self._workers is None else await self._workers.statistics()
 
-    def _processes(self) -> list[str]:
-        return ["self", *(map(str, self._workers.pids) if self._workers is not None else ())]
+    def _processes(self) -> dict[int, str]:
+        workers = {} if self._workers is None else self._workers.pids
+        return {0: "self", **{number: str(pid) for number, pid in workers.items()}}
 
     def _status(self, engine: Engine) -> StatusText:
         return StatusText(

@@ -314,9 +314,14 @@ class Workers:
         return sum(b"p" not in name for worker in self._all.values() for name in worker.names)
 
     @property
-    def pids(self) -> list[int]:
-        processes = [worker.process for worker in self._all.values()]
-        return [process.pid for process in processes if process is not None and process.returncode is None]
+    def pids(self) -> dict[int, int]:
+        """Those that run, by number."""
+        processes = {number: worker.process for number, worker in self._all.items()}
+        return {
+            number: process.pid
+            for number, process in processes.items()
+            if process is not None and process.returncode is None
+        }
 
     async def room(self) -> tuple[int, int]:
         """Sectors and files of those that answer, for df(1)."""

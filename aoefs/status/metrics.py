@@ -27,12 +27,13 @@ import errno
 import itertools
 import math
 import resource
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import trio
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from aoefs.core.latency import BUCKETS, lower_bound_us
@@ -64,7 +65,7 @@ _EDGES = [bucket for bucket in range(BUCKETS) if (1 << 6) <= lower_bound_us(buck
 _BOUNDS = [str(lower_bound_us(edge) / 1e6) for edge in _EDGES]
 
 
-Processes = Callable[[], Sequence[str]]  # the pids of those that run, the main process first
+Processes = Callable[[], Mapping[int, str]]  # the pids of those that run, by number; 0 is the main process
 
 
 # ── the server ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -86,7 +87,7 @@ class Server:
         self,
         listeners: Sequence[trio.abc.Listener[trio.SocketStream]],
         statistics: Callable[[], EngineStatistics | Awaitable[EngineStatistics]],
-        processes: Processes = lambda: ("self",),
+        processes: Processes = lambda: {0: "self"},
         *,
         version: str,
     ) -> None:
@@ -284,23 +285,33 @@ class _AllProcesses(Collector):
         self._processes = processes
 
     def collect(self) -> Iterable[Metric]:
-        first, *others = [
-            list(ProcessCollector(pid=partial(str, pid), registry=None).collect()) for pid in self._processes()
-        ]
+        found = {
+            number: {metric.name: metric for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect()}
+            for number, pid in self._processes().items()
+        }
+        seconds = CounterMetricFamily(
+            "aoefs_worker_cpu_seconds", "Processor time of a process that serves a share", labels=["worker"]
+        )
+        for number, metrics in found.items():
+            if used := metrics.get("process_cpu_seconds"):
+                seconds.add_metric([str(number)], used.samples[0].value)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        for metric in first:
-            if metric.name not in ("process_start_time_seconds", "process_max_fds"):
-                more = sum(each.samples[0].value for other in others for each in other if each.name == metric.name)
-                if metric.name == "process_cpu_seconds":
+        others = [metrics for number, metrics in found.items() if number]
+        for name, metric in found[0].items():
+            if name not in ("process_start_time_seconds", "process_max_fds"):
+                more = sum(other[name].samples[0].value for other in others if name in other)
+                if name == "process_cpu_seconds":
                     more += ended.ru_utime + ended.ru_stime
                 metric.samples = [sample._replace(value=sample.value + more) for sample in metric.samples]
             yield metric
+        if others:
+            yield seconds
 
 
 class Exposition:
     """Makes the text of snapshots, in base units (bytes, seconds), with the labels named as in ``status --json``."""
 
-    def __init__(self, version: str, processes: Processes = lambda: ("self",)) -> None:
+    def __init__(self, version: str, processes: Processes = lambda: {0: "self"}) -> None:
         self._program = f"aoefs_info{_labels(version=version)} 1\n"
         self._targets = PerTarget(_target_samples)
         self._process = CollectorRegistry()

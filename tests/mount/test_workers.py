@@ -220,6 +220,7 @@ def test_metrics_are_those_of_all_targets(lab: Lab, mount: Mount) -> None:
     assert (
         status["workers"][0]["cpu_seconds"] < float(shown["process_cpu_seconds_total"]) <= status["cpu_seconds"] + 0.1
     )
+    assert re.findall(r'^aoefs_worker_cpu_seconds_total{worker="(\d)"} \d', text, re.M) == ["0", "1"]
     sizes = dict(re.findall(r'^aoefs_target_size_bytes{target="(e0\.\d)"} (\d+)$', text, re.M))
     assert sizes == {name: str((slot + 1) * MIB) for slot, name in enumerate(NAMES)}
     assert text.count("# TYPE aoefs_target_up ") == 1
