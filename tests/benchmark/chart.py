@@ -15,7 +15,7 @@ from html import escape
 _COLOURS = {"before": "#93c5fd", "nbdfuse": "#d97706", "C": "#4b5563", "vblade": "#059669"}
 _LABELS = {"C": "a C client without FUSE", "before": "aoefs before"}
 _FASTER = re.compile(r" \((?:MB/s|IOPS|frames/s)\)$")
-_TICKS = (0.2, 0.5, 1, 2)
+_TICKS = (0.2, 0.5, 1, 2, 4)
 _LEFT, _WIDTH, _ROW, _TOP = 300, 440, 19, 58
 
 

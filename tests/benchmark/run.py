@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aoefs.protocol.wire import payload_sectors
-from tests.benchmark import contenders, many, profile, tails, workers
+from tests.benchmark import contenders, curve, many, profile, tails, workers
 from tests.benchmark.chart import draw
 from tests.benchmark.contenders import Client, Results, note, note_processor
 from tests.benchmark.workloads import WORKLOADS, Workload
@@ -166,7 +166,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--profile", action="store_true", help="show where the time of a request goes")
     parser.add_argument("--output", type=Path, help="keep all figures here, as JSON")
-    parser.add_argument("--chart", type=Path, help="draw the medians here, as SVG")
+    parser.add_argument("--chart", type=Path, help="draw the medians here, as SVG (--many: a curve)")
     return parser.parse_args(arguments)
 
 
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
             about = {"kernel": platform.release(), "cpus": os.cpu_count(), "turns": options.turns}
             options.output.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
         if options.chart:
-            options.chart.write_text(draw(results))
+            options.chart.write_text((curve.draw if options.only == "workers" else draw)(results))
     return 0
 
 
