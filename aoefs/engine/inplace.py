@@ -31,7 +31,7 @@ from aoefs.engine.waits import Callers
 
 PATIENCE: Final = 0.001  # seconds: the least that epoll can wait
 AWAY: Final = 0.004  # seconds without a turn of the loop; below the least RTO
-FEW_CALLERS: Final = 1  # up to so many that sleep, their answers are polled for ...
+FEW_CALLERS: Final = 4  # up to so many that sleep, their answers are polled for ...
 FEW_COMMANDS: Final = 8  # ... if no more commands are under way: 4 KiB at an MTU of 1500 are four
 _EVENTS: Final = 16
 _MOST_LOOKS: Final = 400  # without sleeping, whatever the clock says: each takes half a microsecond at least
