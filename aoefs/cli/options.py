@@ -219,7 +219,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     add("-r", "--read-only", action=flag, help="never write to a target (also -o ro)")
     what = "completion shards, shared out among --workers (default: one for each usable CPU)"
     add("--shards", type=whole(1, 1024), metavar="N", help=what)
-    what = "experimental: so many processes share the targets (auto: one per usable CPU; default 1)"
+    what = "so many processes share the targets (auto: one per usable CPU; default 1)"
     add("--workers", type=_workers, metavar="N|auto", help=what)
     add("--deadsecs", type=seconds, metavar="SECONDS", help="silence after which I/O fails (default 180; 0: never)")
     add("--maxout", type=whole(1, 65535), metavar="N", help="most commands in flight to one target (default 64)")
