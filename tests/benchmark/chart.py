@@ -46,7 +46,7 @@ def draw(results: dict[str, dict[str, list[float]]]) -> str:
     others = dict.fromkeys(name for *_, medians in rows for name in medians if name != "aoefs")
     key = ['<text x="12" y="20" font-size="14" font-weight="bold">aoefs: how many times as fast as ...</text>']
     for number, name in enumerate(others):
-        x = _LEFT + 20 + number * 130
+        x = _LEFT + 20 + number * 165
         key.append(f'<circle cx="{x}" cy="16" r="5" fill="{_COLOURS[name]}"/>')
         key.append(f'<text x="{x + 10}" y="20">{escape(_LABELS.get(name, name))}</text>')
     size = f'width="{_LEFT + _WIDTH + 30}" height="{y + 12}"'

@@ -11,7 +11,7 @@ from html import escape
 from tests.benchmark.contenders import Results
 from tests.benchmark.workers import WORKERS
 
-_COLOURS = ("#2563eb", "#93c5fd", "#d97706", "#fcd34d")
+_COLOURS = ("#2563eb", "#60a5fa", "#d97706", "#78350f")
 _LEFT, _TOP, _WIDTH, _HEIGHT, _MOST = 44, 20, 400, 220, 4
 
 
