@@ -30,7 +30,7 @@ MAX_ROOM_PAUSE: Final = 0.008  # ... up to this
 
 
 class Driver:
-    """See the module.  ``links`` are the open ones by interface; ``callers`` counts the tasks that wait."""
+    """See the module.  ``links`` are the open ones by interface; ``callers`` counts who waits."""
 
     def __init__(self, nursery: trio.Nursery, clock: RunningClock, tags: TagTable[Run | LoneCommand]) -> None:
         self.links: dict[str, Link] = {}

@@ -15,8 +15,8 @@ class Settings:
     """``shards`` completion queues (None: one per usable CPU); ``deadsecs`` seconds that a request may wait (0: no
     limit); ``maxout`` commands in flight per target; ``allow_mac`` the only MACs to talk to (empty: all);
     ``max_targets`` at once; ``serials`` says which disk is meant where several answer for one address;
-    ``fixed_paths``: a target has those found in its first second; ``busy_poll`` seconds for which a task that waits in
-    place polls before it sleeps (0: never, None: adapts); ``slow`` seconds after which a call is logged when it ends
+    ``fixed_paths``: a target has those found in its first second; ``busy_poll`` seconds for which the worker loop
+    polls before it sleeps (0: never, None: adapts); ``slow`` seconds after which a call is logged when it ends
     (None: never); ``share``: the only targets that there are; ``read_sectors`` of all reads under way together.
     """
 

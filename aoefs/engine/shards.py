@@ -8,7 +8,7 @@ belongs to.  A shard completes at most ``MAX_COMPLETIONS`` commands before it yi
 starve the others.
 
 On one interpreter the shards bring isolation, order and batches, not parallel processors: 4 KiB reads of 36 targets at
-once, the case of that change, are as many with one shard as with two or 36.  While a task waits in place
+once, the case of that change, are as many with one shard as with two or 36.  While the worker loop waits in place
 (``engine.inplace``), it completes for the shards by the same function, and its work is counted there.
 
 What always holds: an entry is a run of answers, never a frame; entries of one shard are completed in the order in
@@ -157,7 +157,7 @@ class Shards:
         shard.wake()
 
     def complete(self, answer: Completion, now: float) -> None:
-        """The same for a caller that waits in place: it is completed at once, unless others are queued before it."""
+        """The same for a caller in the worker loop: it is completed at once, unless others are queued before it."""
         own = shard = self._shard_of(answer.target.address)
         if not own.active:
             shard = self._shards[0]

@@ -1,9 +1,9 @@
 """Sleeping until something happens, for the price of a list append: a trio.Event would cost a fifth of a request.
 
 A :class:`Wait` is one *caller* that waits for one thing.  A caller is a trio task, or a coroutine that
-``fuse.workerloop`` steps by hand: that takes a tenth of a turn of the trio loop.  All callers of an engine are counted
-in one :class:`Callers`.  All waits for one disk that are not for a Request are in its :class:`WaitGroup`, so that they
-end together when the disk is gone, and none begins when the mount ends.
+``fuse.workerloop`` steps by hand, which takes no turn of the trio loop.  All callers of an engine are counted in one
+:class:`Callers`.  All waits for one disk that are not for a Request are in its :class:`WaitGroup`, so that they end
+together when the disk is gone, and none begins when the mount ends.
 
 What always holds: a wait that was woken before it sleeps does not sleep; one that was cancelled is no longer counted; a
 coroutine that is stepped by hand uses nothing of trio but by :meth:`Callers.in_task`.
