@@ -1,9 +1,9 @@
 """What pyfuse3 asks for: handlers for names, attributes, open files and flushes.
 
 Owns opening and closing.  Reads and writes are ``fuse.transfers``'; which name is which inode is ``fuse.tree``'s; what
-the control files mean is ``fuse.control``'s.  Handlers are called by pyfuse3's workers, one task per request.  In the
-background (``engine.supervisor``) the partition table of a disk is read again after a change, and the kernel is told
-what to forget (``fuse.kernel``).
+the control files mean is ``fuse.control``'s.  Handlers are called by pyfuse3's workers, which ``fuse.workerloop`` steps
+by hand: what needs trio goes through ``Callers.in_task``.  In the background (``engine.supervisor``) the partition
+table of a disk is read again after a change, and the kernel is told what to forget (``fuse.kernel``).
 
 What always holds:
 
@@ -64,15 +64,12 @@ _NEW_TABLE = (Change.APPEARED, Change.RETURNED, Change.RESIZED, Change.REVALIDAT
 
 
 def guarded(handler: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutine[Any, Any, T]]:
-    """Let only FUSEError out, since anything else would end the mount: the rest is logged and answered EIO.
-
-    The handler runs in a task, whoever steps its worker.
-    """
+    """Let only FUSEError out, since anything else would end the mount: the rest is logged and answered EIO."""
 
     @wraps(handler)
     async def guarded(self: AoeOperations, *arguments: Any, **named: Any) -> T:
         try:
-            return await self.callers.in_task(partial(handler, self, *arguments, **named))
+            return await handler(self, *arguments, **named)
         except (FUSEError, trio.Cancelled):
             raise
         except Exception:
@@ -126,7 +123,9 @@ class AoeOperations(pyfuse3.Operations):
         thread = 0
         if isinstance(self.tree, WholeTree):
             thread = ctx.pid
-            await self.tree.wait_for_bind(parent_inode, name, thread)
+            binding = self.tree.binding_of(parent_inode, name, thread)
+            if binding is not None:
+                await self.callers.in_task(self.tree.wait_for_bind, binding)
         return self.tree.attributes(self.tree.find(parent_inode, name, thread))
 
     @guarded
@@ -174,7 +173,7 @@ class AoeOperations(pyfuse3.Operations):
         data.f_blocks = sum(disk.target.identity.sectors for disk in disks)  # none of them free
         data.f_files = len(disks)
         if self._workers is not None:
-            sectors, files = await self._workers.room()
+            sectors, files = await self.callers.in_task(self._workers.room)
             data.f_blocks += sectors
             data.f_files += files
         data.f_namemax = 255
@@ -200,7 +199,7 @@ class AoeOperations(pyfuse3.Operations):
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         control = self.tree.control_nodes.get(inode)
         if control is not None:
-            return await self._open_control(control, flags & os.O_ACCMODE, ctx)
+            return await self.callers.in_task(self._open_control, control, flags & os.O_ACCMODE, ctx)
         node = self.tree.nodes.get(inode)
         if node is None or node.gone:
             is_placeholder = isinstance(self.tree, WholeTree) and self.tree.is_placeholder(inode)
@@ -245,7 +244,7 @@ class AoeOperations(pyfuse3.Operations):
             self._read_table_later(node.disk)
         if self._options.reserve:
             try:
-                await node.disk.reservation.give_back()
+                await self.callers.in_task(node.disk.reservation.give_back)
             except RequestError as error:
                 failed(node, "giving back the reservation", error)
 
@@ -296,7 +295,7 @@ class AoeOperations(pyfuse3.Operations):
 
     async def _take_reservation(self, node: Node) -> None:
         try:
-            await node.disk.reservation.take()
+            await self.callers.in_task(node.disk.reservation.take)
         except RequestError as error:
             failure = failed(node, "reservation", error)
             if isinstance(error, TargetError) and error.code == ErrorCode.UNRECOGNIZED_COMMAND:
@@ -322,8 +321,11 @@ class AoeOperations(pyfuse3.Operations):
         node = handle.node
         await self._flush(handle, once=False, asking=node.target.dirty)
         if node is node.siblings.whole and not node.target.is_silent:
-            with trio.move_on_after(TABLE_SECONDS):
-                await self.read_table(node.disk)
+            await self.callers.in_task(self._read_table_in_time, node.disk)
+
+    async def _read_table_in_time(self, disk: Disk) -> None:
+        with trio.move_on_after(TABLE_SECONDS):
+            await self.read_table(disk)
 
     async def _flush(self, handle: DiskHandle, *, once: bool, asking: bool = True) -> None:
         """Flush the disk if ``asking``, and report lost writes; one error if both failed."""
@@ -331,7 +333,7 @@ class AoeOperations(pyfuse3.Operations):
         failure: FUSEError | None = None
         try:
             if asking:
-                await node.disk.flush()
+                await self.callers.in_task(node.disk.flush)
         except RequestError as error:
             failure = failed(node, "flush", error)
         try:

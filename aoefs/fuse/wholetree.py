@@ -59,12 +59,14 @@ class WholeTree(Tree):
             self._by_inode[found.inode] = found
         return found
 
-    async def wait_for_bind(self, directory: int, name: bytes, thread: int) -> None:
-        """Before a lookup."""
+    def binding_of(self, directory: int, name: bytes, thread: int) -> trio.Event | None:
+        """For which a lookup waits, if the name is being bound."""
         found = self.placeholders.get(name)
-        if found is not None and found.binding is not None and directory == ROOT and thread not in self.binders:
-            with trio.move_on_after(BIND_SECONDS):
-                await found.binding.wait()
+        return None if found is None or directory != ROOT or thread in self.binders else found.binding
+
+    async def wait_for_bind(self, binding: trio.Event) -> None:
+        with trio.move_on_after(BIND_SECONDS):
+            await binding.wait()
 
     def is_placeholder(self, inode: int) -> bool:
         return inode in self._by_inode

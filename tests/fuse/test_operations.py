@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pyfuse3
 import pytest
@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from aoefs.engine.changes import Change
 from aoefs.engine.roster import PERSISTENCE
+from aoefs.engine.waits import Stepped
 from aoefs.fuse.kernel import Notice
 from aoefs.fuse.tree import CONTROL, ROOT
 from aoefs.protocol.ata import Status
@@ -45,6 +46,34 @@ async def test_the_file_system_is_as_large_as_its_disks_and_full(autojump_clock:
         await mount.scene.disk(0, 0)
         data = await mount.operations.statfs(CONTEXT)
         assert (data.f_frsize, data.f_blocks, data.f_bfree, data.f_bavail, data.f_files) == (512, 150, 0, 0, 2)
+
+
+async def test_what_waits_for_nothing_takes_no_turn_of_the_loop(autojump_clock: MockClock) -> None:
+    """``fuse.workerloop`` steps the handlers: a task for each of these would double what opening a file takes."""
+    async with mounted() as mount:
+        mount.scene.add_target()
+        await mount.scene.disk()
+        operations, callers = mount.operations, mount.scene.engine.driver.callers
+
+        def step(handler: Awaitable[Any]) -> Any:
+            coroutine = cast(Coroutine[Any, Any, Any], handler)
+            callers.stepping = Stepped(coroutine)
+            try:
+                with pytest.raises(StopIteration) as ended:
+                    coroutine.send(None)
+            finally:
+                callers.stepping = None
+            return ended.value.value
+
+        inode = step(operations.lookup(ROOT, b"e0.0", CONTEXT)).st_ino
+        assert step(operations.getattr(inode, CONTEXT)).st_ino == inode
+        step(operations.statfs(CONTEXT))
+        assert step(operations.opendir(ROOT, CONTEXT)) == ROOT
+        for flags in (os.O_RDONLY, os.O_RDWR):
+            number = step(operations.open(inode, flags, CONTEXT)).fh
+            if flags == os.O_RDONLY:
+                step(operations.flush(number))
+            step(operations.release(number))
 
 
 async def test_truncation_and_times_succeed_and_change_nothing(autojump_clock: MockClock) -> None:
