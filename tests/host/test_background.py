@@ -156,7 +156,7 @@ def test_an_interrupted_command_leaves_nothing(lab: Lab, number: signal.Signals,
     started = time.monotonic()
     process.send_signal(number)
     assert process.wait(10) == 130
-    assert time.monotonic() - started < (background.STOP_SECONDS + 1 if "stubborn" in words else 1)
+    assert time.monotonic() - started < (8 if "stubborn" in words else background.STOP_SECONDS)
     assert not processes(path)
     assert not is_mounted(lab, path)
 

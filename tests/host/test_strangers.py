@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from aoefs.cli.commands import doctor
 from aoefs.errors import UserError
 from aoefs.host import mountpoint
-from aoefs.host.mountreader import MOST_BYTES, PATIENCE, MountReader
+from aoefs.host.mountreader import MOST_BYTES, MountReader
 from tests.cli.commandline import aoefs, aoefs_in_time
 from tests.host.livemount import NOBODY, is_mounted, standin, strangers_standin
 from tests.lab import require
@@ -54,7 +53,7 @@ def test_umount_asks_the_mount_of_another_user_nothing(
             assert (answer.returncode, answer.stderr) == (0, says), words
             assert not is_mounted(path)
     with strangers_standin(path, "deaf"):
-        assert aoefs_in_time("umount", "--lazy", path, seconds=1.5).returncode == 0
+        assert aoefs_in_time("umount", "--lazy", path).returncode == 0
         assert not is_mounted(path)
 
 
@@ -153,11 +152,9 @@ def test_doctor_names_a_mount_of_another_user_and_asks_it_nothing(tmp_path: Path
     path = tmp_path / "mnt"
     with strangers_standin(path, "deaf"):
         before = children()
-        began = time.monotonic()
         found = {finding.check: finding for finding in doctor.examine()}[f"mount {path}"]
         assert (found.state, found.text) == ("ok", f"of user {NOBODY}, so it was not looked at")
-        assert children() == before
-        assert time.monotonic() - began < PATIENCE
+        assert children() == before, "one that asks can not be ended"
 
 
 def test_a_link_is_not_followed_out_of_a_mount(tmp_path: Path) -> None:
