@@ -19,6 +19,7 @@ last one may never be delivered).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -131,8 +132,8 @@ class Mount:
         self._events.listen_to(log)
         names = [interface.name for interface in interfaces.choose(options.interfaces)]
         async with AsyncExitStack() as stack:
-            pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+            pid_file = None if options.pid_file is None else stack.enter_context(PidFile(options.pid_file))
             settings = Settings(
                 deadsecs=tuning.bound_deadsecs(options.deadsecs),
                 maxout=options.maxout,
@@ -435,9 +436,11 @@ class Mount:
         try:
             if self._mount is not None:
                 mountpoint.unmount(self._mount, lazy=True)
-            self._unmounted = True
         except (OSError, UserError) as error:
-            log.warning("%s", error)
+            if not (isinstance(error, OSError) and error.errno == errno.EINVAL):  # else somebody was faster
+                log.warning("%s", error)
+                return
+        self._unmounted = True
 
 
 def _share(options: MountOptions) -> Share:

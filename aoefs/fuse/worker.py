@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import sys
 
 from aoefs.fuse.mount import run
@@ -36,6 +37,8 @@ class WorkerReady(Ready):
 def main() -> None:
     """The process, from its options on stdin to its exit code."""
     directory = sys.argv[1]
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes, one may come when this one lets go of them
+        signal.signal(number, signal.SIG_IGN)
     try:
         options, part, is_daemon = pickle.load(sys.stdin.buffer)  # noqa: S301 (our parent wrote it)
         sys.exit(_run(options, part, is_daemon=is_daemon))

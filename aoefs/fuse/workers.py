@@ -516,6 +516,11 @@ class Workers:
         for worker in late:
             log.error("worker %d does not end: it is killed", worker.number)
             worker.kill()
+        for worker in self._all.values():
+            if worker.keeper.code < 0 and worker not in late:
+                log.error(
+                    "worker %d was killed by signal %d: its disks were not flushed", worker.number, -worker.keeper.code
+                )
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
         return not (late or any(worker.keeper.code for worker in self._all.values()))

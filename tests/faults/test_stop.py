@@ -157,6 +157,17 @@ def test_a_second_signal_ends_a_mount_of_which_the_kernel_holds_many_threads(lab
     assert {reader.wait(AT_ONCE) for reader in readers} == {1}
 
 
+def test_a_stop_of_what_somebody_unmounted_reports_nothing(lab: Lab, wire: Wire) -> None:
+    lab.vblade(0, 0, lab.image("disk", SIZE))
+    mount = mount_until(lab, "e0.0")
+    with all_opened(mount, ["e0.0"]):
+        lab.run(INITIATOR, ["umount", "--lazy", mount.path])
+        daemon(mount).send_signal(signal.SIGTERM)
+        wait_until(lambda: "SIGTERM: unmounting" in log_of(mount), what="it begins to stop")
+        ends_at_once(mount, 0)
+    assert "not mounted" not in log_of(mount)
+
+
 # ── the last flush ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -510,6 +510,7 @@ def test_a_unit_with_workers_is_one_service(host: Lab, point: Path, system: Syst
     try:
         drop_in.write_text(
             f"[Service]\nExecStart=\nExecStart={AOEFS} -f --workers 2 --config {config} %f\nRestartSec=0.1\n"
+            "StandardError=append:/run/aoefs.log\n"
         )
         system.systemctl("daemon-reload")
         system.systemctl("start", unit)
@@ -528,7 +529,7 @@ def test_a_unit_with_workers_is_one_service(host: Lab, point: Path, system: Syst
         wait_until((inside / "e1.2").exists, what="the file of the worker is back")
         assert (host.directory / "e1.2").read_bytes().startswith(b"late"), "the worker served and flushed"
         system.systemctl("stop", unit)
-        assert system.property(unit, "Result") == "success"
+        assert system.property(unit, "Result") == "success", (system.root / "run/aoefs.log").read_text()
         assert os.listdir(inside) == []
         target.stop()
     finally:

@@ -121,6 +121,22 @@ def test_a_signal_to_all_processes_counts_once_and_a_second_one_hurries_all(lab:
     assert (lab.directory / "image1").read_bytes()[:4] == b"late"
 
 
+def test_a_signal_that_comes_late_kills_no_worker(lab: Lab) -> None:
+    """systemd sends one to each process: a worker that had nothing to do may be at its end by then."""
+    lab.target(*(f"0.{slot}={lab.image(str(slot), MIB)}" for slot in range(2)))
+    mount = lab.mount(foreground=True, workers=2)
+    wait_until(lambda: (mount.here / "e0.1").exists(), what="the worker serves")
+    main, worker = pids(mount)
+    os.kill(main, signal.SIGTERM)
+    with contextlib.suppress(OSError):  # it has ended
+        while True:
+            status = Path(f"/proc/{worker}/status").read_text()
+            if not int(status.partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+                os.kill(worker, signal.SIGTERM)
+    assert mount.process is not None
+    assert mount.process.wait(30) == 0, mount.process.output
+
+
 # ── options ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
