@@ -46,6 +46,7 @@ COMPILED = (
     "core/health",
     "core/latency",
     "core/life",
+    "core/lonecommand",
     "core/memory",
     "core/overlap",
     "core/path",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aoefs.core.link import Endpoint, Link
-from aoefs.core.tags import BLOCK_TAGS
+from aoefs.core.tags import BLOCK_TAGS, TagOwner
 from aoefs.errors import AtaError, FrameError, RequestError, TargetError
 from aoefs.protocol import wire
 from aoefs.protocol.ata import check_result
@@ -38,7 +38,7 @@ class Answer:
         return self.frame[wire.ATA_BYTES :]
 
 
-class LoneCommand:
+class LoneCommand(TagOwner):
     """``argument`` and ``data`` are what its frame holds; ``expects(endpoint)`` says what may answer it; a good answer
     to an ATA command has at least ``data_bytes`` of data.
 
@@ -56,12 +56,12 @@ class LoneCommand:
         good_only: bool = False,
         on_answer: Callable[[Answer], object] | None = None,
     ) -> None:
+        super().__init__()
         self.command = wire.command_of(argument)
         self.expects = expects
         self.data_bytes = data_bytes
         self.good_only = good_only
         self.on_answer = on_answer
-        self.tag = 0
         self.sendings = 0
         self.answers: list[Answer] = []
         self.refusals: list[RequestError] = []

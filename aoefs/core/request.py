@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from aoefs.core.memory import Memory
-from aoefs.core.tags import LATE
+from aoefs.core.tags import LATE, TagOwner
 from aoefs.errors import RequestError
 from aoefs.protocol.wire import SECTOR_BYTES
 
@@ -118,16 +118,17 @@ class Request:
             self.buffer[start * SECTOR_BYTES : start * SECTOR_BYTES + len(data)] = data
 
 
-class Run:
+class Run(TagOwner):
     """``count`` commands of ``step`` sectors (the last one may be shorter); command ``index`` has ``tag ^ index``.
 
     ``flying`` and ``lost`` have a bit per command: unanswered and still counted in the windows; unanswered and given
     up (their sectors go out again in another run).
     """
 
-    __slots__ = ("count", "flying", "lost", "order", "path", "request", "sector", "sectors", "sent_at", "step", "tag")
+    __slots__ = ("count", "flying", "lost", "order", "path", "request", "sector", "sectors", "sent_at", "step")
 
     def __init__(self, request: Request, path: Path, sector: int, sectors: int, step: int, now: float) -> None:
+        super().__init__()
         self.request = request
         self.path = path
         self.sector = sector  # first sector, counted from the request's
@@ -137,7 +138,6 @@ class Run:
         self.flying = bits(0, self.count)
         self.lost = 0
         self.sent_at = now
-        self.tag = 0
         self.order = 0  # place in the path's order of sending
 
     @property
@@ -149,6 +149,14 @@ class Run:
     def recognised_until(self) -> float:
         """Until when a late answer is known as such, and not taken for that of a second disk (seconds)."""
         return max(self.gone_at, self.sent_at + LATE)
+
+    def facts(self) -> tuple[Request, memoryview, bool, int, int, int, int, int]:
+        """(request, its buffer, write, tag, count, step, sector, sectors): for ``net.frames``, to which each attribute
+        costs as much as this call.
+        """
+        request = self.request
+        buffer, write = request.buffer, request.write
+        return request, buffer, write, self.tag, self.count, self.step, self.sector, self.sectors
 
     def sectors_of(self, first: int, count: int) -> tuple[int, int]:
         """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from aoefs.protocol.wire import CLIENT_TAG_BIT
 
@@ -35,10 +35,13 @@ def is_hint_tag(tag: int) -> bool:
     return not tag & CLIENT_TAG_BIT or tag >> 16 == HINT_TAGS
 
 
-class TagOwner(Protocol):
-    """Anything that sends under the tags of a block; ``tag`` is that of its first transmission."""
+class TagOwner:
+    """What sends under the tags of a block; ``tag`` is that of its first transmission."""
 
-    tag: int
+    __slots__ = ("tag",)
+
+    def __init__(self) -> None:
+        self.tag = 0
 
 
 OwnerT = TypeVar("OwnerT", bound=TagOwner)
@@ -84,9 +87,11 @@ class TagTable(Generic[OwnerT]):
 
     def close(self, owner: OwnerT) -> None:
         """Forget the tags of ``owner``."""
-        if self._owners.get(owner.tag >> _BLOCK_BITS) is owner:
-            del self._owners[owner.tag >> _BLOCK_BITS]
-            self._remembered.pop(owner, None)
+        block = owner.tag >> _BLOCK_BITS
+        if self._owners.get(block) is owner:
+            del self._owners[block]
+            if self._remembered:
+                self._remembered.pop(owner, None)
 
     def remember(self, owner: OwnerT, until: float) -> None:
         """Keep an owner for late answers only, ``until`` then (seconds); beyond a bound the oldest one goes."""

@@ -339,7 +339,8 @@ class Target:
         request = run.request
         if request.ended:
             return False
-        request.todo &= ~bits(*run.sectors_of(first, count))
+        start, sectors = run.sectors_of(first, count)
+        request.todo &= ~bits(start, sectors)
         if request.todo:
             return False
         size = request.sectors * SECTOR_BYTES

@@ -20,16 +20,17 @@ LATE: Final = 0.5  # seconds by which a beat may be late on a busy machine
 
 
 class RunningClock:
-    """``clock`` is monotonic, in seconds; ``lost`` are the seconds that were not counted."""
+    """``clock`` is monotonic, in seconds, and ``offset`` is added; ``lost`` are the seconds that were not counted."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], offset: float = 0.0) -> None:
         self.lost = 0.0
         self._clock = clock
-        self._due = clock() + PERIOD + LATE
+        self._offset = offset
+        self._due = clock() + offset + PERIOD + LATE
 
     def now(self) -> float:
         """Seconds."""
-        now = self._clock()
+        now = self._clock() + self._offset
         if now > self._due:
             self.lost += now - self._due
             self._due = now + PERIOD + LATE
@@ -37,4 +38,4 @@ class RunningClock:
 
     def beat(self) -> None:
         """The process runs; to be called every ``PERIOD``, after :meth:`now`, which sees that it did not."""
-        self._due = self._clock() + PERIOD + LATE
+        self._due = self._clock() + self._offset + PERIOD + LATE

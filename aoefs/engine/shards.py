@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
@@ -35,14 +35,17 @@ from aoefs.protocol.wire import Address
 MAX_COMPLETIONS: Final = 1024  # commands before a checkpoint; the driver's MAXIOC (8192) is for a kernel thread
 
 
-class Completion(NamedTuple):
+class Completion:
     """Answers to ``commands`` commands of ``run`` from ``first`` on: good, or one that failed with ``error``."""
 
-    target: Target
-    run: Run
-    first: int
-    commands: int
-    error: RequestError | None
+    __slots__ = ("commands", "error", "first", "run", "target")
+
+    def __init__(self, target: Target, run: Run, first: int, commands: int, error: RequestError | None) -> None:
+        self.target = target
+        self.run = run
+        self.first = first
+        self.commands = commands
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,11 @@ class Shard:
         return seen
 
     def complete(self, answer: Completion, now: float) -> None:
-        target, run, first, count, error = answer
-        self.completed += count
-        if error is not None:
-            target.fail_command(run, first, error)
-        elif not target.complete(run, first, count):
+        target = answer.target
+        self.completed += answer.commands
+        if answer.error is not None:
+            target.fail_command(answer.run, answer.first, answer.error)
+        elif not target.complete(answer.run, answer.first, answer.commands):
             return
         if target.has_backlog:  # the end of a request may have made room for a read that had no memory
             self._pump(target, now)
@@ -123,8 +126,8 @@ class Shard:
     def flush(self) -> None:
         """At exit: fail what waits here."""
         while self.queue:
-            target, run, *_ = self.queue.popleft()
-            target.fail(run.request, TargetLost("the engine stopped"))
+            answer = self.queue.popleft()
+            answer.target.fail(answer.run.request, TargetLost("the engine stopped"))
 
     def statistics(self) -> ShardStatistics:
         return snapshot(ShardStatistics, self, id=self.number, queued=len(self.queue))

@@ -29,6 +29,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -148,7 +149,7 @@ class Mount:
                 read_sectors=self._bounds.read_sectors,
             )
             try:
-                engine = await stack.enter_async_context(open_engine(names, settings))
+                engine = await stack.enter_async_context(open_engine(names, settings, clock=perf_counter))
             except OSError as error:
                 raise UserError(f"{', '.join(names)}: {error.strerror}") from None
             if options.metrics is not None:

@@ -183,17 +183,13 @@ cdef class Frames:
     cdef _Flight _flight(self, run):
         cdef _Flight flight = _Flight.__new__(_Flight)
         cdef bytes head = run.path.answer_head
+        cdef object buffer
         cdef Py_buffer view
         flight.run = run
-        flight.request = run.request
-        flight.write = flight.request.write
-        flight.tag = run.tag
-        flight.count = run.count
-        flight.step = run.step
-        flight.sector = run.sector
-        flight.sectors = run.sectors
+        (flight.request, buffer, flight.write, flight.tag, flight.count, flight.step, flight.sector,
+         flight.sectors) = run.facts()
         memcpy(flight.head, <const char *>head, HEAD_BYTES)
-        PyObject_GetBuffer(flight.request.buffer, &view, PyBUF_SIMPLE if flight.write else PyBUF_WRITABLE)
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE if flight.write else PyBUF_WRITABLE)
         flight.address = <uint8_t *>view.buf
         PyBuffer_Release(&view)
         return flight

@@ -8,29 +8,24 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aoefs.core.tags import BLOCK_TAGS, HINT_TAGS, MAX_REMEMBERED, TagTable
+from aoefs.core.tags import BLOCK_TAGS, HINT_TAGS, MAX_REMEMBERED, TagOwner, TagTable
 from aoefs.protocol.wire import CLIENT_TAG_BIT
 
 
-class Owner:
-    def __init__(self) -> None:
-        self.tag = 0
-
-
-def opened(table: TagTable[Owner]) -> Owner:
-    owner = Owner()
+def opened(table: TagTable[TagOwner]) -> TagOwner:
+    owner = TagOwner()
     table.open(owner)
     return owner
 
 
-def drawing(*numbers: int) -> TagTable[Owner]:
+def drawing(*numbers: int) -> TagTable[TagOwner]:
     """A table that draws these, and then others."""
     some = random.Random(1)
     first = [struct.pack("256I", *(some.getrandbits(32) for _ in range(256 - len(numbers))), *reversed(numbers))]
     return TagTable(lambda size: first.pop() if first else some.randbytes(size))
 
 
-def a_table() -> TagTable[Owner]:
+def a_table() -> TagTable[TagOwner]:
     return TagTable(random.Random(7).randbytes)
 
 
@@ -68,7 +63,7 @@ def test_the_tags_of_broadcast_queries_have_no_owner() -> None:
 
 def test_a_tag_tells_nothing_of_the_next_one() -> None:
     """n blind answers hit k live tags n·k/2^31 times: here 5 million, 512 and 1.2 times (6 would be a defect)."""
-    table = TagTable[Owner](random.Random(11).randbytes)
+    table = TagTable[TagOwner](random.Random(11).randbytes)
     for _ in range(512 // BLOCK_TAGS):
         opened(table)
     seen = opened(table).tag  # a query that was sent to the attacker
@@ -85,7 +80,7 @@ def test_a_table_draws_in_bulk() -> None:
         sizes.append(size)
         return random.Random(len(sizes)).randbytes(size)
 
-    table = TagTable[Owner](draw)
+    table = TagTable[TagOwner](draw)
     for _ in range(200):
         opened(table)
     assert sizes == [1024]
@@ -102,7 +97,7 @@ def test_a_closed_owner_is_forgotten() -> None:
 
 def test_closing_does_not_take_the_block_of_another_owner() -> None:
     table = a_table()
-    owner, impostor = opened(table), Owner()
+    owner, impostor = opened(table), TagOwner()
     impostor.tag = owner.tag
     table.close(impostor)
     table.remember(impostor, 1.0)

@@ -7,7 +7,7 @@ import random
 import trio
 from trio.testing import MockClock
 
-from aoefs.core.tags import BLOCK_TAGS, TagTable
+from aoefs.core.tags import BLOCK_TAGS, TagOwner, TagTable
 from aoefs.protocol.ata import Opcode, Status
 from aoefs.protocol.wire import CLIENT_TAG_BIT, SECTOR_BYTES, AoeCommand, AtaArgument, Flag, Header, encode
 from tests.hostile.attacker import FORGED
@@ -19,19 +19,15 @@ EXPECTED = GUESSES * OWNERS * BLOCK_TAGS / 2**31  # 1024 guesses lie in the bloc
 BLIND = 20_000
 
 
-class Owner:
-    tag = 0
-
-
-def owners_of(table: TagTable[Owner], count: int) -> list[Owner]:
-    owners = [Owner() for _ in range(count)]
+def owners_of(table: TagTable[TagOwner], count: int) -> list[TagOwner]:
+    owners = [TagOwner() for _ in range(count)]
     for owner in owners:
         table.open(owner)
     return owners
 
 
 def test_blind_guesses_hit_as_often_as_chance_says() -> None:
-    table: TagTable[Owner] = TagTable(random.Random(3).randbytes)
+    table: TagTable[TagOwner] = TagTable(random.Random(3).randbytes)
     owners_of(table, OWNERS)
     dice = random.Random(4)
     guesses = [dice.getrandbits(31) | CLIENT_TAG_BIT for _ in range(GUESSES)]
@@ -42,7 +38,7 @@ def test_blind_guesses_hit_as_often_as_chance_says() -> None:
 
 def test_to_know_every_second_tag_helps_nothing_to_guess_the_others() -> None:
     """Sixty-four guesses near each tag that was given away: they hit the owners after it no more often than any."""
-    table: TagTable[Owner] = TagTable(random.Random(3).randbytes)
+    table: TagTable[TagOwner] = TagTable(random.Random(3).randbytes)
     owners = owners_of(table, 2 * OWNERS)
     hits = 0
     for given, hidden in zip(owners[::2], owners[1::2], strict=True):
