@@ -192,7 +192,7 @@ class Path:
     def _timed_out(self, now: float) -> list[tuple[Run, int]]:
         """Nothing came for an RTO: all that flies but what was sent within the last round trip (RFC 8985, 6.3).
 
-        Sleepers for an RTO of its own, each run would find it doubled by the one before.
+        With a timer of its own, each run would find the RTO doubled by the one before.
         """
         oldest = next(iter(self.runs), None)
         if oldest is None or max(oldest.sent_at, self.last_answer_at) + self.rtt.rto > now:

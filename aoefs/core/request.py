@@ -150,13 +150,14 @@ class Run(TagOwner):
         """Until when a late answer is known as such, and not taken for that of a second disk (seconds)."""
         return max(self.gone_at, self.sent_at + LATE)
 
-    def facts(self) -> tuple[Request, memoryview, bool, int, int, int, int, int]:
-        """(request, its buffer, write, tag, count, step, sector, sectors): for ``net.frames``, to which each attribute
-        costs as much as this call.
+    def facts(self) -> tuple[bytes, bytes, bool, Request, memoryview, bool, int, int, int, int, int, int]:
+        """(header of a command and of its answers, lba48, request, its buffer, write, lba, tag, count, step, sector,
+        sectors): for ``net.frames``, to which each attribute costs half of this call.
         """
-        request = self.request
-        buffer, write = request.buffer, request.write
-        return request, buffer, write, self.tag, self.count, self.step, self.sector, self.sectors
+        path, request = self.path, self.request
+        about_path = path.request_head, path.answer_head, path.lba48
+        about_request = request, request.buffer, request.write, request.lba + self.sector
+        return (*about_path, *about_request, self.tag, self.count, self.step, self.sector, self.sectors)
 
     def sectors_of(self, first: int, count: int) -> tuple[int, int]:
         """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""

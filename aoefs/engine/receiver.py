@@ -135,19 +135,15 @@ class Receiver:
             return 0
         link.up = True
         now = self._driver.now()
-        answers: list[Completion] = []
-        touched: dict[Target, None] = {}
-        for run, first, count in entries:
-            if (answer := self._take(link, run, first, count, now)) is not None:
-                answers.append(answer)
-                touched[answer.target] = None
-        for frame in odd:
-            if (answer := self._judge(link, frame, now)) is not None:
-                answers.append(answer)
-                touched[answer.target] = None
-        for target in touched:
-            if not target.is_idle:
-                self._driver.pump(target, now)
+        taken = [self._take(link, run, first, count, now) for run, first, count in entries]
+        if odd:
+            taken += [self._judge(link, frame, now) for frame in odd]
+        answers = [answer for answer in taken if answer is not None]
+        pumped: Target | None = None
+        for answer in answers:
+            if answer.target is not pumped and not answer.target.is_idle:
+                pumped = answer.target
+                self._driver.pump(pumped, now)
         for answer in answers:
             if in_place:
                 self._shards.complete(answer, now)

@@ -69,11 +69,13 @@ cdef class _Flight:
     """A run as C needs it.  ``waiting`` has a bit for each command whose answer did not come by this link."""
 
     cdef object run, request
+    cdef bytes request_head
     cdef uint8_t *address  # of the request's buffer; good while the request has not ended
     cdef uint64_t waiting
+    cdef uint64_t lba  # of its first sector
     cdef uint32_t tag
     cdef unsigned int count, step, sector, sectors, next, batch
-    cdef bint write
+    cdef bint write, lba48
     cdef uint8_t[HEAD_BYTES] head  # of its answers
 
     cdef inline unsigned int data_bytes(self, unsigned int index) noexcept:
@@ -142,20 +144,17 @@ cdef class Frames:
         A link that is down takes all of them: they are lost, and recovery sends them on another path.
         """
         cdef _Flight flight = self._flight(run)
-        cdef object path = run.path
-        cdef bytes head = path.request_head
-        cdef bint lba48 = path.lba48
-        cdef uint64_t lba = flight.request.lba + flight.sector
+        cdef uint64_t lba = flight.lba
         cdef unsigned int index, sectors
         cdef uint8_t *row
         cdef uint32_t tag
-        cdef uint64_t device = 0 if lba48 else _device_lba
-        cdef uint8_t *transfer = _transfers[flight.write][lba48]
+        cdef uint64_t device = 0 if flight.lba48 else _device_lba
+        cdef uint8_t *transfer = _transfers[flight.write][flight.lba48]
         cdef int sent
         for index in range(flight.count):
             row = self._sent_headers + index * ROW_BYTES
             sectors = min(flight.step, flight.sectors - index * flight.step)
-            memcpy(row, <const char *>head, HEAD_BYTES)
+            memcpy(row, <const char *>flight.request_head, HEAD_BYTES)
             tag = htobe32(flight.tag ^ index)
             memcpy(row + 20, &tag, 4)
             row[24] = transfer[0]
@@ -182,12 +181,12 @@ cdef class Frames:
 
     cdef _Flight _flight(self, run):
         cdef _Flight flight = _Flight.__new__(_Flight)
-        cdef bytes head = run.path.answer_head
+        cdef bytes head
         cdef object buffer
         cdef Py_buffer view
         flight.run = run
-        (flight.request, buffer, flight.write, flight.tag, flight.count, flight.step, flight.sector,
-         flight.sectors) = run.facts()
+        (flight.request_head, head, flight.lba48, flight.request, buffer, flight.write, flight.lba, flight.tag,
+         flight.count, flight.step, flight.sector, flight.sectors) = run.facts()
         memcpy(flight.head, <const char *>head, HEAD_BYTES)
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE if flight.write else PyBUF_WRITABLE)
         flight.address = <uint8_t *>view.buf
