@@ -123,14 +123,17 @@ def collect_garbage_rarely() -> None:
 
 
 def keep_freed_memory(size_bytes: int = KEPT_BYTES) -> None:
-    """Let glibc's malloc keep so much of what is freed, and reuse the buffer of one write for the next.
+    """Let glibc's malloc give back what the start freed, then keep so much, and reuse the buffer of one write for the
+    next.
 
     Fresh memory costs a page fault for each 4 KiB: 100 to 180 of them for a write of 1 MiB, a tenth of its time.
     The buffers in which libfuse receives requests are a page larger and live as long as a worker.  They keep their own
     maps: among the buffers of writes they would leave holes that fit neither.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    libc = ctypes.CDLL(None)
+    mallopt = getattr(libc, "mallopt", None)
     if mallopt is not None:
+        libc.malloc_trim(0)
         mallopt(_M_TRIM_THRESHOLD, size_bytes)
         mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
 
