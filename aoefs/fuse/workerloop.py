@@ -22,6 +22,7 @@ trio's loop for each request, a read of 4 KiB at depth 16 took 27.9 us of proces
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import ExitStack
 from typing import Any, Final, cast
 
 import pyfuse3
@@ -126,8 +127,9 @@ class WorkerLoop:
             finally:
                 self._in_place.attended(False)
                 self._callers.on_resume = None
-                for worker in list(self._workers):
-                    worker.coroutine.close()
+                with ExitStack() as closing:  # all of them, though one raises
+                    for worker in self._workers:
+                        closing.callback(worker.coroutine.close)
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, object]], *arguments: Any, name: object) -> None:
         """A new worker."""
@@ -162,8 +164,8 @@ class WorkerLoop:
         callers.stepping = worker
         try:
             trap = worker.coroutine.send(None) if error is None else worker.coroutine.throw(error)
-            if trap is not None:
-                worker.coroutine.throw(RuntimeError("a handler waits for trio outside of a task"))
+            while trap is not None:
+                trap = worker.coroutine.throw(RuntimeError("a handler waits for trio outside of a task"))
         except StopIteration:
             self._workers.discard(worker)
         except BaseException:
