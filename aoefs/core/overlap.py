@@ -13,7 +13,7 @@ write is known only here, and users of the library need the same protection).
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Callable
 
 
@@ -32,21 +32,19 @@ class Claim:
         return self.first < other.end and other.first < self.end
 
 
-def _first(claim: Claim) -> int:
-    return claim.first
-
-
 class OverlapGuard:
     """The claims of one target: granted ones, sorted and disjoint, and those that wait, in order of arrival."""
 
     def __init__(self) -> None:
         self._granted: list[Claim] = []
+        self._firsts: list[int] = []  # of these: a search with a key would call it for each step
         self._waiting: list[Claim] = []
 
     def acquire(self, claim: Claim) -> bool:
         """True: granted now.  False: it waits, and ``claim.granted()`` will be called."""
-        if self._is_free(claim) and not any(claim.overlaps(other) for other in self._waiting):
-            self._grant(claim)
+        place = self._place(claim)
+        if place >= 0 and not any(claim.overlaps(other) for other in self._waiting):
+            self._grant(claim, place)
             return True
         self._waiting.append(claim)
         return False
@@ -56,30 +54,30 @@ class OverlapGuard:
         if not claim.is_granted:
             self._waiting.remove(claim)
         else:
-            index = bisect_left(self._granted, claim.first, key=_first)
-            assert self._granted[index] is claim  # noqa: S101 (only a defect of ours ends a claim twice)
-            del self._granted[index]
+            place = bisect_left(self._firsts, claim.first)
+            assert self._granted[place] is claim  # noqa: S101 (only a defect of ours ends a claim twice)
+            del self._granted[place], self._firsts[place]
             claim.is_granted = False
         if self._waiting:
             self._grant_waiting()
 
-    def _is_free(self, claim: Claim) -> bool:
-        granted = self._granted
-        if not granted:
-            return True
-        index = bisect_left(granted, claim.end, key=_first)  # the last one that starts before our end
-        return index == 0 or granted[index - 1].end <= claim.first
+    def _place(self, claim: Claim) -> int:
+        """Where it goes among the granted ones; negative while it overlaps one of them."""
+        place = bisect_left(self._firsts, claim.end)
+        return place if place == 0 or self._granted[place - 1].end <= claim.first else -1
 
-    def _grant(self, claim: Claim) -> None:
-        insort(self._granted, claim, key=_first)
+    def _grant(self, claim: Claim, place: int) -> None:
+        self._granted.insert(place, claim)
+        self._firsts.insert(place, claim.first)
         claim.is_granted = True
 
     def _grant_waiting(self) -> None:
         still: list[Claim] = []
         ready: list[Claim] = []
         for claim in self._waiting:
-            if self._is_free(claim) and not any(claim.overlaps(other) for other in still):
-                self._grant(claim)
+            place = self._place(claim)
+            if place >= 0 and not any(claim.overlaps(other) for other in still):
+                self._grant(claim, place)
                 ready.append(claim)
             else:
                 still.append(claim)

@@ -155,9 +155,20 @@ class Run(TagOwner):
         sectors): for ``net.frames``, to which each attribute costs half of this call.
         """
         path, request = self.path, self.request
-        about_path = path.request_head, path.answer_head, path.lba48
-        about_request = request, request.buffer, request.write, request.lba + self.sector
-        return (*about_path, *about_request, self.tag, self.count, self.step, self.sector, self.sectors)
+        return (
+            path.request_head,
+            path.answer_head,
+            path.lba48,
+            request,
+            request.buffer,
+            request.write,
+            request.lba + self.sector,
+            self.tag,
+            self.count,
+            self.step,
+            self.sector,
+            self.sectors,
+        )
 
     def sectors_of(self, first: int, count: int) -> tuple[int, int]:
         """The sectors (first, how many; counted from the request's) of ``count`` commands from the ``first``."""

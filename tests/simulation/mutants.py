@@ -105,9 +105,9 @@ def a_write_does_not_make_its_target_dirty() -> None:
 @mutant(15, 55, 49, 41)
 def a_wait_for_a_claim_is_forgotten() -> None:
     def grant_waiting(guard: OverlapGuard) -> None:
-        for claim in [claim for claim in guard._waiting if guard._is_free(claim)][:1]:
+        for claim in [claim for claim in guard._waiting if guard._place(claim) >= 0][:1]:
             guard._waiting.remove(claim)
-            guard._grant(claim)
+            guard._grant(claim, guard._place(claim))
 
     put(OverlapGuard, "_grant_waiting", grant_waiting)
 
