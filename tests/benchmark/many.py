@@ -65,7 +65,12 @@ def _measure_processor(lab: Lab, results: Results, seconds: float) -> None:
     """What a 4 KiB read costs when as many as can be fly to all targets, and to one."""
     with _mounted(lab) as (mount, files):
         client = Client(mount.path, mount.pid)
-        for name, some, depth in ((f"{TARGETS} targets, depth 2", files, 2), ("one target, depth 64", files[:1], 64)):
+        loads = (
+            (f"{TARGETS} targets, depth 2", files, 2),
+            (f"one target, {TARGETS} jobs, depth 2", files[:1] * TARGETS, 2),  # the same load, but for the targets
+            ("one target, depth 64", files[:1], 64),
+        )
+        for name, some, depth in loads:
             before = client.processor()
             jobs = fio(lab, [(file, direct("randread", "4k", depth)[1:]) for file in some], MEBIBYTES, seconds)
             requests = sum(fio_side(job)["total_ios"] for job in jobs)
