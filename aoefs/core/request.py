@@ -152,7 +152,7 @@ class Run(TagOwner):
 
     def facts(self) -> tuple[bytes, bytes, bool, Request, memoryview, bool, int, int, int, int, int, int]:
         """(header of a command and of its answers, lba48, request, its buffer, write, lba, tag, count, step, sector,
-        sectors): for ``net.frames``, to which each attribute costs half of this call.
+        sectors): for ``net.frames``, to which five attributes cost as much as this call.
         """
         path, request = self.path, self.request
         return (

@@ -75,7 +75,7 @@ class Engine:
         nursery: trio.Nursery,
         settings: Settings,
         tags: TagTable[Run | LoneCommand],
-        clock: Callable[[], float] = trio.current_time,
+        clock: Callable[[], float],
     ) -> None:
         self._nursery = nursery
         self._clock = RunningClock(clock, trio.current_time() - clock())

@@ -519,7 +519,9 @@ class Workers:
         for worker in self._all.values():
             if worker.keeper.code < 0 and worker not in late:
                 log.error(
-                    "worker %d was killed by signal %d: its disks were not flushed", worker.number, -worker.keeper.code
+                    "worker %d was killed by signal %d: its disks may not be flushed",
+                    worker.number,
+                    -worker.keeper.code,
                 )
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
